@@ -1,0 +1,57 @@
+"""Configuration of sphinx: ``python -m sphinx -W _doc _doc/_build/html``."""
+
+import logging
+
+import onnxcustom
+
+# A package of furo's sets the root logger to INFO; what libraries tell at that level is no part of the build.
+logging.getLogger().setLevel(logging.WARNING)
+
+project = "onnxcustom"
+author = "The onnxcustom developers"
+project_copyright = f"2026, {author}"
+release = onnxcustom.__version__
+version = release
+
+extensions = [
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinx_gallery.gen_gallery",
+]
+templates_path = ["_templates"]
+exclude_patterns = ["_build", "examples"]
+html_theme = "furo"
+html_title = f"onnxcustom {release}"
+html_copy_source = False
+
+# Each object is documented once, by the module that defines it.
+autodoc_default_options = {"members": True, "ignore-module-all": True, "show-inheritance": True}
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"
+napoleon_google_docstring = False
+napoleon_use_ivar = True
+# Types are prose ("ndarray of shape (rows,)"): their words are no references.
+napoleon_use_param = False
+napoleon_use_rtype = False
+suppress_warnings = ["ref.python"]
+
+sphinx_gallery_conf = {
+    "examples_dirs": "examples",
+    "gallery_dirs": "auto_examples",
+    "filename_pattern": r"plot_",
+    "abort_on_example_error": True,
+    "download_all_examples": False,
+    "show_memory": False,
+}
+
+
+def skip_metadata_routing(app, what, name, obj, skip, options):
+    """scikit-learn's own set_fit_request and the like, which refer to its glossary."""
+    return True if name.startswith("set_") and name.endswith("_request") else None
+
+
+def setup(app):
+    app.connect("autodoc-skip-member", skip_metadata_routing)

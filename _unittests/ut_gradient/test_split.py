@@ -1,0 +1,82 @@
+"""The two halves of a gradient graph compute what the whole does."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+
+from onnxcustom.exceptions import InvalidModelError
+from onnxcustom.gradient import gradient_graph, split_gradient
+from onnxcustom.graph import weights
+from onnxcustom.runtime import create_session, training_available
+from onnxcustom.testing import random_feeds
+
+pytestmark = pytest.mark.skipif(not training_available(), reason="needs onnxruntime-training")
+HEAD = '<ir_version: 8, opset_import: ["": 17]>\n'
+MODELS = {
+    "mlp": """g (double[N,3] x) => (double[N,2] y) <double[3,4] w = {1,2,3,4,-1,2,-3,4,1,1,-2,1},
+        double[4] b = {1,2,-3,4}, double[4,2] v = {1,-2,3,-4,1,1,1,-1}> {
+        h = MatMul(x, w)  a = Add(h, b)  r = Relu(a)  y = MatMul(r, v) }""",
+    "several": """g (double[N,2] x, int64[N] k, double[N,2] u) => (double[N,2] y, int64[N,1] a, double[N,2] z)
+        <double[2,2] w = {1,2,3,4}> { t = MatMul(x, w)  y = Tanh(t)  a = ArgMax<axis=1>(y)
+        s = Mul(u, x)  z = Exp(s) }""",
+    "direct": "g (double[N] x) => (double[N] x, double[N] y) { y = Exp(x) }",
+    "zeros": "g (double[N] x, double[M] u) => (double[N] y) { y = Neg(x) }",
+    "softmax": """g (double[N,2] x) => (double[N,2] y) <double[2] w = {1, 2}> {
+        t = Mul(x, w)  s = LogSoftmax(t) y = Exp(s) }""",
+    "constant": """g (double[2] x) => (double[2] y) <double[2] w = {1, 2}> {
+        d = Exp(w) e = Tanh(d) y = Mul(x, e) }""",
+}
+
+
+def run(model, feeds):
+    session = create_session(model, threads=1)
+    names = [o.name for o in session.get_outputs()]
+    fed = {i.name: feeds[i.name] for i in session.get_inputs()}
+    return dict(zip(names, session.run(None, fed), strict=True))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_halves_equal_the_whole(name):
+    model = onnx.parser.parse_model(HEAD + MODELS[name])
+    gradient = gradient_graph(model)
+    parts = split_gradient(gradient)
+    feeds = {**random_feeds(model), **weights(model)}
+    rng = np.random.default_rng(0)
+    forward = run(parts.forward, feeds)
+    assert list(forward) == [*parts.names.outputs, *parts.saved]
+    seeds = {s: rng.normal(size=forward[o].shape) for o, s in parts.names.seeds.items()}
+    backward = run(parts.backward, {**feeds, **forward, **seeds})
+    whole = run(gradient, {**feeds, **seeds})
+    assert list(backward) == list(parts.names.gradients.values())
+    for key, value in {**forward, **backward}.items():
+        if key in whole:
+            np.testing.assert_array_equal(value, whole[key])
+    evaluated = run(parts.evaluation(), feeds)
+    assert list(evaluated) == list(parts.names.outputs)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_structure(name):
+    model = onnx.parser.parse_model(HEAD + MODELS[name])
+    before = gradient_graph(model)
+    data = before.SerializeToString()
+    parts = split_gradient(before)
+    assert before.SerializeToString() == data
+    inputs = [v.name for v in parts.forward.graph.input]
+    assert inputs == [*parts.names.inputs, *parts.names.weights]
+    got = [v.name for v in parts.backward.graph.input]
+    assert got == [*parts.names.seeds.values(), *parts.backward_inputs]
+    assert set(parts.backward_inputs) <= {*inputs, *parts.names.outputs, *parts.saved}
+
+
+def test_activations_are_saved_and_not_computed_again():
+    parts = split_gradient(gradient_graph(onnx.parser.parse_model(HEAD + MODELS["mlp"])))
+    assert parts.saved == ("r",)
+    assert [n.op_type for n in parts.evaluation().graph.node] == ["MatMul", "Add", "Relu", "MatMul"]
+
+
+def test_only_gradient_graphs_can_be_split():
+    with pytest.raises(InvalidModelError, match="gradient graph"):
+        split_gradient(onnx.parser.parse_model(HEAD + MODELS["mlp"]))

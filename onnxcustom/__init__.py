@@ -1,0 +1,102 @@
+"""Train ONNX models with onnxruntime: an inference model goes in, a trained inference model comes out.
+
+Names are imported on first use, so that ``import onnxcustom`` is quick and works without a runtime.
+
+Examples
+--------
+>>> import onnxcustom
+>>> "OnnxClassifier" in dir(onnxcustom)
+True
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from onnxcustom.exceptions import (
+    CheckpointError,
+    ConvergenceError,
+    ConvergenceWarning,
+    DifferentiationError,
+    EvaluationError,
+    GradientNotImplementedError,
+    InvalidDataError,
+    InvalidModelError,
+    MissingRuntimeError,
+    NonDifferentiableError,
+    NoTrainableWeightError,
+    OnnxCustomError,
+    ProviderError,
+    UnknownNameError,
+    UnknownOperatorError,
+)
+
+if TYPE_CHECKING:
+    from onnxcustom.gradient import gradient_graph, gradient_report
+    from onnxcustom.graph import load, replace_weights, save, weights
+    from onnxcustom.training.estimators import OnnxClassifier, OnnxRegressor
+    from onnxcustom.training.ortgradient import OrtGradientForwardBackward
+    from onnxcustom.training.step import TrainingStep
+
+__version__ = "0.5.0.dev0"
+
+__all__ = [
+    "CheckpointError",
+    "ConvergenceError",
+    "ConvergenceWarning",
+    "DifferentiationError",
+    "EvaluationError",
+    "GradientNotImplementedError",
+    "InvalidDataError",
+    "InvalidModelError",
+    "MissingRuntimeError",
+    "NoTrainableWeightError",
+    "NonDifferentiableError",
+    "OnnxClassifier",
+    "OnnxCustomError",
+    "OnnxRegressor",
+    "OrtGradientForwardBackward",
+    "ProviderError",
+    "TrainingStep",
+    "UnknownNameError",
+    "UnknownOperatorError",
+    "__version__",
+    "gradient_graph",
+    "gradient_report",
+    "load",
+    "replace_weights",
+    "save",
+    "weights",
+]
+
+_SUBPACKAGES = frozenset("gradient graph objective optim runtime testing training".split())
+
+# The imports under TYPE_CHECKING, done one name at a time.
+_LAZY = {
+    "OnnxClassifier": "training.estimators",
+    "OnnxRegressor": "training.estimators",
+    "OrtGradientForwardBackward": "training.ortgradient",
+    "TrainingStep": "training.step",
+    "gradient_graph": "gradient",
+    "gradient_report": "gradient",
+    "load": "graph",
+    "replace_weights": "graph",
+    "save": "graph",
+    "weights": "graph",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name or a subpackage the first time it is asked for [PEP 562]."""
+    if name in _SUBPACKAGES:
+        return importlib.import_module(f"{__name__}.{name}")
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_SUBPACKAGES})

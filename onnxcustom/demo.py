@@ -1,0 +1,280 @@
+"""The demo: two scikit-learn models, stopped early, go on training as ONNX models.
+
+Everything is compared on held-out rows with scikit-learn itself, which goes on from the same weights for the
+same number of epochs with the same batch size, learning rate and momentum.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from skl2onnx import to_onnx
+from sklearn.datasets import load_diabetes, load_digits
+from sklearn.metrics import accuracy_score, log_loss, mean_squared_error, r2_score
+from sklearn.model_selection import train_test_split
+from sklearn.neural_network import MLPClassifier, MLPRegressor
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.class_weight import compute_sample_weight
+
+from onnxcustom.graph import save
+from onnxcustom.optim import NAG
+from onnxcustom.runtime import require_runtime
+from onnxcustom.training.estimators import OnnxClassifier, OnnxRegressor
+
+__all__ = ["Comparison", "run_demo", "train_diabetes", "train_digits"]
+
+
+@dataclasses.dataclass
+class Comparison:
+    """What one part of the demo measured on rows that no model was trained on.
+
+    Attributes
+    ----------
+    title : str
+        Data, model and number of epochs.
+    measures : tuple of str
+        Names of the two measures.
+    before, trained, reference : tuple of float
+        The measures of the model as scikit-learn left it, after our epochs, after scikit-learn's.
+    loss_name : str
+        What the curves show.
+    curves : dict of str to list of float
+        The loss before training and after each epoch; nan where it was not measured.
+    estimator : OnnxClassifier or OnnxRegressor
+        The trained estimator.
+    """
+
+    title: str
+    measures: tuple[str, str]
+    before: tuple[float, float]
+    trained: tuple[float, float]
+    reference: tuple[float, float]
+    loss_name: str
+    curves: dict[str, list[float]]
+    estimator: Any
+
+    def __str__(self) -> str:
+        rows = {"before": self.before, "onnxcustom": self.trained, "scikit-learn": self.reference}
+        lines = [self.title, f"{'':16}{self.measures[0]:>10}{self.measures[1]:>10}"]
+        lines += [f"  {name:14}{a:10.3f}{b:10.3f}" for name, (a, b) in rows.items()]
+        return "\n".join(lines)
+
+
+def _go_on(
+    model: Any, epochs: int, X: np.ndarray, y: np.ndarray, loss: Callable[[Any], float]
+) -> list[float]:
+    """Train a scikit-learn model further, in place; the loss before and after each epoch."""
+    losses = [loss(model)]
+    for _ in range(epochs):
+        model.partial_fit(X, y)
+        losses.append(loss(model))
+    return losses
+
+
+def train_digits(epochs: int = 30, verbose: int = 0) -> Comparison:
+    """Classify scikit-learn's handwritten digits.
+
+    Parameters
+    ----------
+    epochs : int, default=30
+        Further epochs after scikit-learn's first two.
+    verbose : int, default=0
+        1 shows a progress bar.
+
+    Returns
+    -------
+    Comparison
+        Accuracy and log-loss on 450 held-out rows.
+    """
+    X, y = load_digits(return_X_y=True)
+    X = (X / 16).astype(np.float32)
+    X_train, X_test, y_train, y_test = train_test_split(X, y, test_size=0.25, stratify=y, random_state=0)
+    X_train, X_val, y_train, y_val = train_test_split(
+        X_train, y_train, test_size=0.15, stratify=y_train, random_state=0
+    )
+
+    start = MLPClassifier(
+        hidden_layer_sizes=(64,),
+        solver="sgd",
+        learning_rate_init=0.01,
+        batch_size=32,
+        alpha=0,
+        random_state=0,
+    )
+    for _ in range(2):
+        start.partial_fit(X_train, y_train, classes=np.unique(y))
+
+    model = OnnxClassifier(
+        to_onnx(start, X[:1], options={"zipmap": False}),
+        optimizer=NAG(0.01, momentum=0.9),
+        batch_size=32,
+        max_iter=epochs,
+        random_state=0,
+        verbose=verbose,
+    )
+    weight = compute_sample_weight("balanced", y_train).astype(np.float32)
+    model.fit(X_train, y_train, sample_weight=weight, X_val=X_val, y_val=y_val)
+
+    reference = copy.deepcopy(start)
+    reference_losses = _go_on(
+        reference, epochs, X_train, y_train, lambda m: log_loss(y_val, m.predict_proba(X_val))
+    )
+
+    def scores(m: Any) -> tuple[float, float]:
+        return accuracy_score(y_test, m.predict(X_test)), log_loss(y_test, m.predict_proba(X_test))
+
+    return Comparison(
+        title=f"Digits: MLPClassifier(64), 2 epochs of scikit-learn, then {epochs} more",
+        measures=("accuracy", "log-loss"),
+        before=scores(start),
+        trained=scores(model),
+        reference=scores(reference),
+        loss_name="log-loss",
+        curves={
+            "onnxcustom, training": [np.nan, *model.history_["loss"]],
+            "onnxcustom, validation": [reference_losses[0], *model.history_["val_loss"]],
+            "scikit-learn, validation": reference_losses,
+        },
+        estimator=model,
+    )
+
+
+def train_diabetes(epochs: int = 40, verbose: int = 0) -> Comparison:
+    """Predict the progression of diabetes one year on, in units of its standard deviation.
+
+    Parameters
+    ----------
+    epochs : int, default=40
+        Further epochs after scikit-learn's first two.
+    verbose : int, default=0
+        1 shows a progress bar.
+
+    Returns
+    -------
+    Comparison
+        Coefficient of determination and mean squared error on 111 held-out rows.
+    """
+    X, y = load_diabetes(return_X_y=True)
+    X = StandardScaler().fit_transform(X).astype(np.float32)
+    y = ((y - y.mean()) / y.std()).astype(np.float32)
+    X_train, X_test, y_train, y_test = train_test_split(X, y, test_size=0.25, random_state=0)
+
+    start = MLPRegressor(
+        hidden_layer_sizes=(16,),
+        solver="sgd",
+        learning_rate_init=0.0005,
+        batch_size=16,
+        alpha=0,
+        random_state=0,
+    )
+    for _ in range(2):
+        start.partial_fit(X_train, y_train)
+
+    model = OnnxRegressor(
+        to_onnx(start, X[:1]),
+        optimizer=NAG(0.0005, momentum=0.9),
+        batch_size=16,
+        max_iter=epochs,
+        random_state=0,
+        verbose=verbose,
+    )
+    model.fit(X_train, y_train, X_val=X_test, y_val=y_test)
+
+    def half_squared_error(m: Any) -> float:
+        return mean_squared_error(y_test, m.predict(X_test)) / 2
+
+    reference = copy.deepcopy(start)
+    reference_losses = _go_on(reference, epochs, X_train, y_train, half_squared_error)
+
+    def scores(m: Any) -> tuple[float, float]:
+        predicted = np.ravel(m.predict(X_test))
+        return r2_score(y_test, predicted), mean_squared_error(y_test, predicted)
+
+    return Comparison(
+        title=f"Diabetes: MLPRegressor(16), 2 epochs of scikit-learn, then {epochs} more",
+        measures=("R²", "MSE"),
+        before=scores(start),
+        trained=scores(model),
+        reference=scores(reference),
+        loss_name="½ squared error",
+        curves={
+            "onnxcustom, training": [np.nan, *model.history_["loss"]],
+            "onnxcustom, held-out": [reference_losses[0], *model.history_["val_loss"]],
+            "scikit-learn, held-out": reference_losses,
+        },
+        estimator=model,
+    )
+
+
+def _plot(parts: list[Comparison], path: Path) -> bool:
+    """Draw the curves of each part beside each other; False without matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import LogLocator, NullLocator
+    except ImportError:
+        return False
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    for axes, part in zip(figure.subplots(1, len(parts)), parts, strict=True):
+        styles = [("tab:blue", "--", 1.2), ("tab:blue", "-", 2), ("tab:orange", "-", 1.2)]
+        for (name, losses), (color, line, width) in zip(part.curves.items(), styles, strict=True):
+            axes.plot(losses, line, color=color, linewidth=width, label=name)
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.set_xlabel("epoch")
+        axes.set_title(f"{part.title.split(',')[0]}: {part.loss_name}", loc="left")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+    figure.savefig(path, dpi=120)
+    return True
+
+
+def run_demo(output: str | Path = ".", quiet: bool = False) -> list[Comparison]:
+    """Run both parts and write the trained model, its training graph and the curves.
+
+    Parameters
+    ----------
+    output : str or Path, default="."
+        Folder for ``digits_trained.onnx``, ``training_step.onnx`` and ``loss.png``, which are overwritten;
+        made if missing.
+    quiet : bool, default=False
+        Print nothing.
+
+    Returns
+    -------
+    list of Comparison
+        Digits, then diabetes.
+
+    Raises
+    ------
+    MissingRuntimeError
+        If no onnxruntime is installed.
+    """
+    require_runtime()
+    echo: Callable[[str], object] = (lambda _: None) if quiet else click.echo
+    output = Path(output)
+    output.mkdir(parents=True, exist_ok=True)
+    parts = []
+    for train in (train_digits, train_diabetes):
+        parts.append(train(verbose=0 if quiet else 1))
+        echo(f"{parts[-1]}\n")
+
+    digits = parts[0].estimator
+    trained, step, loss = (output / n for n in ("digits_trained.onnx", "training_step.onnx", "loss.png"))
+    save(digits.get_trained_onnx(), trained)
+    save(digits.step_.model, step)
+    echo(f"{trained}: the trained model")
+    echo(f"{step}: one training step as an ONNX graph")
+    if _plot(parts, loss):
+        echo(f"{loss}: the loss after each epoch")
+    else:
+        echo(f"{loss}: not drawn, matplotlib is missing (python -m pip install matplotlib)")
+    return parts

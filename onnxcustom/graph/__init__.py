@@ -1,0 +1,27 @@
+"""ONNX in, ONNX out: load, check, prepare, find the weights, replace them, save."""
+
+from __future__ import annotations
+
+from onnxcustom.graph.builder import Builder, Var
+from onnxcustom.graph.classifier import Logits, class_labels, find_logits
+from onnxcustom.graph.io import ModelLike, load, save, to_ir, to_proto
+from onnxcustom.graph.prepare import prepare
+from onnxcustom.graph.weights import rename_weights, replace_weights, trainable_values, weights
+
+__all__ = [
+    "Builder",
+    "Logits",
+    "ModelLike",
+    "Var",
+    "class_labels",
+    "find_logits",
+    "load",
+    "prepare",
+    "rename_weights",
+    "replace_weights",
+    "save",
+    "to_ir",
+    "to_proto",
+    "trainable_values",
+    "weights",
+]

@@ -1,0 +1,378 @@
+"""What a classifier's graph tells: the scores behind its probabilities, and its labels."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxcustom.exceptions import UnknownNameError
+from onnxcustom.graph.passes import constant_array
+
+__all__ = ["Logits", "class_labels", "find_logits"]
+
+_STANDARD = ("", "ai.onnx")
+_FLOATS = (ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+
+
+@dataclasses.dataclass(frozen=True)
+class Logits:
+    """The raw scores that a final Sigmoid or Softmax turns into probabilities.
+
+    Attributes
+    ----------
+    name : str
+        The value with the scores.
+    kind : str
+        ``'sigmoid'`` or ``'softmax'``.
+    columns : int or None
+        Number of scores in a row, None if the graph does not tell. With ``'sigmoid'``, 1 is a binary
+        classifier (class 1 if positive).
+    axis : int
+        Axis of the classes, -1 being the last.
+    normalized : bool
+        With ``'sigmoid'`` and several columns: rows are divided by their sum afterwards (one class
+        against the rest); if not, each column is a question of its own.
+    """
+
+    name: str
+    kind: str
+    columns: int | None = None
+    axis: int = -1
+    normalized: bool = False
+
+
+# -- scores ----------------------------------------------------------------------------------
+
+
+def find_logits(model: ir.Model, output_name: str) -> Logits | None:
+    """Find the scores behind an output that holds probabilities.
+
+    Looks through ``Identity``, casts to floating point, ``ZipMap``, division of rows by their sum,
+    ``[1 - p, p]``, reshapes that keep rows, and sigmoids written with ``Exp``.
+
+    Parameters
+    ----------
+    model : onnx_ir.Model
+        In prepared form (:func:`onnxcustom.graph.prepare`).
+    output_name : str
+        An output of the model.
+
+    Returns
+    -------
+    Logits or None
+        None if the output is not recognised as probabilities.
+
+    Raises
+    ------
+    UnknownNameError
+        The model has no such output.
+
+    Examples
+    --------
+    >>> import onnx.parser
+    >>> from onnxcustom.graph import prepare
+    >>> model = prepare(onnx.parser.parse_model('''
+    ...     <ir_version: 8, opset_import: ["": 18]>
+    ...     g (float[N, 3] x) => (float[N, 3] p) { z = Identity(x)  p = Softmax(z) }'''))
+    >>> find_logits(model, "p")
+    Logits(name='x', kind='softmax', columns=3, axis=-1, normalized=False)
+    """
+    value: ir.Value | None = next((v for v in model.graph.outputs if v.name == output_name), None)
+    if value is None:
+        known = [v.name for v in model.graph.outputs]
+        raise UnknownNameError(f"The model has no output {output_name!r}; its outputs are {known}.")
+    normalized, paired = False, False
+    while value is not None and value.producer() is not None:
+        node = value.producer()
+        assert node is not None
+        scores = _sigmoid_input(node)
+        if scores is not None:
+            return _sigmoid(scores, paired, normalized)
+        if _is(node, "Softmax"):
+            return None if paired else _softmax(node, model.opset_imports.get("", 1))
+        below = _see_through(node)
+        if below is None and (below := _divided_by_row_sum(node)) is not None:
+            normalized = True
+        if below is None and not paired and (below := _complement(node)) is not None:
+            paired = True
+        value = below
+    return None
+
+
+def _sigmoid(scores: ir.Value, paired: bool, normalized: bool) -> Logits | None:
+    """The result for a sigmoid of `scores`; `paired` if its result p became [1 - p, p]."""
+    mirrored = _mirrored(scores)
+    if mirrored is not None and not paired:
+        return Logits(_named(mirrored), "sigmoid", 1)
+    columns = _columns(scores)
+    if paired:
+        return Logits(_named(scores), "sigmoid", 1) if columns in (1, None) else None
+    # Dividing a single column by itself leaves ones.
+    return None if normalized and columns == 1 else Logits(_named(scores), "sigmoid", columns, -1, normalized)
+
+
+def _softmax(node: ir.Node, opset: int) -> Logits | None:
+    scores = node.inputs[0]
+    assert scores is not None
+    rank = None if scores.shape is None else len(scores.shape)
+    axis = node.attributes.get_int("axis", -1 if opset >= 13 else 1)
+    if rank is not None and axis % rank == rank - 1:
+        axis = -1
+    elif opset < 13:
+        return None  # all axes from there on at once
+    return Logits(_named(scores), "softmax", _columns(scores, axis), axis)
+
+
+def _sigmoid_input(node: ir.Node) -> ir.Value | None:
+    """Return z of Sigmoid(z), of 1 / (1 + exp(-z)) or of the same with Reciprocal."""
+    if _is(node, "Sigmoid"):
+        return node.inputs[0]
+    if _is(node, "Reciprocal"):
+        total = node.inputs[0]
+    elif _is(node, "Div") and _equals(node.inputs[0], 1):
+        total = node.inputs[1]
+    else:
+        return None
+    add = None if total is None else total.producer()
+    if add is None or not _is(add, "Add"):
+        return None
+    for one, other in (add.inputs, reversed(add.inputs)):
+        exp = None if other is None else other.producer()
+        if _equals(one, 1) and exp is not None and _is(exp, "Exp"):
+            return _negated(exp.inputs[0])
+    return None
+
+
+def _negated(value: ir.Value | None) -> ir.Value | None:
+    """Return z if `value` is -z."""
+    node = None if value is None else value.producer()
+    if node is None:
+        return None
+    if _is(node, "Neg"):
+        return node.inputs[0]
+    if _is(node, "Mul"):
+        for factor, other in (node.inputs, reversed(node.inputs)):
+            if _equals(factor, -1):
+                return other
+    if _is(node, "Sub") and _equals(node.inputs[0], 0):
+        return node.inputs[1]
+    return None
+
+
+def _see_through(node: ir.Node) -> ir.Value | None:
+    """The operand of a node that changes no probability."""
+    if _is(node, "Identity") or (node.op_type == "ZipMap" and node.domain == "ai.onnx.ml"):
+        return node.inputs[0]
+    if _is(node, "Cast"):
+        return node.inputs[0] if node.attributes.get_int("to", 0) in _FLOATS else None
+    if _is(node, "Flatten"):
+        return (
+            node.inputs[0] if node.attributes.get_int("axis", 1) == 1 and _rank(node.inputs[0]) == 2 else None
+        )
+    if _is(node, "Reshape"):
+        return node.inputs[0] if _keeps_rows(node) else None
+    return None
+
+
+def _keeps_rows(node: ir.Node) -> bool:
+    """Whether a Reshape leaves a matrix as it is, or only drops or adds an axis of length 1 behind it."""
+    shape, source = constant_array(node.inputs[1]), node.inputs[0]
+    if shape is None or source is None or source.shape is None:
+        return False
+    columns = _columns(source)
+    wanted = [int(d) for d in shape]
+    if len(source.shape) == 1:
+        return wanted in ([-1], [0], [-1, 1], [0, 1])
+    if len(source.shape) != 2 or columns is None:
+        return False
+    same = wanted[:1] in ([-1], [0]) and wanted[1:] in ([columns], [0], [-1])
+    return (same and wanted != [-1, -1]) or (columns == 1 and wanted in ([-1], [-1, 1], [0, 1]))
+
+
+def _divided_by_row_sum(node: ir.Node) -> ir.Value | None:
+    """Return p of p / sum(p) in any spelling: L1 norms, with or without protection against empty rows."""
+    if (node.op_type, node.domain) == ("Normalizer", "ai.onnx.ml"):
+        return node.inputs[0] if node.attributes.get_string("norm", "MAX") == "L1" else None
+    if _is(node, "LpNormalization"):
+        rows = node.attributes.get_int("axis", -1) in (-1, 1) and node.attributes.get_int("p", 2) == 1
+        return node.inputs[0] if rows else None
+    if not _is(node, "Div"):
+        return None
+    dividend, divisor = node.inputs
+    summed = _summed(divisor)
+    if dividend is None or summed is None:
+        return None
+    if summed is dividend:
+        return dividend
+    # skl2onnx adds 1 to every entry of a row of zeros.
+    add = dividend.producer()
+    return summed if add is not None and _is(add, "Add") and summed in add.inputs else None
+
+
+def _summed(divisor: ir.Value | None) -> ir.Value | None:
+    """The value whose rows `divisor` holds the sums of, each corrected if it is 0."""
+    for _ in range(4):
+        node = None if divisor is None else divisor.producer()
+        if node is None:
+            return None
+        if _is(node, "ReduceSum", "ReduceL1"):
+            value = node.inputs[0]
+            inner = None if value is None else value.producer()
+            return inner.inputs[0] if inner is not None and _is(inner, "Abs") else value
+        if _is(node, "Add", "Max", "Clip", "Identity"):
+            divisor = node.inputs[0]
+        elif _is(node, "Where"):
+            divisor = node.inputs[2]
+        else:
+            return None
+    return None
+
+
+def _complement(node: ir.Node) -> ir.Value | None:
+    """Return p of Concat(1 - p, p)."""
+    if not _is(node, "Concat") or len(node.inputs) != 2 or node.attributes.get_int("axis", 0) not in (1, -1):
+        return None
+    first, second = node.inputs
+    sub = None if first is None else first.producer()
+    if sub is not None and _is(sub, "Sub") and _equals(sub.inputs[0], 1) and sub.inputs[1] is second:
+        return second
+    return None
+
+
+def _mirrored(scores: ir.Value) -> ir.Value | None:
+    """Return z of Concat(-z, z)."""
+    node = scores.producer()
+    if node is None or not _is(node, "Concat") or len(node.inputs) != 2:
+        return None
+    first, second = node.inputs
+    return second if second is not None and _negated(first) is second else None
+
+
+# -- labels ----------------------------------------------------------------------------------
+
+
+def class_labels(model: ir.Model) -> np.ndarray | None:
+    """Read the labels a classifier holds.
+
+    Parameters
+    ----------
+    model : onnx_ir.Model
+        In any form.
+
+    Returns
+    -------
+    ndarray of shape (n_classes,) or None
+        int64 or str, in the order of the columns of probabilities; None if the graph tells none.
+
+    Examples
+    --------
+    >>> import onnx.parser
+    >>> from onnxcustom.graph import to_ir
+    >>> class_labels(to_ir(onnx.parser.parse_model('''
+    ...     <ir_version: 8, opset_import: ["": 18]>
+    ...     g (float[N, 2] x) => (int64[N] label) {
+    ...         best = ArgMax <axis = 1, keepdims = 0> (x)
+    ...         labels = Constant <value = int64[2] {5, 7}> ()
+    ...         label = Gather(labels, best)
+    ...     }''')))
+    array([5, 7])
+    """
+    nodes = list(ir.traversal.RecursiveGraphIterator(model.graph))
+    for readers in ((_zipmap_labels,), (_table_labels,), (_operator_labels,)):
+        for node in reversed(nodes):
+            for reader in readers:
+                labels = reader(node)
+                if labels is not None:
+                    return labels
+    return None
+
+
+def _zipmap_labels(node: ir.Node) -> np.ndarray | None:
+    if (node.op_type, node.domain) != ("ZipMap", "ai.onnx.ml"):
+        return None
+    return _from_attributes(node, "classlabels_strings", "classlabels_int64s")
+
+
+def _operator_labels(node: ir.Node) -> np.ndarray | None:
+    return _from_attributes(node, "classlabels_strings", "classlabels_ints", "classlabels_int64s")
+
+
+def _table_labels(node: ir.Node) -> np.ndarray | None:
+    """Labels picked from a constant by the position of the best score."""
+    index_at = {("Gather", ""): 1, ("ArrayFeatureExtractor", "ai.onnx.ml"): 1}.get(
+        (node.op_type, node.domain)
+    )
+    if index_at is None or not _is_choice(node.inputs[index_at]):
+        return None
+    table = constant_array(node.inputs[0])
+    if table is None or table.size < 2 or table.size != max(table.shape):
+        return None
+    table = table.reshape(-1)
+    if table.dtype.kind in "SO":
+        return np.array([t.decode("utf-8") if isinstance(t, bytes) else str(t) for t in table])
+    if table.dtype.kind in "iu":
+        return table.astype(np.int64)
+    if table.dtype.kind == "f" and (table == np.floor(table)).all():
+        return table.astype(np.int64)
+    return None
+
+
+def _is_choice(value: ir.Value | None) -> bool:
+    """Whether an index is the position of a maximum, or whether a score is above a threshold."""
+    for _ in range(6):
+        node = None if value is None else value.producer()
+        if node is None:
+            return False
+        if _is(node, "ArgMax", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"):
+            return True
+        if not _is(node, "Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Not"):
+            return False
+        value = node.inputs[0]
+    return False
+
+
+def _from_attributes(node: ir.Node, strings: str, *ints: str) -> np.ndarray | None:
+    """Labels in an attribute of an operator of ``ai.onnx.ml``."""
+    if node.domain != "ai.onnx.ml":
+        return None
+    texts = node.attributes.get_strings(strings, ())
+    if texts:
+        return np.array([t.decode("utf-8") if isinstance(t, bytes) else t for t in texts])
+    for name in ints:
+        numbers = node.attributes.get_ints(name, ())
+        if numbers:
+            return np.array(numbers, dtype=np.int64)
+    return None
+
+
+# -- small questions -------------------------------------------------------------------------
+
+
+def _is(node: ir.Node, *op_types: str) -> bool:
+    return node.op_type in op_types and node.domain in _STANDARD
+
+
+def _equals(value: ir.Value | None, number: float) -> bool:
+    """Whether `value` is a constant with all elements `number`."""
+    array = constant_array(value)
+    return (
+        array is not None and array.size > 0 and array.dtype.kind in "fiu" and bool((array == number).all())
+    )
+
+
+def _rank(value: ir.Value | None) -> int | None:
+    return None if value is None or value.shape is None else len(value.shape)
+
+
+def _columns(value: ir.Value, axis: int = -1) -> int | None:
+    if value.shape is None or not -len(value.shape) <= axis < len(value.shape):
+        return None
+    size = value.shape[axis]
+    return size if isinstance(size, int) else None
+
+
+def _named(value: ir.Value) -> str:
+    assert value.name
+    return value.name

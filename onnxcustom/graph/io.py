@@ -1,0 +1,516 @@
+"""Reading and writing models: every form a user may hold, checked, and files replaced atomically."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, Union
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_model, uses_external_data
+from onnx_ir.passes.common import TopologicalSortPass
+
+from onnxcustom.exceptions import InvalidModelError
+
+__all__ = ["ModelLike", "load", "save", "to_ir", "to_proto"]
+
+ModelLike = Union[str, "os.PathLike[str]", bytes, onnx.ModelProto, ir.Model, IO[bytes]]
+
+# Protobuf refuses messages of 2 GiB; what is not a tensor must fit beside them.
+PROTOBUF_LIMIT = 2**31 - 2**24
+
+# onnx_ir has no maps, which is what ZipMap gives: such a type travels beside the value, serialized.
+_TYPE_KEY = "onnxcustom.type"
+
+# Shapes and axes stay in the model file: shape inference does not read external data.
+EXTERNAL_TENSOR_BYTES = 256
+
+
+class _MissingModelError(InvalidModelError, FileNotFoundError):
+    """No file of that name: also a FileNotFoundError, which is what callers of open() expect."""
+
+
+# -- public functions ------------------------------------------------------------------------
+
+
+def load(model: ModelLike) -> onnx.ModelProto:
+    """Load a model and check it.
+
+    Parameters
+    ----------
+    model : str, path, bytes, file object, onnx.ModelProto or onnx_ir.Model
+        The model in any form. External data is read from the folder of the file (or of the
+        file object's name), and only from there.
+
+    Returns
+    -------
+    onnx.ModelProto
+        The model, its external data included. A ModelProto that needs no loading is returned as
+        it is, not copied.
+
+    Raises
+    ------
+    InvalidModelError
+        Not ONNX, empty, truncated, no such file, external data missing or outside the model's
+        folder, or a graph that breaks the rules of the specification.
+
+    Examples
+    --------
+    >>> import onnx.parser
+    >>> model = onnx.parser.parse_model(
+    ...     '<ir_version: 8, opset_import: ["": 18]> g (float[N] x) => (float[N] y) { y = Relu(x) }'
+    ... )
+    >>> load(model.SerializeToString()).graph.node[0].op_type
+    'Relu'
+    """
+    proto, folder, label = _read(model)
+    if any(uses_external_data(t) for t in _tensors(proto)):
+        try:
+            load_external_data_for_model(proto, folder or "")
+        except Exception as exc:
+            raise InvalidModelError(f"External data of {label} cannot be read: {exc}") from exc
+    return proto
+
+
+def to_ir(model: ModelLike) -> ir.Model:
+    """Turn a model into a private ``onnx_ir.Model`` that the caller may change.
+
+    Parameters
+    ----------
+    model : str, path, bytes, file object, onnx.ModelProto or onnx_ir.Model
+        The model in any form. External data stays on disk and is mapped when it is read.
+
+    Returns
+    -------
+    onnx_ir.Model
+        A copy. The arrays behind its tensors may be shared with `model`, which is never changed
+        through them; graphs, nodes, values and tensor names are its own.
+
+    Raises
+    ------
+    InvalidModelError
+        As for :func:`load`. A ``onnx_ir.Model`` is not checked.
+    """
+    if isinstance(model, ir.Model):
+        made = _clone(model)
+    else:
+        proto, folder, _ = _read(model)
+        proto, maps = _without_maps(_without_sparse(proto))
+        try:
+            made = ir.from_proto(proto)
+        except Exception as exc:
+            reason: BaseException = exc
+            while reason.__cause__ is not None:
+                reason = reason.__cause__
+            raise InvalidModelError(
+                f"The model holds something that onnx_ir cannot represent: {reason}"
+            ) from exc
+        for value in (*made.graph.inputs, *made.graph.outputs):
+            if value.name in maps:
+                value.meta[_TYPE_KEY] = maps[value.name]
+        if folder is not None:
+            ir.external_data.set_base_dir(made.graph, folder)
+    _own_tensors(made)
+    return made
+
+
+def to_proto(model: ir.Model) -> onnx.ModelProto:
+    """Turn a ``onnx_ir.Model`` into a ModelProto that holds all its data.
+
+    Use it rather than ``onnx_ir.to_proto``, which leaves out external data and the types of the
+    maps that ``ZipMap`` gives.
+
+    Parameters
+    ----------
+    model : onnx_ir.Model
+        Left unchanged.
+
+    Returns
+    -------
+    onnx.ModelProto
+    """
+    initializers = (v for graph in model.graphs() for v in graph.initializers.values())
+    if any(isinstance(v.const_value, ir.ExternalTensor) for v in initializers):
+        model = model.clone()
+        for graph in model.graphs():
+            for value in graph.initializers.values():
+                tensor = value.const_value
+                if isinstance(tensor, ir.ExternalTensor):
+                    value.const_value = ir.Tensor(
+                        _external_array(tensor), dtype=tensor.dtype, name=value.name
+                    )
+    proto = ir.to_proto(model)
+    infos = [*proto.graph.input, *proto.graph.output]
+    for info, value in zip(infos, [*model.graph.inputs, *model.graph.outputs], strict=True):
+        if _TYPE_KEY in value.meta:
+            info.type.ParseFromString(value.meta[_TYPE_KEY])
+    return proto
+
+
+def save(model: ModelLike, path: str | os.PathLike[str], external_data: bool | str | None = None) -> None:
+    """Save a model; a failure leaves what was there before.
+
+    Parameters
+    ----------
+    model : str, path, bytes, file object, onnx.ModelProto or onnx_ir.Model
+        The model in any form; checked first.
+    path : str or path
+        File to write; an existing one is replaced.
+    external_data : bool or str, default=None
+        None writes the tensors to a second file ``<name>.data`` beside the model only if it would
+        not fit into one protobuf file (2 GB); True always; a string gives the name of that
+        second file, relative to the model's folder; False never.
+
+    Raises
+    ------
+    InvalidModelError
+        The model is invalid, or too large for one file and `external_data` is False, or the name
+        of the second file leads out of the model's folder.
+    FileNotFoundError, IsADirectoryError
+        The folder does not exist, or `path` is one.
+
+    Examples
+    --------
+    >>> import onnx.parser
+    >>> model = onnx.parser.parse_model('''<ir_version: 8, opset_import: ["": 18]>
+    ... g (float[N] x) => (float[N] y) { y = Relu(x) }''')
+    >>> save(model, "relu.onnx")
+    >>> load("relu.onnx") == model
+    True
+    """
+    target = Path(os.path.realpath(os.fspath(path)))
+    if target.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; give the name of a file in it.")
+    if not target.parent.is_dir():
+        raise FileNotFoundError(
+            f"Folder {target.parent} does not exist; create it before saving {target.name}."
+        )
+    data_name = _data_name(target, external_data)
+    proto = load(model)
+    if external_data is None and sum(_nbytes(t) for t in _tensors(proto)) > PROTOBUF_LIMIT:
+        external_data = True
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
+        part = Path(folder) / target.name
+        pairs = [(part, target)]
+        if external_data:
+            ir.save(to_ir(proto), part, external_data=data_name, size_threshold_bytes=EXTERNAL_TENSOR_BYTES)
+            data = Path(folder) / data_name
+            if data.exists():
+                pairs.insert(0, (data, target.parent / data_name))
+        else:
+            part.write_bytes(_serialize(proto, target))
+        _replace_all(pairs, Path(folder))
+
+
+# -- reading ---------------------------------------------------------------------------------
+
+
+def _read(model: ModelLike) -> tuple[onnx.ModelProto, str | None, str]:
+    """The checked model without its external data, the folder of that data, a name for messages."""
+    if isinstance(model, ir.Model):
+        proto = to_proto(model)
+        _check(None, proto, "the model")
+        return proto, None, "the model"
+    if isinstance(model, onnx.ModelProto):
+        if not model.HasField("graph"):
+            raise InvalidModelError("The ModelProto is empty: it holds no graph.")
+        _check_locations(model, None, "the model")
+        _check(None, model, "the model")
+        return model, None, "the model"
+    content, path, label = _content(model)
+    if not content:
+        raise InvalidModelError(f"{label} is empty: an ONNX model was expected.")
+    proto = onnx.ModelProto()
+    try:
+        proto.ParseFromString(content)
+    except Exception as exc:
+        raise InvalidModelError(
+            f"{label} is not an ONNX model, or a truncated one ({len(content)} bytes): {exc}."
+        ) from exc
+    if not proto.HasField("graph"):
+        raise InvalidModelError(f"{label} is not an ONNX model, or a truncated one: it holds no graph.")
+    folder = None if path is None else os.path.dirname(os.path.abspath(path))
+    external = _check_locations(proto, folder, label)
+    _check(path if external else content, proto, label)
+    return proto, folder, label
+
+
+def _content(model: Any) -> tuple[bytes, str | None, str]:
+    """Bytes of a model, the file they are from if known, a name for messages."""
+    if isinstance(model, (bytes, bytearray, memoryview)):
+        return bytes(model), None, "The model given as bytes"
+    if isinstance(model, (str, os.PathLike)):
+        path = os.fspath(model)
+        try:
+            return Path(path).read_bytes(), path, f"File {path!r}"
+        except FileNotFoundError:
+            raise _MissingModelError(f"There is no file {path!r}.") from None
+        except (OSError, ValueError) as exc:
+            what = "is a folder, not a model" if os.path.isdir(path) else f"cannot be read: {exc}"
+            raise InvalidModelError(f"{path!r} {what}.") from exc
+    if hasattr(model, "read"):
+        content = model.read()
+        if not isinstance(content, bytes):
+            raise InvalidModelError(
+                f"Reading {model!r} gave {type(content).__name__}, not bytes: open the file in mode 'rb'."
+            )
+        name = getattr(model, "name", None)
+        path = name if isinstance(name, str) and os.path.exists(name) else None
+        return content, path, f"File {name!r}" if path else "The file object"
+    raise InvalidModelError(
+        "A model is given as a path, bytes, a binary file object, an onnx.ModelProto or an "
+        f"onnx_ir.Model, not as {type(model).__name__}."
+    )
+
+
+def _check(source: bytes | str | None, proto: onnx.ModelProto, label: str) -> None:
+    """Run onnx.checker on a model, through its bytes or its file if these are at hand."""
+    if not isinstance(source, str) and sum(_nbytes(t) for t in _tensors(proto)) > PROTOBUF_LIMIT:
+        return  # The checker reads serialized models only, and this one cannot be.
+    shapeless = [info.name for info in (*proto.graph.input, *proto.graph.output) if _shapeless(info)]
+    checked: onnx.ModelProto | bytes | str = source if source is not None else proto
+    if shapeless:
+        # The checker wants a shape where onnxruntime and the specification want none.
+        checked = onnx.ModelProto()
+        checked.CopyFrom(proto)
+        for info in (*checked.graph.input, *checked.graph.output):
+            if info.name in shapeless:
+                info.type.tensor_type.shape.SetInParent()
+        for tensor in _tensors(checked):
+            if uses_external_data(tensor):  # looked for beside a file, which this copy has none of
+                tensor.CopyFrom(onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=[0]))
+    try:
+        onnx.checker.check_model(checked)
+    except Exception as exc:
+        raise InvalidModelError(f"{label} is not a valid ONNX model: {exc}") from exc
+
+
+def _shapeless(info: onnx.ValueInfoProto) -> bool:
+    return info.type.HasField("tensor_type") and not info.type.tensor_type.HasField("shape")
+
+
+def _check_locations(proto: onnx.ModelProto, folder: str | None, label: str) -> bool:
+    """Refuse external data outside the folder of the model; tell whether there is any."""
+    external = [t for t in _tensors(proto) if uses_external_data(t)]
+    if external and folder is None:
+        raise InvalidModelError(
+            f"Tensor {external[0].name!r} of {label} is in an external file, and it is unknown in which "
+            "folder: give the path of the model."
+        )
+    for location in dict.fromkeys(ExternalDataInfo(t).location for t in external):
+        assert folder is not None
+        root = os.path.realpath(folder)
+        where = os.path.realpath(os.path.join(root, location))
+        if os.path.isabs(location) or os.path.commonpath([root, where]) != root:
+            raise InvalidModelError(
+                f"{label} refers to external data {location!r}, outside its own folder: refused."
+            )
+        if not os.path.isfile(where):
+            raise InvalidModelError(f"{label} refers to external data {location!r}, which is missing.")
+    return bool(external)
+
+
+def _tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Every dense tensor of a model: initializers and attributes, in all graphs and functions."""
+    graphs: list[Any] = [proto.graph, *proto.functions]
+    while graphs:
+        graph = graphs.pop()
+        yield from getattr(graph, "initializer", ())
+        for node in graph.node:
+            for attribute in node.attribute:
+                if attribute.HasField("t"):
+                    yield attribute.t
+                yield from attribute.tensors
+                if attribute.HasField("g"):
+                    graphs.append(attribute.g)
+                graphs.extend(attribute.graphs)
+
+
+def _nbytes(tensor: onnx.TensorProto) -> int:
+    """Size of the data, from the shape: reading the field itself would copy it."""
+    if tensor.data_type == onnx.TensorProto.STRING:
+        return sum(len(s) for s in tensor.string_data)
+    return (int(np.prod(tensor.dims, dtype=np.int64)) * ir.DataType(tensor.data_type).bitwidth + 7) // 8
+
+
+# -- tensors ---------------------------------------------------------------------------------
+
+
+def _clone(model: ir.Model) -> ir.Model:
+    """A copy, its nodes in an order in which they can be computed."""
+    try:
+        return model.clone()
+    except Exception:  # what it raises for nodes out of order depends on its version
+        made = ir.from_proto(ir.to_proto(model))
+        try:
+            return TopologicalSortPass()(made).model
+        except Exception as exc:
+            raise InvalidModelError(
+                "The nodes of the model cannot be put into an order: some form a cycle."
+            ) from exc
+
+
+def _own_tensors(model: ir.Model) -> None:
+    """Give `model` tensor objects of its own, so that renaming one never reaches the caller's."""
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if value.const_value is not None:
+                value.const_value = _own_tensor(value.const_value, value.name)
+                # Lifted out of the graph's inputs an initializer has only this to tell its type.
+                value.type = value.type or ir.TensorType(value.const_value.dtype)
+                value.shape = value.shape or ir.Shape(value.const_value.shape.numpy())
+    bodies: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    for body in bodies:
+        for node in ir.traversal.RecursiveGraphIterator(body):
+            for name, attribute in list(node.attributes.items()):
+                if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
+                    tensor = attribute.as_tensor()
+                    if isinstance(tensor, ir.ExternalTensor):
+                        tensor = ir.Tensor(_external_array(tensor), dtype=tensor.dtype, name=tensor.name)
+                    node.attributes[name] = ir.AttrTensor(name, _own_tensor(tensor, tensor.name))
+
+
+def _own_tensor(tensor: ir.TensorProtocol, name: str | None) -> ir.TensorProtocol:
+    """Another tensor on the same array; a TensorProto's data is copied out of it."""
+    doc, props = tensor.doc_string, dict(tensor.metadata_props)
+    shape = ir.Shape(tensor.shape.numpy())
+    made: ir.TensorProtocol
+    if isinstance(tensor, ir.ExternalTensor):
+        made = ir.ExternalTensor(
+            tensor.location, tensor.offset, tensor.length, tensor.dtype,
+            shape=shape, name=name or "", base_dir=tensor.base_dir,
+        )  # fmt: skip
+    elif tensor.dtype == ir.DataType.STRING:
+        made = ir.StringTensor(list(tensor.string_data()), shape=shape, name=name)  # type: ignore[attr-defined]
+    else:
+        made = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=name)
+    made.doc_string = doc
+    made.metadata_props.update(props)
+    return made
+
+
+def _external_array(tensor: ir.ExternalTensor) -> np.ndarray:
+    """The data of an external tensor, in memory."""
+    try:
+        return np.array(tensor.numpy())
+    except (OSError, ValueError) as exc:
+        raise InvalidModelError(f"External data of tensor {tensor.name!r} cannot be read: {exc}") from exc
+
+
+def _without_maps(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, bytes]]:
+    """The model without types that are or hold maps, and these types by name of the value."""
+    infos = (*proto.graph.input, *proto.graph.output, *proto.graph.value_info)
+    maps = {info.name: info.type.SerializeToString() for info in infos if _holds_map(info.type)}
+    if not maps:
+        return proto, {}
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    for info in (*copy.graph.input, *copy.graph.output, *copy.graph.value_info):
+        if info.name in maps:
+            info.ClearField("type")
+    return copy, maps
+
+
+def _holds_map(kind: onnx.TypeProto) -> bool:
+    if kind.HasField("sequence_type"):
+        return _holds_map(kind.sequence_type.elem_type)
+    if kind.HasField("optional_type"):
+        return _holds_map(kind.optional_type.elem_type)
+    return kind.HasField("map_type")
+
+
+def _without_sparse(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with dense tensors in place of sparse ones, which onnx_ir does not know."""
+    if not any(_has_sparse(graph) for graph in [proto.graph, *proto.functions]):
+        return proto
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    for graph in [copy.graph, *copy.functions]:
+        _densify(graph)
+    return copy
+
+
+def _has_sparse(graph: Any) -> bool:
+    if getattr(graph, "sparse_initializer", ()):
+        return True
+    attributes = [a for node in graph.node for a in node.attribute]
+    graphs = [g for a in attributes for g in ([a.g] if a.HasField("g") else list(a.graphs))]
+    return any(a.HasField("sparse_tensor") for a in attributes) or any(map(_has_sparse, graphs))
+
+
+def _densify(graph: Any) -> None:
+    for sparse in getattr(graph, "sparse_initializer", ()):
+        graph.initializer.append(_dense(sparse))
+    if hasattr(graph, "sparse_initializer"):
+        graph.ClearField("sparse_initializer")
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("sparse_tensor"):
+                dense = onnx.helper.make_attribute("value", _dense(attribute.sparse_tensor))
+                attribute.CopyFrom(dense)
+            for inner in [attribute.g] if attribute.HasField("g") else attribute.graphs:
+                _densify(inner)
+
+
+def _dense(sparse: onnx.SparseTensorProto) -> onnx.TensorProto:
+    values = onnx.numpy_helper.to_array(sparse.values)
+    indices = onnx.numpy_helper.to_array(sparse.indices)
+    array = np.zeros(tuple(sparse.dims), dtype=values.dtype)
+    if indices.ndim == 1:  # positions in the flattened tensor
+        array.reshape(-1)[indices] = values
+    else:
+        array[tuple(indices.T)] = values
+    return onnx.numpy_helper.from_array(array, name=sparse.values.name)
+
+
+# -- writing ---------------------------------------------------------------------------------
+
+
+def _data_name(target: Path, external_data: bool | str | None) -> str:
+    """Name of the second file, checked to be in the folder of the model and not the model itself."""
+    name = external_data if isinstance(external_data, str) else f"{target.name}.data"
+    if not name or Path(name).name != name or name in (".", "..", target.name):
+        raise InvalidModelError(
+            f"external_data={name!r}: a file name other than the model's, without folder, was expected."
+        )
+    return name
+
+
+def _serialize(proto: onnx.ModelProto, target: Path) -> bytes:
+    try:
+        return proto.SerializeToString()
+    except Exception as exc:
+        raise InvalidModelError(
+            f"The model does not fit into one file {target.name} (2 GB): save it with external_data=True."
+        ) from exc
+
+
+def _replace_all(pairs: list[tuple[Path, Path]], folder: Path) -> None:
+    """Move each file to its place, all or none; `folder` is for the copies that undo needs."""
+    done: list[tuple[Path | None, Path]] = []
+    try:
+        for i, (part, target) in enumerate(pairs):
+            backup = None
+            # The last move is atomic by itself: nothing after it can fail.
+            if target.exists() and i + 1 < len(pairs):
+                backup = folder / f"backup{i}"
+                try:
+                    os.link(target, backup)
+                except OSError:
+                    shutil.copy2(target, backup)
+            os.replace(part, target)
+            done.append((backup, target))
+    except BaseException:
+        for backup, target in reversed(done):
+            with contextlib.suppress(OSError):
+                if backup is None:
+                    target.unlink()
+                else:
+                    os.replace(backup, target)
+        raise

@@ -1,0 +1,149 @@
+"""The trainable form of a model: what real models need before they can be differentiated."""
+
+from __future__ import annotations
+
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from onnxcustom.exceptions import InvalidModelError
+from onnxcustom.graph import passes
+from onnxcustom.graph.io import ModelLike, to_ir
+from onnxcustom.graph.ml_operators import ConvertLinearOperatorsPass, is_linear_operator
+from onnxcustom.graph.opsets import ConvertOpsetPass, SetIrVersionPass
+from onnxcustom.graph.sites import tag
+
+__all__ = ["prepare", "structure"]
+
+# Opset given to a model that has only operators of other domains so far.
+_DEFAULT_OPSET = 18
+
+# onnxruntime promises nothing below, and broadcasting was another thing there.
+_LOWEST_OPSET = 7
+
+
+def prepare(
+    model: ModelLike, opset: int | None = None, max_opset: int | None = None, max_ir: int | None = None
+) -> ir.Model:
+    """Bring a model into trainable form.
+
+    Every weight of :func:`onnxcustom.graph.weights` becomes an initializer of the main graph under the
+    same name and is no input; functions are inlined; LinearRegressor, LinearClassifier, Scaler and
+    Normalizer of ``ai.onnx.ml`` become standard operators with equal results; the optional outputs
+    of LayerNormalization and Dropout are declared; shapes are inferred; every value and every node
+    has a name of its own. Inputs, outputs and metadata stay as they are, and so do the results.
+
+    Parameters
+    ----------
+    model : str, path, bytes, file object, onnx.ModelProto or onnx_ir.Model
+        The model in any form; left unchanged.
+    opset : int, default=None
+        Lowest version of the default operator set wanted: an older model is converted to it.
+    max_opset : int, default=None
+        Highest version wanted (21 for onnxruntime 1.19.2): a newer model is converted down to it
+        where that is possible without changing results.
+    max_ir : int, default=None
+        Highest IR version wanted (10 for onnxruntime 1.19.2).
+
+    Returns
+    -------
+    onnx_ir.Model
+
+    Raises
+    ------
+    InvalidModelError
+        The model is invalid, or cannot be had in these versions; the message names what stands
+        against it.
+
+    Examples
+    --------
+    >>> import onnx.parser
+    >>> model = onnx.parser.parse_model('''
+    ...     <ir_version: 8, opset_import: ["": 18]>
+    ...     g (float[N, 2] x) => (float[N, 2] y) {
+    ...         w = Constant <value = float[2] {1.0, 2.0}> ()
+    ...         y = Mul(x, w)
+    ...     }''')
+    >>> prepared = prepare(model)
+    >>> list(prepared.graph.initializers)
+    ['w']
+    """
+    _check_versions(opset, max_opset, max_ir)
+    ir_model = to_ir(model)
+    tag(ir_model)
+    structure(ir_model, min(max_opset or _DEFAULT_OPSET, _DEFAULT_OPSET))
+    _convert_opset(ir_model, opset, max_opset)
+    passes.DeclareOptionalOutputsPass()(ir_model)
+    SetIrVersionPass(max_ir)(ir_model)
+    passes.InferShapesPass()(ir_model)
+    return ir_model
+
+
+def structure(model: ir.Model, default_opset: int = _DEFAULT_OPSET) -> None:
+    """Run the steps of :func:`prepare` that decide what is a weight and what its name is.
+
+    Parameters
+    ----------
+    model : onnx_ir.Model
+        Tagged by :func:`onnxcustom.graph.sites.tag`; changed in place.
+    default_opset : int, default=18
+        Version of the default domain for a model that does not import it.
+    """
+    model.opset_imports.setdefault("", default_opset)
+    common.RemoveInitializersFromInputsPass()(model)
+    passes.InlineFunctionsPass()(model)
+    passes.FoldConstantsPass()(model)
+    passes.SeparateOutputsPass()(model)
+    if _linear_input_unknown(model):
+        passes.InferShapesPass()(model)
+    ConvertLinearOperatorsPass()(model)
+    passes.LiftConstantsPass()(model)
+    common.LiftSubgraphInitializersToMainGraphPass()(model)
+    passes.BypassIdentityPass()(model)
+    passes.MergeSharedConstantsPass()(model)
+    passes.UniqueNamesPass()(model)
+    common.RemoveUnusedNodesPass()(model)
+    opset = model.opset_imports[""]
+    common.RemoveUnusedOpsetsPass()(model)
+    model.opset_imports[""] = opset
+
+
+def _check_versions(opset: int | None, max_opset: int | None, max_ir: int | None) -> None:
+    newest = onnx.defs.onnx_opset_version()
+    for name, number, low in (
+        ("opset", opset, _LOWEST_OPSET),
+        ("max_opset", max_opset, _LOWEST_OPSET),
+        ("max_ir", max_ir, 4),
+    ):
+        if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < low):
+            raise InvalidModelError(f"{name}={number!r}: an integer from {low} up was expected.")
+    if opset is not None and opset > newest:
+        raise InvalidModelError(f"opset={opset} is unknown to the installed onnx, which goes up to {newest}.")
+    if opset is not None and max_opset is not None and opset > max_opset:
+        raise InvalidModelError(f"opset={opset} is above max_opset={max_opset}.")
+
+
+def _convert_opset(model: ir.Model, opset: int | None, max_opset: int | None) -> None:
+    """Convert the model if its opset is outside the limits."""
+    has = model.opset_imports[""]
+    target = max(has, opset or _LOWEST_OPSET)
+    target = min(target, max_opset or target)
+    if target == has:
+        return
+    passes.InferShapesPass()(model)  # the converter wants types
+    ConvertOpsetPass(target)(model)
+    # What the conversion added: constants of its own, nodes without a name.
+    passes.LiftConstantsPass()(model)
+    common.LiftSubgraphInitializersToMainGraphPass()(model)
+    passes.UniqueNamesPass()(model)
+    common.RemoveUnusedNodesPass()(model)
+
+
+def _linear_input_unknown(model: ir.Model) -> bool:
+    """Whether the type of what a linear ``ai.onnx.ml`` operator reads has yet to be inferred."""
+    return any(
+        is_linear_operator(node)
+        and node.inputs[0] is not None
+        and (node.inputs[0].dtype is None or node.inputs[0].shape is None)
+        for node in ir.traversal.RecursiveGraphIterator(model.graph)
+    )

@@ -1,0 +1,120 @@
+"""Where a weight of the prepared model lives in the user's own model.
+
+Preparing moves tensors about: out of ``Constant`` nodes, branches, function bodies and attributes of
+``ai.onnx.ml`` operators. A site is pinned on each of these before the passes run and travels with it in
+``onnx_ir``'s ``meta`` (never written to a file), so that a new tensor can be put back where the old one was.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import onnx_ir as ir
+
+__all__ = ["AttributeSite", "ConstantSite", "InitializerSite", "Site", "site_of", "tag"]
+
+_KEY = "onnxcustom.site"
+
+# Renaming a coefficient has no tensor name to change: the name is kept on the node itself.
+NAME_KEY = "onnxcustom.name."
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class InitializerSite:
+    """An initializer of the main graph or of a branch."""
+
+    value: ir.Value
+
+    def write(self, array: np.ndarray) -> None:
+        """Put `array` in place of the tensor."""
+        old = self.value.const_value
+        assert old is not None
+        self.value.const_value = ir.Tensor(
+            array, dtype=old.dtype, name=self.value.name, doc_string=old.doc_string
+        )
+
+    def rename(self, name: str) -> None:
+        """Change the name."""
+        self.value.name = name
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ConstantSite:
+    """A ``Constant`` or ``ConstantOfShape`` node of any graph or function."""
+
+    node: ir.Node
+
+    def write(self, array: np.ndarray) -> None:
+        """Make the node a ``Constant`` of `array`."""
+        node = self.node
+        node.resize_inputs(0)
+        node.op_type = "Constant"
+        node.attributes.clear()
+        node.attributes["value"] = ir.AttrTensor("value", ir.tensor(array))
+
+    def rename(self, name: str) -> None:
+        """Change the name of the node's output."""
+        self.node.outputs[0].name = name
+
+
+@dataclasses.dataclass(frozen=True)
+class AttributeSite:
+    """Coefficients in an attribute of a linear operator of ``ai.onnx.ml``.
+
+    Attributes
+    ----------
+    node : onnx_ir.Node
+    attribute : str
+        ``'coefficients'`` or ``'intercepts'``.
+    mirrored : bool
+        The attribute holds the weight twice, first negated: how a binary logistic model is written
+        with two rows.
+    """
+
+    node: ir.Node
+    attribute: str
+    mirrored: bool = False
+
+    def write(self, array: np.ndarray) -> None:
+        """Put `array` into the attribute."""
+        flat = np.asarray(array, dtype=np.float32).reshape(-1)
+        if self.mirrored:
+            flat = np.concatenate([-flat, flat])
+        self.node.attributes[self.attribute] = ir.AttrFloat32s(self.attribute, flat.tolist())
+
+    def rename(self, name: str) -> None:
+        """Write the name down on the node."""
+        self.node.metadata_props[NAME_KEY + self.attribute] = name
+
+
+Site = InitializerSite | ConstantSite | AttributeSite
+
+
+def tag(model: ir.Model) -> None:
+    """Pin a site on every initializer, constant and ``ai.onnx.ml`` node of `model`."""
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            pin(value, InitializerSite(value))
+    bodies: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    for body in bodies:
+        for node in ir.traversal.RecursiveGraphIterator(body):
+            if node.op_type in ("Constant", "ConstantOfShape") and node.domain in ("", "ai.onnx"):
+                pin(node.outputs[0], ConstantSite(node))
+            elif node.domain == "ai.onnx.ml":
+                node.meta[_KEY] = node
+
+
+def pin(value: ir.Value, site: Site) -> None:
+    """Pin `site` on `value`."""
+    value.meta[_KEY] = site
+
+
+def site_of(value: ir.Value) -> Site | None:
+    """The site pinned on `value`."""
+    return value.meta.get(_KEY)
+
+
+def origin(node: ir.Node) -> ir.Node:
+    """The node of the user's model that `node` is a copy of."""
+    return node.meta.get(_KEY, node)

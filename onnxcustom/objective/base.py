@@ -1,0 +1,357 @@
+"""The base of every loss."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from onnxcustom.exceptions import InvalidModelError
+from onnxcustom.graph.builder import Builder, Var
+
+from .parameters import Parameters, Registry
+from .rows import match_shape, scale_rows, shaped, sum_rows
+from .standalone import loss_model, run_loss
+
+__all__ = ["LOSSES", "BaseLearningLoss", "Loss", "LossTarget", "LossTerms", "register_loss"]
+
+
+@dataclasses.dataclass(frozen=True)
+class LossTerms:
+    """What a loss adds to a graph.
+
+    Attributes
+    ----------
+    scores : Var
+        One weighted loss a row, shape [N].
+    gradient : Var
+        Gradient of the sum of the scores with respect to the prediction, of its shape and dtype.
+    loss : Var
+        The sum of the scores, a scalar, computed directly: cheaper than to sum `scores` when
+        these are not needed themselves.
+    """
+
+    scores: Var
+    gradient: Var
+    loss: Var
+
+
+@dataclasses.dataclass(frozen=True)
+class LossTarget:
+    """What the expected values must be.
+
+    Attributes
+    ----------
+    kind : {'values', 'labels'}
+        Numbers in the prediction's dtype and shape, or indices of classes (axis 1 of the
+        prediction).
+    dtype : onnx_ir.DataType
+        Element type.
+    shape : list or None
+        Dimensions, None for unknown ones; None for an unknown rank.
+    """
+
+    kind: str
+    dtype: ir.DataType
+    shape: list[int | str | None] | None
+
+
+class Loss(Parameters, ABC):
+    r"""Base of every loss :math:`\sum_i w_i \ell_i` over the rows i of a batch.
+
+    :math:`\ell_i` sums over everything in row i, whatever the rank. A subclass writes
+    :meth:`terms`; constructors only store, parameters are checked by :meth:`check` when they are used.
+
+    Attributes
+    ----------
+    on : {'output', 'sigmoid', 'softmax'}
+        What the loss is taken on: the model's output, or what a final Sigmoid or Softmax reads
+        (the output itself, if the model does not end in one).
+
+    Examples
+    --------
+    A loss of one's own is a class:
+
+    >>> import numpy as np
+    >>> @register_loss("log_cosh")
+    ... class LogCosh(Loss):
+    ...     def terms(self, op, predicted, expected):
+    ...         d = predicted - expected
+    ...         return op.Log((op.Exp(d) + op.Exp(-d)) / 2), op.Tanh(d)
+    >>> y, p = np.zeros((2, 1), dtype=np.float32), np.ones((2, 1), dtype=np.float32)
+    >>> loss, gradient = Loss.select("log_cosh").loss_gradient("cpu", y, p)
+    >>> round(float(loss.numpy()), 4), gradient.numpy().shape
+    (0.8676, (2, 1))
+    """
+
+    on: str = "output"
+    # Whether graphs differ by the number of columns (axis 1) of the prediction.
+    depends_on_columns: bool = False
+    # Version of ONNX's operators for graphs of the loss alone: the lowest that serves.
+    opset: int = 13
+
+    # -- what a subclass writes ----------------------------------------------------------------
+
+    @abstractmethod
+    def terms(self, op: Builder, predicted: Var, expected: Var) -> tuple[Var, Var]:
+        """Emit the losses and their derivative.
+
+        Parameters
+        ----------
+        op : Builder
+            Where to.
+        predicted : Var
+            Prediction, of any rank from 1.
+        expected : Var
+            What :meth:`match` made of the expected values.
+
+        Returns
+        -------
+        losses : Var
+            Unweighted, rows first; of any rank from 1, columns not summed yet.
+        gradient : Var
+            Of their sum with respect to the prediction.
+        """
+
+    def match(self, op: Builder, expected: Var, predicted: Var) -> Var:
+        """The expected values as :meth:`terms` wants them: by default, like the prediction."""
+        return match_shape(op, expected, predicted)
+
+    def total(self, op: Builder, losses: Var, gradient: Var) -> Var:
+        """Sum of all unweighted losses, as a scalar."""
+        return shaped(op.ReduceSum(losses, keepdims=0), [])
+
+    def target(
+        self, dtype: ir.DataType | None, rank: int | None = None, shape: Sequence | None = None
+    ) -> LossTarget:
+        """What the expected values must be.
+
+        Parameters
+        ----------
+        dtype, rank : onnx_ir.DataType, int
+            Of the prediction.
+        shape : sequence, optional
+            The prediction's shape. With it, no node is needed to make the shapes agree.
+        """
+        dims = _dims(rank, shape)
+        return LossTarget("values", ir.DataType(dtype or ir.DataType.FLOAT), dims)
+
+    def check(self) -> None:
+        """Check the parameters.
+
+        Raises
+        ------
+        ValueError
+            Naming the parameter.
+        """
+
+    def check_expected(self, expected: np.ndarray, columns: int | None = None) -> None:
+        """Check expected values, before any training.
+
+        Parameters
+        ----------
+        expected : ndarray
+            Values or labels.
+        columns : int, optional
+            Size of axis 1 of the prediction.
+
+        Raises
+        ------
+        InvalidDataError
+            If the loss is not defined for one of them.
+        """
+
+    def on_probabilities(self) -> Loss:
+        """The same loss taken on probabilities, for a final Sigmoid or Softmax that stays in the graph."""
+        return self
+
+    # -- graphs --------------------------------------------------------------------------------
+
+    def build(self, op: Builder, predicted: Var, expected: Var, weight: Var | None = None) -> LossTerms:
+        """Emit the loss.
+
+        Parameters
+        ----------
+        op : Builder
+            Where to; opset 13 or newer.
+        predicted : Var
+            Prediction, shape [N, ...].
+        expected : Var
+            What :meth:`target` says; also other number types, and [N] for [N, 1] or the reverse.
+        weight : Var, optional
+            One weight a row, shape [N] (or [N, 1]).
+
+        Returns
+        -------
+        LossTerms
+        """
+        self.check()
+        if predicted.dtype is not None and not predicted.dtype.is_floating_point():
+            raise InvalidModelError(
+                f"{predicted.value.name!r} is a tensor of {predicted.dtype}: {type(self).__name__} needs "
+                "floating-point predictions."
+            )
+        losses, gradient = self.terms(op, predicted, self.match(op, expected, predicted))
+        rows = sum_rows(op, losses)
+        if weight is None:
+            return LossTerms(rows, gradient, self.total(op, losses, gradient))
+        weight = flat_weight(op, weight, predicted)
+        scores = rows * weight
+        return LossTerms(
+            scores, scale_rows(op, gradient, weight), shaped(op.ReduceSum(scores, keepdims=0), [])
+        )
+
+    def to_onnx(
+        self,
+        dtype: Any = np.float32,
+        rank: int = 2,
+        *,
+        weighted: bool = False,
+        outputs: Sequence[str] = ("loss", "gradient"),
+        opset: int | None = None,
+    ) -> onnx.ModelProto:
+        """The loss as an ONNX model of its own.
+
+        Parameters
+        ----------
+        dtype, rank : numpy dtype, int
+            Of the prediction.
+        weighted : bool, default=False
+            Whether there is an input ``weight``, one number a row.
+        outputs : sequence of {'loss', 'gradient', 'scores'}
+            What to compute.
+        opset : int, optional
+            Version of ONNX's operators, by default the lowest that serves.
+
+        Returns
+        -------
+        onnx.ModelProto
+            With inputs ``expected``, ``predicted`` and perhaps ``weight``.
+        """
+        number = ir.DataType.from_numpy(np.dtype(dtype))
+        target = self.target(number, rank)
+        return loss_model(
+            self,
+            (number, [None] * rank),
+            (target.dtype, target.shape),
+            (number, [None]) if weighted else None,
+            outputs=outputs,
+            opset=self.opset if opset is None else opset,
+        )
+
+    # -- values --------------------------------------------------------------------------------
+
+    def loss_gradient(
+        self, device: Any, expected: Any, predicted: Any, weight: Any = None
+    ) -> tuple[Any, Any]:
+        r"""Loss and gradient of one batch.
+
+        Parameters
+        ----------
+        device : str, OrtDevice, Device or None
+            Where to compute.
+        expected, predicted : OrtValue (of Python or C) or array
+            Batch; predictions of shape [N, ...], expected values as for :meth:`build`.
+        weight : OrtValue or array of shape [N], optional
+            One weight a row.
+
+        Returns
+        -------
+        loss : OrtValue
+            :math:`\sum_i w_i \ell_i`, a scalar. It is not divided by the number of rows.
+        gradient : OrtValue
+            Its gradient with respect to `predicted`, of the same shape.
+
+        Raises
+        ------
+        InvalidDataError
+            If shapes, dtypes or values do not fit.
+        """
+        loss, gradient = run_loss(self, device, expected, predicted, weight, ("loss", "gradient"))
+        return loss, gradient
+
+    def loss_scores(self, device: Any, expected: Any, predicted: Any, weight: Any = None) -> Any:
+        """One weighted loss a row, which sum to the loss; arguments as in :meth:`loss_gradient`.
+
+        Returns
+        -------
+        OrtValue
+            Shape [N].
+        """
+        return run_loss(self, device, expected, predicted, weight, ("scores",))[0]
+
+    def build_onnx_function(
+        self, opset: int | None = None, device: Any = None, weight_name: Any = None
+    ) -> None:
+        """Make the graphs beforehand, as attributes ``loss_grad_onnx_`` and ``loss_score_onnx_``.
+
+        Nothing needs this: sessions are made for the dtypes and ranks that come.
+        """
+        weighted = weight_name is not None
+        grad = self.to_onnx(weighted=weighted, opset=opset)
+        score = self.to_onnx(weighted=weighted, opset=opset, outputs=["scores"])
+        self.__dict__.update(loss_grad_onnx_=grad, loss_score_onnx_=score)
+
+    @staticmethod
+    def select(class_name: Any, **kwargs: Any) -> Loss:
+        """The loss a user means.
+
+        Parameters
+        ----------
+        class_name : str, Loss, class, ONNX model or callable
+            A registered name, case-insensitive; a loss, returned as it is; a subclass of
+            :class:`Loss`; an ONNX model, a path to one, or a function of the builder, which become a
+            :class:`~onnxcustom.objective.CustomLoss`.
+        **kwargs
+            Parameters of the loss.
+
+        Raises
+        ------
+        UnknownNameError
+            Listing the names that exist.
+        """
+        if isinstance(class_name, Loss):
+            return class_name
+        if isinstance(class_name, type) and issubclass(class_name, Loss):
+            return class_name(**kwargs)
+        if _is_custom(class_name):
+            custom: Any = LOSSES.find("CustomLoss")
+            return custom(class_name, **kwargs)
+        return LOSSES.find(class_name, ["a loss", "an ONNX model", "a function of the builder"])(**kwargs)
+
+
+BaseLearningLoss = Loss
+LOSSES: Registry[type[Loss]] = Registry("loss")
+
+
+def register_loss(*names: str) -> Callable[[type], type]:
+    """Class decorator: :meth:`Loss.select` finds the class under `names` and its own name."""
+    return LOSSES.register(*names)
+
+
+def flat_weight(op: Builder, weight: Var, predicted: Var) -> Var:
+    """Weights of the rows in the prediction's dtype, shape [N]."""
+    if weight.dtype != predicted.dtype:
+        weight = op.Cast(weight, to=predicted.dtype)
+    rows = [None] if predicted.shape is None else predicted.shape[:1]
+    return weight if weight.rank == 1 else shaped(op.Reshape(weight, [-1]), rows)
+
+
+def _dims(rank: int | None, shape: Sequence | None) -> list[int | str | None] | None:
+    if shape is not None:
+        return list(shape)
+    return None if rank is None else [None] * rank
+
+
+def _is_custom(spec: Any) -> bool:
+    if isinstance(spec, (onnx.ModelProto, ir.Model, bytes, PathLike)):
+        return True
+    if isinstance(spec, str):
+        return spec.lower().endswith((".onnx", ".ort"))
+    return callable(spec) and not isinstance(spec, type)

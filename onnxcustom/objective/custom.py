@@ -1,0 +1,303 @@
+"""A loss from any ONNX model, or from a function of the builder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx_ir.traversal import RecursiveGraphIterator
+
+from onnxcustom.exceptions import InvalidModelError, UnknownNameError
+from onnxcustom.graph.builder import Builder, Var
+
+from .base import Loss, LossTarget, LossTerms, flat_weight, register_loss
+from .classification import label_target
+from .rows import match_shape, shaped, sum_rows
+from .standalone import make_model
+
+__all__ = ["CustomLoss", "inline"]
+
+
+@register_loss("custom")
+class CustomLoss(Loss):
+    """A loss that is an ONNX model, or a function that writes one with the builder.
+
+    Its gradient is that of the gradient engine, unless the function returns it.
+
+    Parameters
+    ----------
+    loss : ONNX model or callable
+        A model (``ModelProto``, bytes, path, ``onnx_ir.Model``) with the inputs `predicted` and
+        `expected`, in this order unless they have these names, perhaps a third one with one weight a
+        row, and one output (the first counts): the losses, rows first, any further axes are summed.
+        With the third input they are weighted already.
+        Or ``function(op, predicted, expected)``, which returns such losses, or a pair of losses and
+        the gradient of their sum with respect to `predicted`. A module's function, not a lambda, if
+        it is to be pickled.
+    labels : bool, default=False
+        Whether a function expects indices of classes, int64 without axis 1, instead of numbers of the
+        prediction's dtype and shape. A model's own input says it.
+    on : {'output', 'sigmoid', 'softmax'}, default='output'
+        What the loss is taken on: see :class:`Loss`.
+    engine : str, default='auto'
+        Gradient engine.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> def fourth_power(op, predicted, expected):
+    ...     d = predicted - expected
+    ...     return d * d * d * d, 4 * d * d * d
+    >>> loss = CustomLoss(fourth_power)
+    >>> value, gradient = loss.loss_gradient("cpu", np.float32([[1]]), np.float32([[3]]))
+    >>> float(value.numpy()), gradient.numpy().tolist()
+    (16.0, [[32.0]])
+    """
+
+    def __init__(self, loss: Any, labels: bool = False, on: str = "output", engine: str = "auto") -> None:
+        self.loss = loss
+        self.labels = labels
+        self.on = on
+        self.engine = engine
+
+    def __repr__(self) -> str:
+        loss = getattr(self.loss, "__name__", None) or type(self.loss).__name__
+        return f"CustomLoss({loss}, labels={self.labels!r}, on={self.on!r}, engine={self.engine!r})"
+
+    @property
+    def depends_on_columns(self) -> bool:  # type: ignore[override]
+        """Labels are told from values by their rank."""
+        return self.labels or not self._is_function()
+
+    @property
+    def opset(self) -> int:  # type: ignore[override]
+        """17, or that of the model if it is newer: engines may need more than the lowest."""
+        return 17 if self._is_function() else max(17, self._model().opset_imports.get("", 17))
+
+    def _is_function(self) -> bool:
+        return callable(self.loss)
+
+    def check(self) -> None:
+        """Check the parameters."""
+        if self.on not in ("output", "sigmoid", "softmax"):
+            raise UnknownNameError(f"on must be 'output', 'sigmoid' or 'softmax', not {self.on!r}.")
+
+    def target(
+        self, dtype: ir.DataType | None, rank: int | None = None, shape: Sequence | None = None
+    ) -> LossTarget:
+        """What the function or the model expects."""
+        if not self._is_function():
+            _, expected, _ = _inputs(self._model())
+            if expected.dtype is not None:
+                dims = (
+                    None
+                    if expected.shape is None
+                    else [d if isinstance(d, int) else d.value for d in expected.shape]
+                )
+                kind = "values" if expected.dtype.is_floating_point() else "labels"
+                return LossTarget(kind, expected.dtype, dims)
+        if self.labels:
+            return label_target(rank, shape)
+        return super().target(dtype, rank, shape)
+
+    def match(self, op: Builder, expected: Var, predicted: Var) -> Var:
+        """Labels as int64, values like the prediction; what a model expects, in its dtype."""
+        kind = self.target(predicted.dtype, predicted.rank, predicted.shape)
+        rank = None if kind.shape is None else len(kind.shape)
+        if kind.kind == "values" and rank == predicted.rank and kind.dtype == predicted.dtype:
+            return match_shape(op, expected, predicted)
+        if expected.dtype != kind.dtype:
+            expected = op.Cast(expected, to=kind.dtype)
+        if rank is not None and expected.rank == rank + 1 and predicted.rank == rank + 1:
+            expected = shaped(op.Squeeze(expected, [1]), kind.shape)
+        return expected
+
+    def terms(self, op: Builder, predicted: Var, expected: Var) -> tuple[Var, Var]:
+        """Losses and gradient, for a function that returns both."""
+        losses, gradient = self.loss(op, predicted, expected)
+        return losses, gradient
+
+    def build(self, op: Builder, predicted: Var, expected: Var, weight: Var | None = None) -> LossTerms:
+        """Emit the loss; see :meth:`Loss.build`."""
+        self.check()
+        if not self._is_function():
+            matched = self.match(op, expected, predicted)
+            model, weighted = self._user_model(op, predicted)
+        else:
+            pair, shape = self._probe(op, predicted, expected)
+            if pair:
+                return super().build(op, predicted, expected, weight)
+            matched = self.match(op, expected, predicted)
+            model, weighted = self._function_model(op, predicted, matched, shape)
+        return self._differentiate(op, model, weighted, predicted, matched, weight)
+
+    # -- the scores as a model, and its gradient ---------------------------------------------------
+
+    def _model(self) -> ir.Model:
+        """A private copy of the user's model, its functions inlined."""
+        from onnxcustom.graph import load, to_ir
+
+        if "_proto" not in self.__dict__:
+            self.__dict__["_proto"] = load(self.loss)
+        return to_ir(self.__dict__["_proto"])
+
+    def _sub_builder(self, op: Builder, predicted: Var, expected: Var) -> tuple[Builder, Var, Var]:
+        sub = Builder(op.opset)
+        p = sub.input("predicted", predicted.dtype or ir.DataType.FLOAT, predicted.shape)
+        y = sub.input("expected", expected.dtype or ir.DataType.FLOAT, expected.shape)
+        return sub, p, y
+
+    def _probe(
+        self, op: Builder, predicted: Var, expected: Var
+    ) -> tuple[bool, list[int | str | None] | None]:
+        """Call the function on a builder that is thrown away.
+
+        Returns whether it gives the gradient too, and if not, the shape of the losses.
+        """
+        sub, p, y = self._sub_builder(op, predicted, expected)
+        made = self.loss(sub, p, self.match(sub, y, p))
+        if isinstance(made, tuple) and len(made) == 2 and all(isinstance(v, Var) for v in made):
+            return True, None
+        if isinstance(made, Var):
+            return False, _inferred_shape(make_model(sub, [p, y], [("losses", made)], "loss"))
+        raise InvalidModelError(
+            f"The loss function {self!r} returned {type(made).__name__}: return the losses, or a pair of "
+            "losses and gradient, as variables of the builder."
+        )
+
+    def _function_model(
+        self, op: Builder, predicted: Var, expected: Var, shape: Sequence | None
+    ) -> tuple[ir.Model, bool]:
+        """A model from prediction and expected values to one score a row."""
+        sub, p, y = self._sub_builder(op, predicted, expected)
+        losses = shaped(self.loss(sub, p, y), shape)
+        return make_model(sub, [p, y], [("scores", sum_rows(sub, losses))], "loss"), False
+
+    def _user_model(self, op: Builder, predicted: Var) -> tuple[ir.Model, bool]:
+        """The user's model, ending in one score a row; whether it takes weights."""
+        from onnxcustom.graph import prepare
+
+        model = prepare(self._model(), opset=op.opset, max_opset=op.opset)
+        if model.opset_imports.get("") != op.opset:
+            raise InvalidModelError(
+                f"The loss model has opset {model.opset_imports.get('')}, the graph it is to join has opset "
+                f"{op.opset}, and it cannot be converted."
+            )
+        p, y, w = _inputs(model)
+        if p.dtype is not None and predicted.dtype is not None and p.dtype != predicted.dtype:
+            raise InvalidModelError(
+                f"Input {p.name!r} of the loss model takes {p.dtype}, but the prediction is of type "
+                f"{predicted.dtype}."
+            )
+        losses = model.graph.outputs[0]
+        taken = {v.name for n in RecursiveGraphIterator(model.graph) for v in n.outputs if v.name}
+        taken |= {v.name or "" for v in (*model.graph.inputs, *model.graph.initializers.values())}
+        tail = Builder(op.opset, prefix="loss_", taken=taken)
+        shape = _inferred_shape(model) if losses.shape is None else _shape(losses)
+        scores = sum_rows(tail, shaped(tail.wrap(losses), shape))
+        if scores.value.producer() is None or scores.value is losses:
+            scores = tail.Identity(scores)
+        model.graph.extend(tail.nodes)
+        for initializer in tail.initializers:
+            model.graph.register_initializer(initializer)
+        model.graph.inputs[:] = [v for v in (p, y, w) if v is not None]
+        scores.value.dtype = scores.value.dtype or predicted.dtype or ir.DataType.FLOAT
+        model.graph.outputs[:] = [scores.value]
+        return model, w is not None
+
+    def _differentiate(
+        self, op: Builder, model: ir.Model, weighted: bool, predicted: Var, expected: Var, weight: Var | None
+    ) -> LossTerms:
+        """Join scores and gradient. The seed is the rows' weights: one number a score."""
+        from onnxcustom.gradient import gradient_graph
+
+        name = model.graph.inputs[0].name or ""
+        made = gradient_graph(ir.to_proto(model), wrt=[], inputs=[name], engine=self.engine)
+        gradient = ir.from_proto(made)
+        if gradient.opset_imports.get("", op.opset) != op.opset:
+            raise InvalidModelError(
+                f"The gradient of {self!r} needs opset {gradient.opset_imports['']}, the graph it is to join "
+                f"has opset {op.opset}: convert the model to the newer one."
+            )
+        one = ir.tensor(np.ones(1, dtype=(predicted.dtype or ir.DataType.FLOAT).numpy()))
+        ones = op.ConstantOfShape(op.Slice(op.Shape(predicted), [0], [1]), value=one)
+        flat = ones if weight is None else flat_weight(op, weight, predicted)
+        # A model that takes the weights itself has used them in its scores.
+        feeds = [predicted, expected, flat, ones] if weighted else [predicted, expected, flat]
+        slope, scores = inline(op, gradient, feeds)
+        scores = shaped(scores, [None] if predicted.shape is None else predicted.shape[:1])
+        if weight is not None and not weighted:
+            scores = scores * flat
+        return LossTerms(scores, shaped(slope, predicted.shape), shaped(op.ReduceSum(scores, keepdims=0), []))
+
+
+def _inputs(model: ir.Model) -> tuple[ir.Value, ir.Value, ir.Value | None]:
+    """Prediction, expected values and perhaps weights, by name or else by position."""
+    inputs = [v for v in model.graph.inputs if v.name not in model.graph.initializers]
+    if len(inputs) not in (2, 3):
+        raise InvalidModelError(
+            "A loss model takes a prediction, the expected values and perhaps weights; this one has the "
+            f"inputs {[v.name for v in inputs]}."
+        )
+    if not model.graph.outputs:
+        raise InvalidModelError("The loss model has no output.")
+    named = {v.name: v for v in inputs}
+    if "predicted" in named and "expected" in named:
+        rest = [v for v in inputs if v.name not in ("predicted", "expected")]
+        return named["predicted"], named["expected"], rest[0] if rest else None
+    return inputs[0], inputs[1], inputs[2] if len(inputs) == 3 else None
+
+
+def _shape(value: ir.Value) -> list[int | str | None] | None:
+    return None if value.shape is None else [d if isinstance(d, int) else d.value for d in value.shape]
+
+
+def _inferred_shape(model: ir.Model) -> list[int | str | None] | None:
+    """Shape of the first output; None if its rank cannot be told."""
+    proto = onnx.shape_inference.infer_shapes(ir.to_proto(model))
+    return _shape(ir.from_proto(proto).graph.outputs[0])
+
+
+def inline(op: Builder, model: ir.Model, feeds: Sequence[Var]) -> list[Var]:
+    """Append a model's nodes, its inputs replaced by `feeds`; return its outputs.
+
+    Parameters
+    ----------
+    op : Builder
+        Where to.
+    model : onnx_ir.Model
+        Consumed: its nodes move.
+    feeds : sequence of Var
+        One variable for each input.
+
+    Returns
+    -------
+    list of Var
+        One for each output.
+    """
+    graph = model.graph
+    outputs = list(graph.outputs)
+    replaced = {}
+    for value, var in zip(graph.inputs, feeds, strict=True):
+        value.replace_all_uses_with(var.value, replace_graph_outputs=False)
+        replaced[value] = var.value
+    graph.outputs.clear()
+    initializers = list(graph.initializers.values())
+    graph.initializers.clear()
+    for value in initializers:
+        value.name = op.unique(value.name or "const")
+        op.initializers.append(value)
+    nodes = list(graph)
+    for node in RecursiveGraphIterator(graph):
+        node.name = op.unique(node.name or f"{node.op_type}_node")
+        for value in node.outputs:
+            if value.name:
+                value.name = op.unique(value.name)
+    for node in nodes:
+        graph.remove(node)
+        op.nodes.append(node)
+    op.domains.update({domain: version for domain, version in model.opset_imports.items() if domain})
+    return [op.wrap(replaced.get(v, v)) for v in outputs]

@@ -1,0 +1,142 @@
+"""A loss on its own: its ONNX model, and the sessions that run it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from onnxcustom.exceptions import InvalidDataError
+from onnxcustom.graph.builder import Builder
+
+if TYPE_CHECKING:
+    from .base import Loss
+
+__all__ = ["loss_model", "make_model", "run_loss"]
+
+Spec = tuple[ir.DataType, Any]  # dtype and shape
+
+
+def make_model(op: Builder, inputs: Sequence, outputs: Sequence[tuple[str, Any]], name: str) -> ir.Model:
+    """A model of what `op` holds, dead nodes removed.
+
+    `outputs` are pairs of name and variable; where no type is known, it is that of the first input.
+    """
+    values = []
+    for output, var in outputs:
+        value = op.Identity(var).value if var.value.producer() is None or var.value in values else var.value
+        value.name = output
+        values.append(value)
+        if value.dtype is None:
+            value.dtype = inputs[0].dtype
+    graph = op.graph(inputs, [op.wrap(v) for v in values], name=name)
+    version = onnx.helper.find_min_ir_version_for(
+        [onnx.helper.make_opsetid(domain, number) for domain, number in op.opset_imports().items()],
+        ignore_unknown=True,
+    )
+    model = ir.Model(graph, ir_version=version, producer_name="onnxcustom")
+    RemoveUnusedNodesPass()(model)
+    return model
+
+
+def loss_model(
+    loss: Loss,
+    predicted: Spec,
+    expected: Spec,
+    weight: Spec | None = None,
+    outputs: Sequence[str] = ("loss", "gradient"),
+    opset: int | None = None,
+) -> onnx.ModelProto:
+    """The ONNX model of a loss; see :meth:`onnxcustom.objective.Loss.to_onnx`."""
+    op = Builder(opset or loss.opset, taken=["expected", "predicted", "weight", "loss", "gradient", "scores"])
+    y = op.input("expected", *_named(expected))
+    p = op.input("predicted", *_named(predicted))
+    inputs = [y, p]
+    w = None
+    if weight is not None:
+        w = op.input("weight", *_named(weight))
+        inputs.append(w)
+    terms = loss.build(op, p, y, w)
+    named = [(name, op.wrap(getattr(terms, name))) for name in outputs]
+    for _, var in named:
+        var.value.dtype = predicted[0]
+    return ir.to_proto(make_model(op, inputs, named, type(loss).__name__))
+
+
+def _named(spec: Spec) -> tuple[ir.DataType, list | None]:
+    """Axis 0, the batch, is never fixed."""
+    dtype, shape = spec
+    return dtype, None if shape is None else [f"d{i}" if i == 0 else d for i, d in enumerate(shape)]
+
+
+def run_loss(
+    loss: Loss, device: Any, expected: Any, predicted: Any, weight: Any, outputs: tuple[str, ...]
+) -> Sequence[Any]:
+    """Run a loss; sessions are kept on it, one for each device and combination of dtypes and ranks."""
+    from onnxcustom.runtime import Binding, create_session, parse_device, run_values, to_ortvalue
+
+    where = parse_device(device)
+    feeds = {"expected": to_ortvalue(expected, where), "predicted": to_ortvalue(predicted, where)}
+    if weight is not None:
+        feeds["weight"] = to_ortvalue(weight, where)
+    specs = {name: _spec(value, loss.depends_on_columns) for name, value in feeds.items()}
+    _check(loss, feeds)
+    key = (where.name, outputs, repr(specs))
+    sessions = loss.__dict__.setdefault("_sessions", {})
+    if key not in sessions:
+        model = loss_model(loss, specs["predicted"], specs["expected"], specs.get("weight"), outputs=outputs)
+        sessions[key] = create_session(model, where)
+    if where.type == "cpu":
+        return run_values(sessions[key], feeds, outputs)
+    # Outputs stay on the device; a binding belongs to one call, so that threads may share the loss.
+    bound = Binding(sessions[key], where)
+    for name, value in feeds.items():
+        bound.bind_input(name, value)
+    for name in outputs:
+        bound.bind_output(name)
+    return bound.run()
+
+
+def _spec(value: Any, columns: bool) -> Spec:
+    """Dtype and rank of an OrtValue; its number of columns where the graph depends on it."""
+    shape = value.shape()
+    return ir.DataType(value.element_type()), [
+        d if i == 1 and (columns or d == 1) else None for i, d in enumerate(shape)
+    ]
+
+
+def _check(loss: Loss, feeds: dict[str, Any]) -> None:
+    """Refuse what would fail inside onnxruntime, or worse, broadcast."""
+    shapes = {name: list(value.shape()) for name, value in feeds.items()}
+    shape = shapes["predicted"]
+    dtype = ir.DataType(feeds["predicted"].element_type())
+    if not dtype.is_floating_point():
+        raise InvalidDataError(
+            f"predicted is a tensor of {dtype}: losses are taken on floating-point numbers."
+        )
+    if not shape:
+        raise InvalidDataError("predicted is a scalar: the first axis of a batch holds its rows.")
+    for name, other in shapes.items():
+        if not other or other[0] != shape[0]:
+            raise InvalidDataError(
+                f"{name} has shape {other}, predicted has shape {shape}: they differ in the number of rows."
+            )
+    target = loss.target(dtype, len(shape), shape)
+    allowed = {int(np.prod(shape, dtype=np.int64))}
+    if loss.depends_on_columns and len(shape) > 1:
+        allowed.add(int(np.prod([shape[0], *shape[2:]], dtype=np.int64)))
+    if int(np.prod(shapes["expected"], dtype=np.int64)) not in allowed and target.shape is not None:
+        raise InvalidDataError(
+            f"expected has shape {shapes['expected']}, but for predictions of shape {shape} "
+            f"{type(loss).__name__} takes shape {target.shape}."
+        )
+    if "weight" in shapes and int(np.prod(shapes["weight"], dtype=np.int64)) != shape[0]:
+        raise InvalidDataError(
+            f"weight has shape {shapes['weight']}: one weight is needed for each of the {shape[0]} rows."
+        )
+    if feeds["expected"].device_name().lower() == "cpu":
+        loss.check_expected(feeds["expected"].numpy(), shape[1] if len(shape) > 1 else None)

@@ -1,0 +1,31 @@
+"""The only place that touches onnxruntime: devices, sessions, IO binding, the training builder.
+
+onnxruntime is imported when something of this package is first called, never before, so that
+``import onnxcustom`` works without it.
+"""
+
+from __future__ import annotations
+
+from .binding import Binding, OrtValues, owned_copy, run_values, to_ortvalue, to_vector
+from .devices import Device, available_providers, default_threads, parse_device, require_runtime
+from .sessions import check_providers, create_session, ort_limits
+from .training_builder import build_gradient_model, training_available
+
+__all__ = [
+    "Binding",
+    "Device",
+    "OrtValues",
+    "available_providers",
+    "build_gradient_model",
+    "check_providers",
+    "create_session",
+    "default_threads",
+    "ort_limits",
+    "owned_copy",
+    "parse_device",
+    "require_runtime",
+    "run_values",
+    "to_ortvalue",
+    "to_vector",
+    "training_available",
+]

@@ -1,0 +1,223 @@
+"""Inference sessions: made in one place, with our defaults and our errors."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import tempfile
+import warnings
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+
+from onnxcustom.exceptions import EvaluationError, InvalidModelError, ProviderError
+
+from .devices import Device, available_providers, default_threads, parse_device, require_runtime
+
+__all__ = ["check_providers", "create_session", "ort_limits"]
+
+# A protobuf message cannot be longer; some room is left for everything that is not a tensor.
+_PROTOBUF_LIMIT = 2**31 - 2**24
+
+
+def create_session(
+    model: onnx.ModelProto | bytes | ir.Model,
+    device: Any = "cpu",
+    *,
+    threads: int | None = None,
+    sess_options: Any = None,
+    providers: Any = None,
+    provider_options: Any = None,
+    optimize: bool = True,
+) -> Any:
+    """An ``onnxruntime.InferenceSession`` of a model.
+
+    Parameters
+    ----------
+    model : ModelProto, bytes or onnx_ir.Model
+        Models above 2 GB go through a temporary folder.
+    device : optional
+        What :func:`~onnxcustom.runtime.parse_device` understands.
+    threads : int, optional
+        Threads inside one operator, by default as many as this process has processors.
+    sess_options : onnxruntime.SessionOptions, optional
+        Used as it is, in place of `threads` and `optimize`.
+    providers, provider_options : list, optional
+        As ``InferenceSession`` takes them, in place of those of `device`.
+    optimize : bool, default=True
+        Whether onnxruntime may rewrite the graph.
+
+    Returns
+    -------
+    onnxruntime.InferenceSession
+
+    Raises
+    ------
+    InvalidModelError
+        If onnxruntime finds the model invalid.
+    EvaluationError
+        If it is valid but cannot be run here, for want of a kernel for instance.
+    ProviderError
+        If the device or a provider is not there.
+    """
+    ort = require_runtime()
+    where = device if isinstance(device, Device) else parse_device(device)
+    if providers is None:
+        providers, provider_options = where.providers, None
+    else:
+        providers = check_providers(providers)
+    options = sess_options if sess_options is not None else _options(ort, threads, optimize)
+    folder: str | None = None
+    try:
+        source: bytes | str | None = serialize(model)
+        if source is None:
+            folder = tempfile.mkdtemp(prefix="onnxcustom-")
+            source = _spill(model, folder)
+        with warnings.catch_warnings():
+            # The providers were checked above; what remains is onnxruntime talking about fallbacks.
+            warnings.simplefilter("ignore")
+            return _session(ort, source, options, providers, provider_options)
+    except Exception as exc:
+        if type(exc).__module__.startswith("onnxcustom"):
+            raise
+        raise _session_error(model, exc) from exc
+    finally:
+        if folder is not None:
+            # The session has read the tensors; where the system locks mapped files they stay behind.
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _session(ort: Any, source: Any, options: Any, providers: Any, provider_options: Any) -> Any:
+    arguments = {"sess_options": options, "providers": providers, "provider_options": provider_options}
+    try:
+        return ort.InferenceSession(source, **arguments)
+    except Exception as exc:
+        if "MatmulTransposeFusion" not in str(exc):
+            raise
+        # onnxruntime 1.19.2 fuses Transpose and MatMul of doubles into an operator it has no kernel for.
+        return ort.InferenceSession(source, disabled_optimizers=["MatmulTransposeFusion"], **arguments)
+
+
+def check_providers(providers: Any) -> list[Any]:
+    """The providers as a list for ``InferenceSession``.
+
+    Raises
+    ------
+    ProviderError
+        If one of them is not in the installed onnxruntime, which itself would only warn.
+    """
+    known = available_providers()
+    result: list[Any] = []
+    for item in [providers] if isinstance(providers, str) else list(providers):
+        name = item[0] if isinstance(item, tuple) and item else item
+        if isinstance(name, str) and name in known:
+            result.append(item)
+        else:
+            result.extend(p for p in parse_device(item).providers if p not in result)
+    if not result:
+        raise ProviderError(f"The list of providers is empty. Available: {', '.join(known)}.")
+    return result
+
+
+def _options(ort: Any, threads: int | None, optimize: bool) -> Any:
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads must be at least 1, not {threads}.")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = default_threads() if threads is None else threads
+    options.inter_op_num_threads = 1
+    # Warnings go to stderr from C++, where nobody can catch them; errors are raised.
+    options.log_severity_level = 3
+    if not optimize:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return options
+
+
+def serialize(model: onnx.ModelProto | bytes | ir.Model) -> bytes | None:
+    """The bytes of a model, None if it is too large for one protobuf message."""
+    if isinstance(model, (bytes, bytearray, memoryview)):
+        return bytes(model)
+    if isinstance(model, ir.Model):
+        tensors = [v.const_value for v in model.graph.initializers.values()]
+        if any(isinstance(t, ir.ExternalTensor) for t in tensors):
+            return None
+        if sum(t.nbytes for t in tensors if t is not None) > _PROTOBUF_LIMIT:
+            return None
+        model = ir.to_proto(model)
+    return None if model.ByteSize() > _PROTOBUF_LIMIT else model.SerializeToString()
+
+
+def _spill(model: Any, folder: str) -> str:
+    """Write a model with its tensors outside; return its path."""
+    path = os.path.join(folder, "model.onnx")
+    made = model if isinstance(model, ir.Model) else ir.from_proto(model)
+    # Saving replaces tensors by references into the folder: only a shallow copy may lose them.
+    before = {name: v.const_value for name, v in made.graph.initializers.items()}
+    try:
+        ir.save(made, path, external_data="model.data")
+    finally:
+        for name, tensor in before.items():
+            made.graph.initializers[name].const_value = tensor
+    return path
+
+
+def _session_error(model: Any, exc: Exception) -> Exception:
+    """Our error for what onnxruntime raised while it loaded a model."""
+    name = _graph_name(model)
+    kind = type(exc).__name__
+    if kind == "NotImplemented":
+        return EvaluationError(
+            f"onnxruntime has no kernel for an operator of graph {name!r} on this device: {exc}"
+        )
+    if kind in ("InvalidProtobuf", "InvalidGraph", "Fail", "InvalidArgument", "NoSuchFile", "DecodeError"):
+        return InvalidModelError(f"onnxruntime does not accept graph {name!r}: {exc}")
+    return EvaluationError(f"onnxruntime cannot make a session of graph {name!r}: {exc}")
+
+
+def _graph_name(model: Any) -> str:
+    try:
+        if isinstance(model, (bytes, bytearray)):
+            return onnx.load_model_from_string(bytes(model)).graph.name
+        return model.graph.name or ""
+    except Exception:
+        return "?"
+
+
+@functools.lru_cache(maxsize=1)
+def ort_limits() -> tuple[int, int]:
+    """Newest opset and IR version that the installed onnxruntime reads.
+
+    Found by asking it: a model of one Identity node is loaded, newest version first.
+
+    Returns
+    -------
+    tuple of (int, int)
+        ``(max_opset, max_ir)``, neither beyond what the installed ``onnx`` package knows.
+    """
+    newest_opset = onnx.defs.onnx_opset_version()
+    opset = next((v for v in range(newest_opset, 6, -1) if _loads(v, 4)), 7)
+    ir_version = next((v for v in range(int(onnx.IR_VERSION), 3, -1) if _loads(opset, v)), 4)
+    return opset, ir_version
+
+
+def _loads(opset: int, ir_version: int) -> bool:
+    ort = require_runtime()
+    info = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Identity", ["x"], ["y"])],
+        "probe",
+        [info("x", onnx.TensorProto.FLOAT, [1])],
+        [info("y", onnx.TensorProto.FLOAT, [1])],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
+    model.ir_version = ir_version
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        ort.InferenceSession(
+            model.SerializeToString(), sess_options=options, providers=["CPUExecutionProvider"]
+        )
+    except Exception:
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""Training: steps, estimators, and the classes of :mod:`onnxcustom.training.ortgradient`."""

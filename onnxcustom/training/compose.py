@@ -1,0 +1,433 @@
+"""Composition of training graphs: models go in, one model comes out, nothing is run.
+
+A training step is forward, loss, penalty, backward and update in ONE graph; running it is the
+business of :mod:`onnxcustom.training.step`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from onnxcustom.exceptions import InvalidModelError
+from onnxcustom.gradient.build import differentiate
+from onnxcustom.gradient.interface import Engine
+from onnxcustom.gradient.names import METADATA_KEY as GRADIENT_KEY
+from onnxcustom.gradient.names import GradientNames
+from onnxcustom.graph.builder import Builder, Var
+from onnxcustom.objective import BaseLearningPenalty
+from onnxcustom.objective.base import LossTerms
+from onnxcustom.optim import BaseLearningRate, State
+
+from .targets import Target
+
+__all__ = ["ComposedStep", "compose_forward", "compose_scores", "compose_step"]
+
+METADATA_KEY = "onnxcustom.step"
+
+
+@dataclasses.dataclass
+class ComposedStep:
+    """A step graph and the names of its inputs and outputs.
+
+    Attributes
+    ----------
+    model : onnx_ir.Model
+        The graph.
+    inputs : list of str
+        Inputs of the user's model.
+    expected : dict of str to str
+        Output of the user's model -> graph input with its expected values.
+    sample_weight : str or None
+        Graph input with one weight per row, if the step is weighted.
+    learning_rate, step : str
+        Scalar graph inputs.
+    loss : str
+        Scalar graph output.
+    weights : dict of str to str
+        Weight (graph input) -> graph output with its new value.
+    state : dict of str to dict
+        Weight -> state name -> (graph input, graph output).
+    """
+
+    model: ir.Model
+    inputs: list[str]
+    expected: dict[str, str]
+    sample_weight: str | None
+    learning_rate: str
+    step: str
+    loss: str
+    weights: dict[str, str]
+    state: dict[str, dict[str, tuple[str, str]]]
+
+    @property
+    def updates(self) -> dict[str, str]:
+        """Every tensor a step rewrites: graph input -> graph output, weights first."""
+        states = {old: new for states in self.state.values() for old, new in states.values()}
+        return {**self.weights, **states}
+
+    @property
+    def batch(self) -> list[str]:
+        """Graph inputs that come with every batch, in order."""
+        rows = [] if self.sample_weight is None else [self.sample_weight]
+        return [*self.inputs, *self.expected.values(), *rows]
+
+
+# -- forward ----------------------------------------------------------------------------------
+
+
+def compose_forward(model: ir.Model, values: Sequence[str], weights: Sequence[str]) -> ir.Model:
+    """The graph that computes tensors of a prepared model from its inputs and weights.
+
+    Parameters
+    ----------
+    model : onnx_ir.Model
+        Prepared model; consumed.
+    values : sequence of str
+        Tensors of the main graph.
+    weights : sequence of str
+        Initializers that become inputs, after the model's own.
+
+    Returns
+    -------
+    onnx_ir.Model
+    """
+    trunk(model, values)
+    graph = model.graph
+    for name in weights:
+        value = graph.initializers.pop(name)
+        value.const_value = None
+        graph.inputs.append(value)
+    return model
+
+
+def trunk(model: ir.Model, values: Sequence[str]) -> ir.Model:
+    """Make `values` the outputs of a prepared model, in place, and drop what they don't need."""
+    by_name = {v.name: v for v in (*model.graph.inputs, *model.graph.initializers.values())}
+    for node in model.graph:
+        by_name.update({v.name: v for v in node.outputs if v.name})
+    missing = [v for v in values if v not in by_name]
+    if missing:
+        raise InvalidModelError(f"The model's main graph has no tensor {missing}.")
+    model.graph.outputs[:] = [by_name[v] for v in values]
+    kept = dict(model.graph.initializers)
+    RemoveUnusedNodesPass()(model)
+    for value in kept.values():
+        # A weight that these outputs don't need is still a weight: its gradient is zero.
+        if value.name not in model.graph.initializers:
+            model.graph.register_initializer(value)
+    return model
+
+
+def compose_scores(
+    model: ir.Model, targets: Sequence[Target], weights: Sequence[str], *, weighted: bool = False
+) -> ir.Model:
+    """The graph that computes one score per row: the losses of all targets, weighted and added.
+
+    Parameters
+    ----------
+    model : onnx_ir.Model
+        Prepared model; consumed.
+    targets : sequence of Target
+        Outputs and their losses.
+    weights : sequence of str
+        Initializers that become inputs.
+    weighted : bool
+        Whether the graph takes one weight per row.
+
+    Returns
+    -------
+    onnx_ir.Model
+        Inputs are the model's, the weights, and what comes with every batch; the only output has
+        shape (rows,).
+    """
+    model = compose_forward(model, list(dict.fromkeys(t.value for t in targets)), weights)
+    graph = model.graph
+    outputs = {v.name: v for v in graph.outputs}
+    op = Builder(model.opset_imports[""], taken=_names(graph))
+    batch = _Batch(op, _scalar_dtype(graph.inputs), weighted)
+    total: Var | None = None
+    for target in targets:
+        scores = _scaled(batch.terms(target, op.wrap(outputs[target.value])).scores, target.weight)
+        total = scores if total is None else total + scores
+    assert total is not None
+    graph.inputs.extend(v.value for v in batch.inputs)
+    graph.outputs[:] = [op.Identity(total).value]
+    _extend(model, op)
+    return model
+
+
+# -- step ---------------------------------------------------------------------------------------
+
+
+def compose_step(
+    model: ir.Model,
+    engine: Engine,
+    targets: Sequence[Target],
+    weights: Sequence[str],
+    optimizer: BaseLearningRate,
+    penalties: Mapping[str, BaseLearningPenalty],
+    *,
+    weighted: bool = False,
+) -> ComposedStep:
+    """Join everything one training step does into one graph.
+
+    Parameters
+    ----------
+    model : onnx_ir.Model
+        Prepared model (see :func:`onnxcustom.graph.prepare`); consumed.
+    engine : Engine
+        Gradient engine.
+    targets : sequence of Target
+        Outputs and their losses.
+    weights : sequence of str
+        Names of the weights to train.
+    optimizer : BaseLearningRate
+        Update rule.
+    penalties : mapping of str to BaseLearningPenalty
+        Penalty per weight; weights without one are not penalised.
+    weighted : bool
+        Whether the graph takes one weight per row.
+
+    Returns
+    -------
+    ComposedStep
+        The graph: inputs are the model's inputs, the expected values, the row weights, the
+        weights, the state, the learning rate and the step count; outputs are the loss, the new
+        weights and the new state.
+    """
+    values = list(dict.fromkeys(t.value for t in targets))
+    gradient = differentiate(trunk(model, values), engine, list(weights), [], values)
+    composer = _StepComposer(gradient, weighted)
+    composer.objective(targets)
+    composer.penalties(penalties)
+    composer.updates(optimizer)
+    return composer.finish()
+
+
+class _Batch:
+    """Graph inputs that come with every batch: expected values and row weights."""
+
+    def __init__(self, op: Builder, dtype: ir.DataType, weighted: bool) -> None:
+        self.op = op
+        self.expected: dict[str, Var] = {}
+        # Taken either way: weighted and unweighted graphs of a model share the names of their buffers.
+        name = op.unique("sample_weight")
+        self.sample_weight = op.input(name, dtype, ["rows"]) if weighted else None
+
+    @property
+    def inputs(self) -> list[Var]:
+        return [*self.expected.values(), *([] if self.sample_weight is None else [self.sample_weight])]
+
+    def terms(self, target: Target, predicted: Var) -> LossTerms:
+        """Scores and gradient of a target's loss."""
+        op = self.op
+        moved = _classes_second(op, predicted, target)
+        wanted = target.loss.target(moved.dtype, moved.rank, moved.shape)
+        expected = op.input(op.unique(f"{target.output}_expected"), wanted.dtype, wanted.shape)
+        self.expected[target.output] = expected
+        if wanted.kind == "labels" and moved.rank is not None and moved.rank > 2:
+            expected = _one_label_each(op, expected, moved)
+        weight = None if self.sample_weight is None else _cast(op, self.sample_weight, predicted.dtype)
+        terms = target.loss.build(op, moved, expected, weight)
+        if moved is predicted:
+            return terms
+        return dataclasses.replace(
+            terms, gradient=_transposed(op, terms.gradient, _class_axes(target, moved)[1])
+        )
+
+
+class _StepComposer:
+    """Appends loss, penalty and update nodes to a gradient graph, in that order."""
+
+    def __init__(self, model: ir.Model, weighted: bool) -> None:
+        self.model = model
+        self.graph: ir.Graph = model.graph
+        self.names = GradientNames.of(model)
+        self.op = Builder(model.opset_imports[""], taken=_names(self.graph))
+        self.values = {v.name: v for v in (*self.graph.inputs, *self.graph.outputs)}
+        self.weights = {w: self.op.wrap(self.values[w]) for w in self.names.weights}
+        self.gradients = {w: self.op.wrap(self.values[self.names.gradients[w]]) for w in self.names.weights}
+        self.dtype = _scalar_dtype([v.value for v in self.weights.values()])
+        self.batch = _Batch(self.op, self.dtype, weighted)
+        self.learning_rate = self.op.input(self.op.unique("learning_rate"), self.dtype, [])
+        self.step = self.op.input(self.op.unique("step"), self.dtype, [])
+        self.loss: Var | None = None
+        self.new_weights: dict[str, Var] = {}
+        self.state: dict[str, dict[str, tuple[Var, Var]]] = {}
+
+    def objective(self, targets: Sequence[Target]) -> None:
+        """Sum over the targets of weight * sum(scores) / rows; its gradient seeds the backward part."""
+        op = self.op
+        seeds: dict[str, Var] = {}
+        for target in targets:
+            predicted = op.wrap(self.values[target.value])
+            terms = self.batch.terms(target, predicted)
+            # A scalar divisor of the prediction's dtype, whatever the batch.
+            rows = op.Cast(op.Gather(op.Shape(predicted), 0), to=predicted.dtype)
+            self._add_loss(_scaled(terms.loss / rows, target.weight))
+            seed = _scaled(terms.gradient / rows, target.weight)
+            seeds[target.value] = seeds[target.value] + seed if target.value in seeds else seed
+        for value, seed in seeds.items():
+            slot = self.values[self.names.seeds[value]]
+            slot.replace_all_uses_with(seed.value, replace_graph_outputs=True)
+            self.graph.inputs.remove(slot)
+
+    def penalties(self, penalties: Mapping[str, BaseLearningPenalty]) -> None:
+        """Add each penalty to the loss and to the gradient of its weight."""
+        for name, penalty in penalties.items():
+            value, gradient = penalty.build(self.op, self.weights[name])
+            self._add_loss(value)
+            self.gradients[name] = self.gradients[name] + gradient
+
+    def _add_loss(self, term: Var) -> None:
+        term = _cast(self.op, term, self.dtype)
+        self.loss = term if self.loss is None else self.loss + term
+        self.loss.value.shape = ir.Shape([])
+
+    def updates(self, optimizer: BaseLearningRate) -> None:
+        """New weight and new state of every weight."""
+        op = self.op
+        rates: dict[Any, Var] = {}
+        for name, w in self.weights.items():
+            assert w.dtype is not None
+            if w.dtype not in rates:
+                rates[w.dtype] = _cast(op, self.learning_rate, w.dtype)
+            state = {s: op.input(op.unique(f"{name}_{s}"), w.dtype, w.shape) for s in optimizer.state}
+            new, new_state = optimizer.update(
+                op, w, self.gradients[name], State(state), rates[w.dtype], self.step
+            )
+            self.new_weights[name] = new
+            self.state[name] = {s: (state[s], new_state[s]) for s in optimizer.state}
+
+    def finish(self) -> ComposedStep:
+        """Put everything into the graph, in topological order and without dead nodes."""
+        assert self.loss is not None
+        outputs = _Outputs(self.op)
+        composed = ComposedStep(
+            model=self.model,
+            inputs=list(self.names.inputs),
+            expected={output: _name(v) for output, v in self.batch.expected.items()},
+            sample_weight=None if self.batch.sample_weight is None else _name(self.batch.sample_weight),
+            learning_rate=_name(self.learning_rate),
+            step=_name(self.step),
+            loss=outputs.add("loss", self.loss),
+            weights={w: outputs.add(f"{w}_new", v, self.weights[w]) for w, v in self.new_weights.items()},
+            state={
+                w: {
+                    s: (_name(old), outputs.add(f"{w}_{s}_new", new, old)) for s, (old, new) in states.items()
+                }
+                for w, states in self.state.items()
+            },
+        )
+        states = [old for states in self.state.values() for old, _ in states.values()]
+        own = [self.values[n] for n in composed.inputs]
+        added = [*self.batch.inputs, *self.weights.values(), *states, self.learning_rate, self.step]
+        self.graph.inputs[:] = own + [v.value for v in added]
+        self.graph.outputs[:] = outputs.values
+        _extend(composed.model, self.op)
+        del composed.model.metadata_props[GRADIENT_KEY]
+        description = {k: v for k, v in vars(composed).items() if k != "model"}
+        composed.model.metadata_props[METADATA_KEY] = json.dumps(description)
+        return composed
+
+
+class _Outputs:
+    """Graph outputs: each a tensor of its own, computed by a node of ours and named by us."""
+
+    def __init__(self, op: Builder) -> None:
+        self.op = op
+        self.values: list[ir.Value] = []
+        self._ours = {v for node in op.nodes for v in node.outputs}
+
+    def add(self, name: str, var: Var, like: Var | None = None) -> str:
+        value = var.value
+        if value not in self._ours or value in self.values:
+            value = self.op.Identity(var).value
+        value.name = self.op.unique(name)
+        if like is not None:
+            value.shape = like.value.shape
+        self.values.append(value)
+        return value.name
+
+
+# -- helpers ------------------------------------------------------------------------------------
+
+
+def _name(var: Var) -> str:
+    assert var.value.name is not None
+    return var.value.name
+
+
+def _names(graph: ir.Graph) -> set[str]:
+    """Every name taken in a graph and its subgraphs, of tensors and nodes."""
+    taken = {v.name for v in (*graph.inputs, *graph.initializers.values())}
+    for node in graph.all_nodes():
+        taken.add(node.name)
+        taken.update(v.name for v in (*node.outputs, *node.inputs) if v is not None)
+    return {name for name in taken if name}
+
+
+def _scalar_dtype(values: Iterable[ir.Value]) -> ir.DataType:
+    """Dtype of scalars and row weights: double if any tensor is, else float.
+
+    Half precision would round the learning rate, so it is never used for them.
+    """
+    return ir.DataType.DOUBLE if any(v.dtype == ir.DataType.DOUBLE for v in values) else ir.DataType.FLOAT
+
+
+def _cast(op: Builder, var: Var, dtype: ir.DataType | None) -> Var:
+    return var if dtype is None or var.dtype == dtype else op.Cast(var, to=dtype)
+
+
+def _classes_second(op: Builder, predicted: Var, target: Target) -> Var:
+    """The prediction with its classes on axis 1, where losses look for them."""
+    if target.axis == 1 or predicted.rank is None or predicted.rank <= 2:
+        return predicted
+    return _transposed(op, predicted, _class_axes(target, predicted)[0])
+
+
+def _class_axes(target: Target, var: Var) -> tuple[list[int], list[int]]:
+    """Permutations that move the classes to axis 1, and back."""
+    assert var.rank is not None
+    rest = [a for a in range(var.rank) if a != target.axis]
+    there = [rest[0], target.axis, *rest[1:]]
+    return there, [there.index(a) for a in range(var.rank)]
+
+
+def _one_label_each(op: Builder, labels: Var, predicted: Var) -> Var:
+    """Labels for every token or pixel: picking scores by too few of them would go unnoticed."""
+    if labels.shape is not None and all(isinstance(d, int) for d in labels.shape[1:]):
+        return labels  # the step's own check of shapes does
+    shape = op.Shape(predicted)
+    wanted = op.Concat(op.Gather(shape, [0]), op.Slice(shape, [2], [np.iinfo(np.int64).max]), axis=0)
+    made = op.Reshape(labels, wanted)
+    made.value.shape = labels.value.shape
+    return made
+
+
+def _transposed(op: Builder, var: Var, axes: Sequence[int]) -> Var:
+    made = op.Transpose(var, perm=list(axes))
+    made.value.shape = None if var.shape is None else ir.Shape([var.shape[a] for a in axes])
+    return made
+
+
+def _scaled(var: Var, factor: float) -> Var:
+    return var if factor == 1.0 else var * factor
+
+
+def _extend(model: ir.Model, op: Builder) -> None:
+    """Put what a builder made into its graph."""
+    graph = model.graph
+    graph.extend(op.nodes)
+    for initializer in op.initializers:
+        graph.register_initializer(initializer)
+    graph.opset_imports.update(op.domains)
+    graph.sort()
+    RemoveUnusedNodesPass()(model)

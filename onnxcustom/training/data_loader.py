@@ -1,0 +1,387 @@
+"""Batches of a data set, bound by pointer."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from onnxcustom._versioning import check_version, stamp_version
+from onnxcustom.exceptions import InvalidDataError
+from onnxcustom.runtime import Device, parse_device, to_ortvalue
+
+from .validation import TensorSpec, as_inputs, as_sample_weight, as_targets, check_batch_size
+
+__all__ = ["Batch", "OrtDataLoader", "draw_seed", "permutation"]
+
+# So many batches are prepared at most; beyond that they are made while iterating.
+_PREPARED = 16384
+
+
+class Batch(NamedTuple):
+    """One batch.
+
+    Attributes
+    ----------
+    rows : int
+        Number of rows.
+    values : tuple of OrtValue
+        One C OrtValue for each array: inputs, expected values, weights of the rows.
+    """
+
+    rows: int
+    values: tuple[Any, ...]
+
+
+def permutation(seed: int, epoch: int, rows: int) -> np.ndarray:
+    """The order of the rows in an epoch, a function of (seed, epoch) and nothing else.
+
+    Parameters
+    ----------
+    seed : int
+        In [0, 2**64).
+    epoch : int
+        In [0, 2**64).
+    rows : int
+        Number of rows.
+
+    Returns
+    -------
+    ndarray of shape (rows,), int64
+
+    Examples
+    --------
+    >>> bool((permutation(0, 3, 100) == permutation(0, 3, 100)).all())
+    True
+    """
+    key = np.array([seed, epoch], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key)).permutation(rows)
+
+
+def draw_seed(random_state: Any = None) -> int:
+    """A seed from scikit-learn's ``random_state``: None, an integer, a RandomState or a Generator."""
+    if random_state is None:
+        return int(np.random.SeedSequence().generate_state(1, np.uint64)[0])
+    if isinstance(random_state, numbers.Integral) and not isinstance(random_state, bool):
+        if not 0 <= int(random_state) < 2**64:
+            raise ValueError(f"random_state must be in [0, 2**64), not {random_state}.")
+        return int(random_state)
+    if isinstance(random_state, np.random.RandomState):
+        return int(random_state.randint(2**31 - 1))
+    if isinstance(random_state, np.random.Generator):
+        return int(random_state.integers(2**63))
+    raise ValueError(
+        f"random_state must be None, an integer, a RandomState or a Generator, not {random_state!r}."
+    )
+
+
+class OrtDataLoader:
+    """Iterates over a data set in batches of OrtValues.
+
+    Data is checked and converted once. Batches share the memory of the data, or, when shuffling, of a
+    buffer that is refilled in place at the start of each epoch (data sets larger than `block_bytes`
+    block by block), so that the OrtValues are made once and a batch costs next to nothing.
+
+    Parameters
+    ----------
+    X : array_like, DataFrame or dict of str to array_like
+        Features, (n, ...); a dict for several inputs.
+    y : array_like, Series, DataFrame or dict of str to array_like, optional
+        Expected values, (n,) or (n, ...).
+    sample_weight : number or array_like of shape (n,), optional
+        Weights of the rows.
+    batch_size : int, default=20
+        Rows in a batch; the last one may be short.
+    device : str or OrtDevice, default='cpu'
+        Where the OrtValues live.
+    random_iter : bool, default=True
+        Draw the rows of each epoch in another order. Every row comes once.
+    shuffle : bool, optional
+        The same, as scikit-learn calls it; it prevails over `random_iter`.
+    random_state : int, RandomState, Generator or None, default=None
+        Seed of the order. The order of an epoch is a function of the seed and the epoch's number.
+    inputs : sequence of TensorSpec, optional
+        What the model's inputs want, see :func:`~onnxcustom.training.validation.input_specs`; by
+        default the data is taken as it is.
+    targets : sequence of TensorSpec, optional
+        What the losses want; by default (n, ...) as it is and (n,) as a column.
+    weight_dtype : dtype, optional
+        Dtype of the weights of the rows: by default that of the first floating-point array.
+    block_bytes : int, default=2**26
+        Size of the buffer.
+
+    Attributes
+    ----------
+    arrays : dict of str to ndarray
+        The data: inputs, expected values, then ``'sample_weight'``.
+    seed : int
+        Seed of the order.
+    n_batches : int
+        Batches in an epoch.
+
+    Raises
+    ------
+    InvalidDataError
+        Data that does not fit the model or itself; nothing was changed.
+    ValueError
+        A batch size below 1.
+
+    Notes
+    -----
+    OrtValues are valid while the loader lives and, when shuffling, until the next epoch or block:
+    use them, don't collect them. :meth:`iter_numpy` yields copies when shuffling.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> loader = OrtDataLoader(np.arange(10.0).reshape(5, 2), np.arange(5), batch_size=2, random_iter=False)
+    >>> [batch.rows for batch in loader.epoch(0)]
+    [2, 2, 1]
+    >>> len(loader), loader.n_batches
+    (5, 3)
+    """
+
+    def __init__(
+        self,
+        X: Any,
+        y: Any = None,
+        sample_weight: Any = None,
+        batch_size: int = 20,
+        device: Any = "cpu",
+        random_iter: bool = True,
+        *,
+        shuffle: bool | None = None,
+        random_state: Any = None,
+        inputs: Sequence[TensorSpec] | None = None,
+        targets: Sequence[TensorSpec] | None = None,
+        weight_dtype: Any = None,
+        block_bytes: int = 2**26,
+    ) -> None:
+        given = _names("X", X) if inputs is None else list(inputs)
+        arrays = as_inputs(X, given)
+        self._n_inputs = len(arrays)
+        self._rows = len(next(iter(arrays.values())))
+        self.batch_size = check_batch_size(batch_size, self._rows, given)
+        if y is not None or targets is not None:
+            wanted = _names("y", y) if targets is None else list(targets)
+            _add(arrays, as_targets(y, wanted, self._rows))
+        self._n_targets = len(arrays) - self._n_inputs
+        if sample_weight is not None:
+            dtype = weight_dtype or _first_float(arrays.values())
+            _add(arrays, {"sample_weight": as_sample_weight(sample_weight, self._rows, dtype)})
+        self.arrays = arrays
+        self.device = parse_device(device)
+        self.random_iter = bool(random_iter if shuffle is None else shuffle)
+        self.seed = draw_seed(random_state)
+        self.block_bytes = int(block_bytes)
+        self._epoch = 0
+        self._prepare()
+
+    # -- buffers -------------------------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        """Buffers and the OrtValues of their batches."""
+        self._turn = 0
+        self._buffers: list[np.ndarray] = []
+        self._prepared: list[Batch] = []
+        self._short: Batch | None = None
+        size, arrays = self.batch_size, list(self.arrays.values())
+        if self.random_iter:
+            row_bytes = max(1, sum(a.nbytes for a in arrays) // self._rows)
+            in_block = min(max(1, self.block_bytes // (row_bytes * size)), _PREPARED, self.n_batches)
+            self._block = min(in_block * size, self._rows)
+            self._buffers = [np.empty((self._block, *a.shape[1:]), a.dtype) for a in arrays]
+        elif self.n_batches <= _PREPARED or self.device.type != "cpu":
+            # Other devices hold the whole data set: it is copied there once.
+            self._block = self._rows
+            self._buffers = arrays
+        else:
+            return
+        self._prepared = [self._batch(i, i + size) for i in range(0, self._block - size + 1, size)]
+        short = self._rows % size
+        if short:
+            start = (self._rows - short) % self._block if self._block < self._rows else self._rows - short
+            self._short = self._batch(start, start + short)
+
+    def _batch(self, start: int, stop: int) -> Batch:
+        """A batch of rows of the buffers."""
+        return Batch(stop - start, tuple(_value(b[start:stop], self.device) for b in self._buffers))
+
+    def _fill(self, order: np.ndarray) -> None:
+        """Gather rows into the buffers."""
+        for source, buffer in zip(self.arrays.values(), self._buffers, strict=True):
+            # 'clip' spares numpy the check, and with it a second buffer.
+            np.take(source, order, axis=0, out=buffer[: len(order)], mode="clip")
+
+    def _upload(self, rows: int) -> None:
+        """Copy the batches of the buffers to the device."""
+        if self.device.type == "cpu":
+            return
+        start = 0
+        for batch in self._block_batches(rows):
+            for value, buffer in zip(batch.values, self._buffers, strict=True):
+                value.update_inplace(buffer[start : start + batch.rows])
+            start += batch.rows
+
+    def _block_batches(self, rows: int) -> list[Batch]:
+        """Batches of a block that holds so many rows."""
+        full, short = divmod(rows, self.batch_size)
+        batches = self._prepared if full == len(self._prepared) else self._prepared[:full]
+        return [*batches, self._short] if short and self._short is not None else batches
+
+    # -- iteration -----------------------------------------------------------------------------
+
+    @property
+    def n_batches(self) -> int:
+        """Batches in an epoch."""
+        return -(-self._rows // self.batch_size)
+
+    def order(self, epoch: int) -> np.ndarray | None:
+        """Order of the rows in an epoch, None if they are not shuffled."""
+        return permutation(self.seed, epoch, self._rows) if self.random_iter else None
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """The batches of an epoch.
+
+        Parameters
+        ----------
+        epoch : int
+            Its number, from 0.
+
+        Yields
+        ------
+        Batch
+
+        Raises
+        ------
+        RuntimeError
+            Another epoch was begun before this one was through: they share a buffer.
+        """
+        order = self.order(epoch)
+        self._turn += 1
+        turn = self._turn
+        for batches in self._blocks(order):
+            for batch in batches:
+                if self._turn != turn and order is not None:
+                    raise RuntimeError("Another epoch of this loader was begun: its batches overwrote these.")
+                yield batch
+
+    def _blocks(self, order: np.ndarray | None) -> Iterator[Any]:
+        if not self._buffers:
+            yield self._made_on_the_way()
+        elif order is None:
+            yield self._block_batches(self._rows)
+        else:
+            for start in range(0, self._rows, self._block):
+                rows = order[start : start + self._block]
+                self._fill(rows)
+                self._upload(len(rows))
+                yield self._block_batches(len(rows))
+
+    def _made_on_the_way(self) -> Iterator[Batch]:
+        arrays = list(self.arrays.values())
+        for start in range(0, self._rows, self.batch_size):
+            parts = [a[start : start + self.batch_size] for a in arrays]
+            yield Batch(len(parts[0]), tuple(_value(p, self.device) for p in parts))
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The batches of the next epoch."""
+        epoch = self._epoch
+        self._epoch += 1
+        return self.epoch(epoch)
+
+    def iter_ortvalue(self) -> Iterator[tuple[Any, ...]]:
+        """The next epoch as tuples of C OrtValues: inputs, expected values, weights."""
+        for batch in self:
+            yield batch.values
+
+    def iter_numpy(self) -> Iterator[tuple[np.ndarray, ...]]:
+        """The next epoch as tuples of arrays: inputs, expected values, weights."""
+        order = self.order(self._epoch)
+        self._epoch += 1
+        for start in range(0, self._rows, self.batch_size):
+            stop = start + self.batch_size
+            rows: Any = slice(start, stop) if order is None else order[start:stop]
+            yield tuple(a[rows] for a in self.arrays.values())
+
+    def iter_bind(self, bind: Any, names: Sequence[str]) -> Iterator[int]:
+        """Bind the batches of the next epoch to inputs, one after the other.
+
+        Parameters
+        ----------
+        bind : IOBinding or SessionIOBinding
+            What to bind to.
+        names : sequence of str
+            Inputs for the arrays, in order. Further names, such as that of a learning rate, are left
+            to the caller.
+
+        Yields
+        ------
+        int
+            Number of rows of the batch just bound.
+        """
+        if len(names) < len(self.arrays):
+            raise InvalidDataError(
+                f"{len(self.arrays)} arrays {list(self.arrays)} need as many names, not {names}."
+            )
+        target = getattr(bind, "_iobinding", bind)
+        for batch in self:
+            for name, value in zip(names, batch.values, strict=False):
+                target.bind_ortvalue_input(name, value)
+            yield batch.rows
+
+    # -- looking at it -------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return self._rows
+
+    @property
+    def data_np(self) -> tuple[np.ndarray, ...]:
+        """The data as arrays."""
+        return tuple(self.arrays.values())
+
+    @property
+    def data_ort(self) -> tuple[Any, ...]:
+        """The data as C OrtValues."""
+        return tuple(_value(a, self.device) for a in self.arrays.values())
+
+    @property
+    def desc(self) -> list[tuple[tuple[int, ...], np.dtype]]:
+        """Shape and dtype of each array."""
+        return [(a.shape, a.dtype) for a in self.arrays.values()]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(..., batch_size={self.batch_size!r}, device={self.device.name!r})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        rebuilt = ("_turn", "_buffers", "_prepared", "_short", "_block")
+        return stamp_version({k: v for k, v in vars(self).items() if k not in rebuilt})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(check_version(state, self))
+        self._prepare()
+
+
+def _value(array: np.ndarray, device: Device) -> Any:
+    return to_ortvalue(array, device)._ortvalue
+
+
+def _names(what: str, data: Any) -> list[TensorSpec]:
+    """Free specifications for data that comes without a model."""
+    return [TensorSpec(str(name)) for name in data] if isinstance(data, dict) else [TensorSpec(what)]
+
+
+def _add(arrays: dict[str, np.ndarray], more: dict[str, np.ndarray]) -> None:
+    """Add arrays, under other names where an input has theirs."""
+    for name, array in more.items():
+        key = name
+        while key in arrays:
+            key += "_expected"
+        arrays[key] = array
+
+
+def _first_float(arrays: Any) -> np.dtype:
+    return next((a.dtype for a in arrays if a.dtype.kind == "f"), np.dtype(np.float32))

@@ -1,0 +1,170 @@
+"""What a model and its data say about classes: the output, its loss, the labels and their order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxcustom.exceptions import InvalidDataError, InvalidModelError
+from onnxcustom.graph import find_logits
+from onnxcustom.objective import (
+    BaseLearningLoss,
+    BinaryCrossEntropyLearningLoss,
+    SoftmaxCrossEntropyLearningLoss,
+)
+
+from .step import TrainingStep
+from .targets import prediction_tensors
+
+__all__ = [
+    "FITTING_NAMES",
+    "are_independent",
+    "as_labels",
+    "fitting_loss",
+    "from_one_hot",
+    "label_indices",
+    "labels_of",
+    "link_of",
+    "probability_output",
+    "some",
+]
+
+# Names of losses that mean the cross-entropy that fits the model.
+FITTING_NAMES = frozenset({"log", "log_loss", "logloss", "neglog"})
+
+
+def probability_output(model: ir.Model) -> str:
+    """The output with scores: the first one behind a Sigmoid, a Softmax or a ZipMap, else the first float."""
+    tensors = prediction_tensors(model)
+    if not tensors:
+        raise InvalidModelError(
+            f"None of the model's outputs {[v.name for v in model.graph.outputs]} holds scores or "
+            "probabilities: there is nothing to train."
+        )
+    recognised = [name for name in tensors if find_logits(model, name) is not None or tensors[name] != name]
+    return (recognised or list(tensors))[0]
+
+
+def fitting_loss(model: ir.Model, output: str, first_scores: Callable[[], np.ndarray]) -> BaseLearningLoss:
+    """The cross-entropy that fits an output; `first_scores` computes it for some rows."""
+    logits = find_logits(model, output)
+    if logits is not None:
+        sigmoid = logits.kind == "sigmoid"
+        return BinaryCrossEntropyLearningLoss() if sigmoid else SoftmaxCrossEntropyLearningLoss()
+    scores = first_scores()
+    if scores.ndim > 2:  # classes on axis 1: of (n, tokens, classes) nothing tells the last from the second
+        return SoftmaxCrossEntropyLearningLoss() if scores.shape[1] > 1 else BinaryCrossEntropyLearningLoss()
+    scores = scores.reshape(len(scores), -1)
+    loss = BinaryCrossEntropyLearningLoss() if scores.shape[1] == 1 else SoftmaxCrossEntropyLearningLoss()
+    return loss.on_probabilities() if _are_probabilities(scores, _last_operator(model, output)) else loss
+
+
+# Operators whose results may be probabilities though no Sigmoid or Softmax is in sight.
+_BOUNDED = frozenset("Clip Div Exp HardSigmoid Max Min Pow Sigmoid Softmax Where".split())
+_MOVES = frozenset("Cast Flatten Identity Reshape Squeeze Unsqueeze ZipMap".split())
+
+
+def _are_probabilities(scores: np.ndarray, last: str) -> bool:
+    """Whether scores are probabilities by their values; one column, zeros perhaps, is no proof on its own."""
+    if scores.min() < 0 or scores.max() > 1:
+        return False
+    return last in _BOUNDED if scores.shape[1] == 1 else bool(np.allclose(scores.sum(axis=1), 1, atol=1e-3))
+
+
+def _last_operator(model: ir.Model, output: str) -> str:
+    """The operator that computes an output, behind what only moves or copies numbers."""
+    value: ir.Value | None = next(v for v in model.graph.outputs if v.name == output)
+    node = None if value is None else value.producer()
+    while node is not None and node.op_type in _MOVES:
+        value = node.inputs[0]
+        node = None if value is None else value.producer()
+    return "" if node is None else node.op_type
+
+
+def are_independent(model: ir.Model, output: str, step: TrainingStep) -> bool:
+    """Whether the columns are questions of their own: a sigmoid each, not made to sum to 1."""
+    logits = find_logits(model, output)
+    if logits is not None:
+        return logits.kind == "sigmoid" and not logits.normalized
+    loss = step.targets[0].loss
+    return loss.on == "sigmoid" or isinstance(loss, BinaryCrossEntropyLearningLoss)
+
+
+def link_of(model: ir.Model, output: str, step: TrainingStep) -> str | None:
+    """What makes probabilities of the output: None if it holds them, 'scores' if nothing does."""
+    loss = step.targets[0].loss
+    if find_logits(model, output) is not None:
+        return None
+    if loss.on != "output":
+        return loss.on
+    probabilistic = (BinaryCrossEntropyLearningLoss, SoftmaxCrossEntropyLearningLoss)
+    return None if isinstance(loss, probabilistic) else "scores"
+
+
+def as_labels(y: Any) -> np.ndarray:
+    """Labels as an array."""
+    if y is None:
+        raise InvalidDataError("Training requires y to be passed, but the target y is None: give the labels.")
+    array = np.asarray(y)
+    if array.dtype.kind == "O" and any(v is None or v != v for v in array.reshape(-1)):
+        raise InvalidDataError("y contains None or NaN in place of a label.")
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise InvalidDataError("y contains NaN or infinity in place of a label.")
+    return array
+
+
+def from_one_hot(y: np.ndarray, axis: int, labels: np.ndarray) -> np.ndarray:
+    """Labels of rows of zeros with a single 1."""
+    if y.shape[axis] != len(labels) or not (np.isin(y, (0, 1)).all() and (y.sum(axis=axis) == 1).all()):
+        raise InvalidDataError(
+            f"y has shape {y.shape}: for one of {len(labels)} classes a row give labels, or rows of zeros "
+            f"with a single 1 in {len(labels)} columns. Several labels a row need a model that ends in a "
+            "Sigmoid."
+        )
+    return labels[np.argmax(y, axis=axis)]
+
+
+def labels_of(y: np.ndarray, columns: int) -> np.ndarray:
+    """Labels in the order of the columns for a model that does not say."""
+    if y.ndim == 2 and y.shape[1] == columns > 1 and y.dtype.kind in "biuf" and np.isin(y, (0, 1)).all():
+        return np.arange(columns)  # one-hot
+    try:
+        labels = np.unique(y)
+    except TypeError as exc:
+        raise InvalidDataError(f"The labels in y are of several types: {exc}.") from exc
+    if len(labels) == columns:
+        return labels
+    if labels.dtype.kind in "iu" and len(labels) and labels.min() >= 0 and labels.max() < columns:
+        return np.arange(columns, dtype=labels.dtype)  # some classes are not in this data
+    raise InvalidDataError(
+        f"y has {len(labels)} different labels, {some(labels)}, the model has {columns} classes and does "
+        "not name them: give every class at least once, or labels 0, 1, ..., in the order of the model's columns, "
+        "or all of them to partial_fit(classes=)."
+    )
+
+
+def label_indices(y: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Position of every label, in the shape of `y`."""
+    if y.dtype.kind in "OUS" or labels.dtype.kind in "OUS":
+        table: dict[Any, int] = {label: i for i, label in enumerate(labels.tolist())}
+        found = [table.get(label, -1) for label in y.reshape(-1).tolist()]
+        index = np.array(found, dtype=np.int64).reshape(y.shape)
+    else:
+        order = np.argsort(labels)
+        nearest = order[np.clip(np.searchsorted(labels, y, sorter=order), 0, len(labels) - 1)]
+        index = np.where(labels[nearest] == y, nearest, -1)
+    if (index < 0).any():
+        raise InvalidDataError(
+            f"y holds the labels {some(np.unique(y[index < 0]))}, which the model does not have; its classes "
+            f"are {some(labels)}."
+        )
+    return index
+
+
+def some(labels: np.ndarray) -> str:
+    """The first labels, for messages."""
+    text = ", ".join(repr(v) for v in labels[:10].tolist())
+    return f"[{text}{', ...' if len(labels) > 10 else ''}]"

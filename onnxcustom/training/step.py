@@ -1,0 +1,488 @@
+"""One training step as one ONNX graph, run through IO binding on double-buffered weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnxcustom._versioning import check_version, stamp_version
+from onnxcustom.exceptions import (
+    ConvergenceError,
+    InvalidDataError,
+    InvalidModelError,
+    NoTrainableWeightError,
+    UnknownNameError,
+)
+from onnxcustom.gradient.build import prepared
+from onnxcustom.gradient.interface import select_engine
+from onnxcustom.graph import load, prepare, replace_weights, to_proto
+from onnxcustom.graph import weights as graph_weights
+from onnxcustom.objective import select_penalties
+from onnxcustom.optim import select_optimizer
+from onnxcustom.runtime import Binding, Device, create_session, parse_device, to_ortvalue
+
+from .buffers import DoubleBuffer, Scalar
+from .compose import ComposedStep, compose_forward, compose_scores, compose_step, trunk
+from .inference import Forward
+from .targets import Target, prediction_tensors, select_targets
+from .validation import TensorSpec, as_inputs, as_sample_weight, as_targets, tensor_specs
+
+__all__ = ["TrainingStep"]
+
+
+class TrainingStep:
+    r"""Forward, loss, penalty, backward and weight update of a model, in one run of one graph.
+
+    The objective of a step is :math:`\frac{1}{n} \sum_i w_i \ell_i + penalty` over the n rows of
+    the batch. Weights and optimizer state live on the device in two sets of buffers: a run reads
+    one and writes the other, so nothing is copied between steps.
+
+    Parameters
+    ----------
+    model : path, bytes, onnx.ModelProto or onnx_ir.Model
+        Inference model to train. It is not modified.
+    loss : str, BaseLearningLoss, ONNX model, callable or dict, default='squared_error'
+        Loss of the model's first floating-point output, or a dict from output name to loss.
+    optimizer : str or BaseLearningRate, default='sgd'
+        Update rule.
+    weights : list of str, optional
+        Weights to train, by default everything :func:`onnxcustom.weights` finds.
+    penalty : str, BaseLearningPenalty or dict, optional
+        Penalty on every weight, or a dict from weight name to penalty.
+    engine : {'auto', 'ort', 'onnx'}, default='auto'
+        Gradient engine.
+    device : str, default='cpu'
+        ``'cpu'``, ``'cuda'`` or ``'cuda:N'``.
+    learning_rate : float, schedule or BaseLearningRate, optional
+        Overrides the optimizer's learning rate; None keeps it.
+    loss_weights : dict of str to float, optional
+        Factors of the losses, by output name; 1 by default.
+    sample_weight : bool, default=False
+        Whether :attr:`model` takes one weight per row. :meth:`run` accepts weights either way; the
+        weighted graph is built when it first sees some.
+    threads : int, optional
+        Threads of onnxruntime, by default every processor this process may use.
+
+    Attributes
+    ----------
+    iteration : int
+        Number of weight updates done.
+    optimizer : BaseLearningRate
+        The update rule, with its clock.
+
+    Raises
+    ------
+    InvalidModelError, UnknownNameError, NoTrainableWeightError, DifferentiationError, ProviderError
+        Before anything is built: what is wrong, and where.
+    ValueError
+        A learning rate, a factor of a loss or a number of threads that is none.
+
+    Examples
+    --------
+    >>> import numpy as np, onnx
+    >>> model = onnx.parser.parse_model('''<ir_version: 8, opset_import: ["": 17]>
+    ... line (float[N,1] x) => (float[N,1] y) <float[1,1] w = {0}> { y = MatMul(x, w) }''')
+    >>> step = TrainingStep(model, "squared_error", "sgd", learning_rate=0.5)
+    >>> x = np.array([[1], [-1]], dtype=np.float32)
+    >>> step.run(x, 3 * x)
+    4.5
+    >>> step.weights()
+    {'w': array([[1.5]], dtype=float32)}
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        loss: Any = "squared_error",
+        optimizer: Any = "sgd",
+        weights: Sequence[str] | None = None,
+        penalty: Any = None,
+        engine: str = "auto",
+        device: Any = "cpu",
+        *,
+        learning_rate: Any = None,
+        loss_weights: Mapping[str, float] | None = None,
+        sample_weight: bool = False,
+        threads: int | None = None,
+    ) -> None:
+        if threads is not None and not threads >= 1:
+            raise ValueError(f"threads must be at least 1, not {threads!r}.")
+        self._proto = load(model)
+        self.device: Device = parse_device(device)
+        self.threads = threads
+        self.optimizer = select_optimizer(optimizer, learning_rate).init_learning_rate()
+        model = prepare(self._proto)
+        initial = _choose_weights(graph_weights(model), weights)
+        self.targets: list[Target] = select_targets(model, loss, loss_weights)
+        self._penalties = select_penalties(penalty, model, list(initial))
+        values = list(dict.fromkeys(t.value for t in self.targets))
+        self.engine = select_engine(engine, trunk(model, values))
+        self.iteration = 0
+        self._weighted = bool(sample_weight)
+        self._weights = list(initial)
+        self._forget_sessions()
+        graph = self._graph(self._weighted)
+        self._n_batch = len(graph.inputs) + len(graph.expected)
+        self._buffers = DoubleBuffer(
+            {**initial, **_initial_state(graph, self.optimizer, initial)}, self.device
+        )
+
+    _graphs: dict[bool, ComposedStep]
+    _programs: dict[bool, _Program]
+    _scores: dict[bool, Forward]
+    _forward: Forward | None
+
+    # -- graphs --------------------------------------------------------------------------------
+
+    @property
+    def model(self) -> onnx.ModelProto:
+        """The step as one ONNX graph.
+
+        Inputs are the model's own, ``<output>_expected`` for each loss, ``sample_weight`` if
+        there is one, the weights, the optimizer's state, ``learning_rate`` and ``step``. Outputs
+        are the loss, the new weights and the new state. The metadata entry ``onnxcustom.step``
+        says in JSON which is which.
+        """
+        return to_proto(self._graph(self._weighted).model)
+
+    def _graph(self, weighted: bool) -> ComposedStep:
+        if weighted not in self._graphs:
+            self._graphs[weighted] = compose_step(
+                prepared(self._proto, self.engine),
+                self.engine,
+                self.targets,
+                self._weights,
+                self.optimizer,
+                self._penalties,
+                weighted=weighted,
+            )
+        return self._graphs[weighted]
+
+    def _program(self, weighted: bool) -> _Program:
+        if weighted not in self._programs:
+            self._programs[weighted] = _Program(
+                self._graph(weighted), self._buffers, self.scalar_dtype, self.device, self.threads
+            )
+        return self._programs[weighted]
+
+    # -- training ------------------------------------------------------------------------------
+
+    def run(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Do one step on one batch.
+
+        Parameters
+        ----------
+        X : array_like of shape (n, ...) or dict of str to array_like
+            Batch; a dict when the model has several inputs.
+        y : array_like of shape (n, ...) or dict of str to array_like
+            Expected values; a dict when there are several losses.
+        sample_weight : array_like of shape (n,), optional
+            One weight per row.
+
+        Returns
+        -------
+        float
+            The objective before the update.
+
+        Raises
+        ------
+        InvalidDataError
+            The batch does not fit the model.
+        ConvergenceError
+            The objective is not finite; the weights stay as they were.
+        """
+        feeds = self.feeds(X, y, sample_weight)
+        return self.run_batch([to_ortvalue(v, self.device) for v in feeds.values()])
+
+    def run_batch(self, values: Sequence[Any]) -> float:
+        """Do one step on OrtValues that fit: inputs, expected values, and weights of the rows if any."""
+        weighted = len(values) > self._n_batch
+        loss = self._program(weighted).run(values, self.optimizer.value, self.iteration + 1)
+        if not math.isfinite(loss):
+            raise ConvergenceError(
+                f"The objective is {loss} at step {self.iteration + 1} (learning rate "
+                f"{self.optimizer.value:g}); the weights before that step are kept. Lower the learning rate, "
+                "scale the data or clip the gradient."
+            )
+        self._buffers.swap()
+        self.iteration += 1
+        self.optimizer.update_learning_rate(self.iteration)
+        return loss
+
+    # -- data ------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def inputs(self) -> list[TensorSpec]:
+        """What the model's inputs want."""
+        graph = self._graph(self._weighted)
+        values = {v.name: v for v in graph.model.graph.inputs}
+        return tensor_specs(values[name] for name in graph.inputs)
+
+    @functools.cached_property
+    def expected(self) -> list[TensorSpec]:
+        """What the losses want, named like the model's outputs."""
+        graph = self._graph(self._weighted)
+        values = {v.name: v for v in graph.model.graph.inputs}
+        specs = tensor_specs(values[name] for name in graph.expected.values())
+        return [
+            dataclasses.replace(spec, name=name) for name, spec in zip(graph.expected, specs, strict=True)
+        ]
+
+    @functools.cached_property
+    def scalar_dtype(self) -> np.dtype:
+        """Dtype of row weights and of the learning rate: float64 if any weight is, else float32."""
+        graph = self._graph(self._weighted)
+        (spec,) = tensor_specs(v for v in graph.model.graph.inputs if v.name == graph.step)
+        assert spec.dtype is not None
+        return spec.dtype
+
+    def check_expected(self, expected: Mapping[str, np.ndarray]) -> None:
+        """Check expected values by output name, converted already, against what the losses allow.
+
+        Raises
+        ------
+        InvalidDataError
+            A label that is no class of the model, a count that is negative, ...
+        """
+        for target in self.targets:
+            target.loss.check_expected(expected[target.output], target.columns)
+
+    def feeds(self, X: Any, y: Any, sample_weight: Any = None) -> dict[str, np.ndarray]:
+        """Checked and converted arrays by graph input: inputs, expected values, row weights."""
+        graph = self._graph(sample_weight is not None)
+        feeds = as_inputs(X, self.inputs)
+        rows = len(next(iter(feeds.values())))
+        expected = as_targets(y, self.expected, rows)
+        self.check_expected(expected)
+        feeds.update({graph.expected[name]: array for name, array in expected.items()})
+        if graph.sample_weight is not None:
+            feeds[graph.sample_weight] = as_sample_weight(sample_weight, rows, self.scalar_dtype)
+        return feeds
+
+    # -- looking without touching ----------------------------------------------------------------
+
+    def scores(self, X: Any, y: Any, sample_weight: Any = None) -> np.ndarray:
+        """Loss of every row with the present weights, without the penalty: shape (n,)."""
+        weighted = sample_weight is not None
+        if weighted not in self._scores:
+            graph = compose_scores(
+                prepared(self._proto, self.engine), self.targets, self._weights, weighted=weighted
+            )
+            self._scores[weighted] = Forward(graph, self.device, self.threads)
+        feeds = {**self.feeds(X, y, sample_weight), **self._front()}
+        return self._scores[weighted].run(feeds)[0]
+
+    def predict(self, X: Any) -> dict[str, np.ndarray]:
+        """Floating-point outputs of the model with the present weights, by name.
+
+        What a classifier's ZipMap reads stands for the list of dicts it makes of it.
+        """
+        if self._forward is None:
+            model = prepare(self._proto)
+            tensors = prediction_tensors(model)
+            self._predicted = list(tensors)
+            graph = compose_forward(model, list(tensors.values()), self._weights)
+            self._forward = Forward(graph, self.device, self.threads)
+        feeds = {**as_inputs(X, self.inputs), **self._front()}
+        return dict(zip(self._predicted, self._forward.run(feeds), strict=True))
+
+    def _front(self) -> dict[str, Any]:
+        return self._buffers.values[self._buffers.front]
+
+    # -- weights and state -----------------------------------------------------------------------
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """Copies of the present weights, by name."""
+        return dict(zip(self._weights, self._buffers.read(self._weights), strict=True))
+
+    def state(self) -> dict[str, dict[str, np.ndarray]]:
+        """Copies of the optimizer's state: weight name -> state name -> array."""
+        names = self._graph(self._weighted).state
+        return {
+            w: dict(zip(states, self._buffers.read(old for old, _ in states.values()), strict=True))
+            for w, states in names.items()
+        }
+
+    def set_weights(self, weights: Mapping[str, np.ndarray]) -> None:
+        """Overwrite some or all weights.
+
+        Raises
+        ------
+        UnknownNameError, InvalidDataError
+            A name that is not trained, or an array of another shape or dtype; nothing is changed.
+        """
+        present = self.weights()
+        unknown = [name for name in weights if name not in present]
+        if unknown:
+            raise UnknownNameError(f"{unknown} are not among the trained weights {list(present)}.")
+        for name, array in weights.items():
+            _same_kind(f"weight {name!r}", array, present[name])
+        self._buffers.write(weights)
+
+    def set_state(self, state: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+        """Overwrite the optimizer's state of some or all weights; errors as :meth:`set_weights`."""
+        names, present = self._graph(self._weighted).state, self.state()
+        arrays = {}
+        for weight, states in state.items():
+            for key, array in states.items():
+                if key not in present.get(weight, {}):
+                    raise UnknownNameError(
+                        f"The optimizer {self.optimizer!r} keeps no state {key!r} for weight {weight!r}."
+                    )
+                _same_kind(f"state {key!r} of weight {weight!r}", array, present[weight][key])
+                arrays[names[weight][key][0]] = array
+        self._buffers.write(arrays)
+
+    def start_from(self, weights: Mapping[str, np.ndarray]) -> None:
+        """Take over weights of the model, also of those that are not trained here.
+
+        Parameters
+        ----------
+        weights : dict of str to ndarray
+            Some or all of what :func:`onnxcustom.weights` finds in the model.
+        """
+        self._proto = replace_weights(self._proto, weights)
+        self._forget_sessions()  # what is not trained is part of the graphs
+        self.set_weights({name: array for name, array in weights.items() if name in self._weights})
+
+    def snapshot(self) -> tuple[dict[str, np.ndarray], dict[str, dict[str, np.ndarray]]]:
+        """Weights and state, for :meth:`restore`."""
+        return self.weights(), self.state()
+
+    def restore(self, snapshot: tuple[Mapping[str, Any], Mapping[str, Any]]) -> None:
+        """Go back to the weights and state of a snapshot; the clock goes on."""
+        self.set_weights(snapshot[0])
+        self.set_state(snapshot[1])
+
+    def is_finite(self) -> bool:
+        """Whether no weight and no state holds NaN or infinity."""
+        front = self._front()
+        return all(np.isfinite(np.float64(v.numpy())).all() for v in front.values())
+
+    def trained_model(self) -> onnx.ModelProto:
+        """The user's model with the present weights."""
+        return replace_weights(self._proto, self.weights())
+
+    # -- pickling --------------------------------------------------------------------------------
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {k: v for k, v in vars(self).items() if k not in _REBUILT}
+        state["_saved"] = (self.weights(), self.state())
+        return stamp_version(state)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        state = check_version(state, self)
+        weights, optimizer_state = state.pop("_saved")
+        self.__dict__.update(state)
+        self._forget_sessions()
+        graph = self._graph(self._weighted)
+        tensors = dict(weights)
+        for weight, states in graph.state.items():
+            tensors.update({old: optimizer_state[weight][s] for s, (old, _) in states.items()})
+        self._buffers = DoubleBuffer(tensors, self.device)
+
+    def _forget_sessions(self) -> None:
+        self._graphs = {}
+        self._programs = {}
+        self._scores = {}
+        self._forward = None
+
+    def __repr__(self) -> str:
+        targets = ", ".join(f"{t.output}: {t.loss!r}" for t in self.targets)
+        return (
+            f"TrainingStep({targets}, optimizer={self.optimizer!r}, weights={len(self._weights)}, "
+            f"engine={self.engine.name!r}, device={self.device.name!r}, iteration={self.iteration})"
+        )
+
+
+# What holds sessions or device memory: left out of pickles, made again when needed.
+_REBUILT = frozenset({"_graphs", "_programs", "_scores", "_forward", "_buffers"})
+
+
+class _Program:
+    """A step graph in a session, bound to both sets of buffers."""
+
+    def __init__(
+        self, graph: ComposedStep, buffers: DoubleBuffer, dtype: np.dtype, device: Device, threads: int | None
+    ) -> None:
+        session = create_session(graph.model, device, threads=threads)
+        self._learning_rate, self._step, self._loss = Scalar(dtype), Scalar(dtype), Scalar(dtype)
+        self._buffers = buffers
+        self._batch = graph.batch
+        self._bindings = [self._bind(session, graph, device, front) for front in (0, 1)]
+
+    def _bind(self, session: Any, graph: ComposedStep, device: Device, front: int) -> Binding:
+        binding = Binding(session, device)
+        read, written = self._buffers.values[front], self._buffers.values[1 - front]
+        for old, new in graph.updates.items():
+            binding.bind_input(old, read[old])
+            binding.bind_output(new, written[old])
+        binding.bind_input(graph.learning_rate, self._learning_rate.ortvalue)
+        binding.bind_input(graph.step, self._step.ortvalue)
+        binding.bind_output(graph.loss, self._loss.ortvalue)
+        return binding
+
+    def run(self, values: Sequence[Any], learning_rate: float, step: int) -> float:
+        """Read the front buffers, write the back ones, return the objective."""
+        self._learning_rate.set(learning_rate)
+        self._step.set(step)
+        binding = self._bindings[self._buffers.front]
+        for name, value in zip(self._batch, values, strict=True):
+            binding.bind_input(name, value)
+        binding.execute()
+        return float(self._loss)
+
+
+def _choose_weights(found: dict[str, np.ndarray], names: Sequence[str] | None) -> dict[str, np.ndarray]:
+    """The weights to train, checked."""
+    if not found:
+        raise NoTrainableWeightError(
+            "The model holds no trainable weight: no floating-point initializer or constant that an operator "
+            "reads as data."
+        )
+    if names is None:
+        chosen = dict(found)
+    else:
+        if isinstance(names, str):
+            raise UnknownNameError(f"weights must be a list of names, not the text {names!r}.")
+        names = list(names)
+        repeated = sorted({n for n in names if names.count(n) > 1})
+        unknown = [n for n in names if n not in found]
+        if repeated or unknown:
+            what = f"repeats {repeated}" if repeated else f"names {unknown}, which the model does not have"
+            raise UnknownNameError(f"The list of weights {what}; its weights are {list(found)}.")
+        if not names:
+            raise NoTrainableWeightError(f"The list of weights is empty; the model has {list(found)}.")
+        chosen = {n: found[n] for n in names}
+    for name, array in chosen.items():
+        if not np.isfinite(array.astype(np.float64)).all():
+            raise InvalidModelError(f"Weight {name!r} of the model contains NaN or infinity.")
+    return chosen
+
+
+def _initial_state(
+    graph: ComposedStep, optimizer: Any, weights: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """The optimizer's first state, by graph input."""
+    tensors = {}
+    for name, states in graph.state.items():
+        initial = optimizer.init_state(weights[name])
+        tensors.update({old: initial[s] for s, (old, _) in states.items()})
+    return tensors
+
+
+def _same_kind(what: str, array: Any, present: np.ndarray) -> None:
+    array = np.asarray(array)
+    if array.shape != present.shape or array.dtype != present.dtype:
+        raise InvalidDataError(
+            f"The {what} has shape {present.shape} and dtype {present.dtype}, not {array.shape} and "
+            f"{array.dtype}."
+        )
+    if not np.isfinite(array.astype(np.float64)).all():
+        raise InvalidDataError(f"The {what} contains NaN or infinity.")

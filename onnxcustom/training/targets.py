@@ -1,0 +1,156 @@
+"""What a model is trained on: which outputs, with which losses, taken on which tensors."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import numbers
+from collections.abc import Mapping
+from typing import Any
+
+import onnx_ir as ir
+
+from onnxcustom.exceptions import InvalidModelError, UnknownNameError
+from onnxcustom.graph import find_logits
+from onnxcustom.objective import BaseLearningLoss
+
+__all__ = ["Target", "float_outputs", "prediction_tensors", "select_targets", "tensor_shape"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """One output of the model with the loss it is trained on.
+
+    Attributes
+    ----------
+    output : str
+        Output of the user's model.
+    value : str
+        The tensor the loss is taken on: the output itself, or what its final Sigmoid or
+        Softmax reads.
+    loss : BaseLearningLoss
+        Loss.
+    weight : float
+        Factor of this loss in the objective.
+    axis : int
+        Axis of the classes in that tensor.
+    columns : int or None
+        Size of that axis, if it is known.
+    """
+
+    output: str
+    value: str
+    loss: BaseLearningLoss
+    weight: float = 1.0
+    axis: int = 1
+    columns: int | None = None
+
+
+def float_outputs(model: ir.Model) -> list[str]:
+    """Names of the floating-point tensor outputs of a model, in order."""
+    return [
+        v.name
+        for v in model.graph.outputs
+        if v.name
+        and isinstance(v.type, ir.TensorType)
+        and v.dtype is not None
+        and v.dtype.is_floating_point()
+    ]
+
+
+def select_targets(
+    model: ir.Model, loss: Any, loss_weights: Mapping[str, float] | None = None
+) -> list[Target]:
+    """The targets that a user's `loss` means.
+
+    Parameters
+    ----------
+    model : onnx_ir.Model
+        Prepared model.
+    loss : anything :meth:`BaseLearningLoss.select` takes, or dict from output name to it
+        A single loss goes to the first output it can be taken on.
+    loss_weights : dict of str to float, optional
+        Factors by output name.
+
+    Raises
+    ------
+    UnknownNameError
+        An output that the model does not have.
+    InvalidModelError
+        An output that the loss cannot be taken on.
+    ValueError
+        A factor that is no finite number.
+    """
+    names = [v.name for v in model.graph.outputs]
+    losses = dict(loss) if isinstance(loss, Mapping) else {_default_output(model): loss}
+    factors = {name: _factor(name, value) for name, value in (loss_weights or {}).items()}
+    for name in (*losses, *factors):
+        if name not in names:
+            raise UnknownNameError(f"The model has no output {name!r}; its outputs are {names}.")
+    if not losses:
+        raise UnknownNameError(f"No loss given; the model's outputs are {names}.")
+    idle = set(factors) - set(losses)
+    if idle:
+        raise UnknownNameError(f"loss_weights names {sorted(idle)}, which have no loss.")
+    return [_target(model, name, spec, factors.get(name, 1.0)) for name, spec in losses.items()]
+
+
+def _factor(output: str, value: Any) -> float:
+    if not isinstance(value, numbers.Real) or not math.isfinite(value):
+        raise ValueError(f"loss_weights of output {output!r} must be a finite number, not {value!r}.")
+    return float(value)
+
+
+def _default_output(model: ir.Model) -> str:
+    """The first floating-point output, or the first one behind which probabilities are found."""
+    for value in model.graph.outputs:
+        name = value.name or ""
+        if name in float_outputs(model) or find_logits(model, name) is not None:
+            return name
+    raise InvalidModelError(
+        f"None of the model's outputs {[v.name for v in model.graph.outputs]} is a floating-point "
+        "tensor: there is nothing a loss could be taken on."
+    )
+
+
+def prediction_tensors(model: ir.Model) -> dict[str, str]:
+    """Outputs that can be predicted as arrays -> the tensor of the main graph that holds them."""
+    tensors = {name: name for name in float_outputs(model)}
+    for value in model.graph.outputs:
+        producer = value.producer()
+        if producer is not None and producer.op_type == "ZipMap" and producer.inputs[0] is not None:
+            tensors[str(value.name)] = str(producer.inputs[0].name)
+    return tensors
+
+
+def _target(model: ir.Model, output: str, spec: Any, weight: float) -> Target:
+    loss = BaseLearningLoss.select(spec)
+    tensors = prediction_tensors(model)
+    logits = None if loss.on == "output" else find_logits(model, output)
+    if logits is not None and logits.kind != loss.on:
+        raise InvalidModelError(
+            f"{type(loss).__name__} is taken on what a final {loss.on} reads, but output {output!r} ends in "
+            f"a {logits.kind}: choose the loss that belongs to it."
+        )
+    if logits is None and output not in tensors:
+        raise InvalidModelError(
+            f"Output {output!r} is not a floating-point tensor, {type(loss).__name__} cannot be taken on it; "
+            f"the outputs it can be taken on are {list(tensors)}."
+        )
+    value = tensors[output] if logits is None else logits.name
+    shape = tensor_shape(model, value)
+    # A final Softmax tells which axis holds the classes: the last one for [rows, tokens, classes].
+    axis = logits.axis if logits is not None and logits.kind == "softmax" else 1
+    if axis < 0:
+        axis = 1 if shape is None else axis + len(shape)
+    columns = shape[axis] if shape is not None and axis < len(shape) else None
+    return Target(output, value, loss, weight, axis, columns if isinstance(columns, int) else None)
+
+
+def tensor_shape(model: ir.Model, name: str) -> list[int | str | None] | None:
+    """Dimensions of a tensor of the main graph; None if its rank is unknown."""
+    values = (*model.graph.inputs, *(v for node in model.graph for v in node.outputs))
+    for value in values:
+        if value.name == name and value.shape is not None:
+            return [d if isinstance(d, int) else d.value for d in value.shape]
+    return None

@@ -1,0 +1,323 @@
+"""Checks and conversions of what a user trains on, before anything of a training changes."""
+
+from __future__ import annotations
+
+import numbers
+import operator
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from sklearn.utils.validation import check_array
+
+from onnxcustom.exceptions import InvalidDataError, UnknownNameError
+
+__all__ = [
+    "TensorSpec",
+    "as_inputs",
+    "as_sample_weight",
+    "as_targets",
+    "check_batch_size",
+    "input_specs",
+    "tensor_specs",
+]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """What a graph input wants.
+
+    Parameters
+    ----------
+    name : str
+        Its name, for messages.
+    dtype : dtype, optional
+        Its dtype; None leaves the data's own.
+    shape : tuple, optional
+        Its dimensions, int where they are fixed; None leaves them free.
+    """
+
+    name: str
+    dtype: np.dtype | None = None
+    shape: tuple[int | str | None, ...] | None = None
+
+    @property
+    def rank(self) -> int | None:
+        """Number of dimensions, None if free."""
+        return None if self.shape is None else len(self.shape)
+
+    @property
+    def rows(self) -> int | None:
+        """Number of rows, where the model fixes it."""
+        return self.shape[0] if self.shape and isinstance(self.shape[0], int) else None
+
+
+def tensor_specs(values: Iterable[ir.Value]) -> list[TensorSpec]:
+    """Specifications of graph inputs or outputs."""
+    specs = []
+    for value in values:
+        dtype = None if value.dtype is None or value.dtype == ir.DataType.UNDEFINED else value.dtype.numpy()
+        shape = (
+            None if value.shape is None else tuple(d if isinstance(d, int) else d.value for d in value.shape)
+        )
+        specs.append(TensorSpec(str(value.name), None if dtype is None else np.dtype(dtype), shape))
+    return specs
+
+
+def input_specs(model: onnx.ModelProto | ir.Model) -> list[TensorSpec]:
+    """Specifications of the inputs of a model that are not initializers."""
+    made = model if isinstance(model, ir.Model) else ir.from_proto(model)
+    return tensor_specs(v for v in made.graph.inputs if v.name not in made.graph.initializers)
+
+
+def as_inputs(X: Any, specs: Sequence[TensorSpec]) -> dict[str, np.ndarray]:
+    """The features as the arrays that a model's inputs want.
+
+    Parameters
+    ----------
+    X : array_like, DataFrame or dict of str to array_like
+        One array of shape (n, ...) for a model of one input; for several a dict by input name, or a
+        DataFrame whose columns are called like them.
+    specs : sequence of TensorSpec
+        The model's inputs.
+
+    Returns
+    -------
+    dict of str to ndarray
+        C-contiguous arrays of the inputs' dtypes, in the inputs' order, of one length. What fits
+        already is not copied.
+
+    Raises
+    ------
+    InvalidDataError
+        Empty data, wrong dimensions or lengths, NaN or infinity, numbers that the dtype cannot hold.
+
+    Examples
+    --------
+    >>> as_inputs([[1, 2]], [TensorSpec("x", np.dtype(np.float32), (None, 2))])
+    {'x': array([[1., 2.]], dtype=float32)}
+    """
+    single = len(specs) == 1 and not isinstance(X, Mapping)
+    columns = {specs[0].name: X} if single else _by_name(X, specs, "X", "input")
+    arrays = {
+        spec.name: _as_tensor(columns[spec.name], spec, f"input {spec.name!r}", whole=single)
+        for spec in specs
+    }
+    _same_rows({f"input {name!r}": array for name, array in arrays.items()})
+    return arrays
+
+
+def as_targets(y: Any, specs: Sequence[TensorSpec], rows: int) -> dict[str, np.ndarray]:
+    """The expected values as the arrays that the losses want.
+
+    Parameters
+    ----------
+    y : array_like, Series, DataFrame or dict of str to array_like
+        One array of shape (n,) or (n, ...), or a dict by output name when there are several losses.
+    specs : sequence of TensorSpec
+        What the losses want, named like the model's outputs.
+    rows : int
+        Number of rows of the features.
+
+    Returns
+    -------
+    dict of str to ndarray
+        C-contiguous arrays; (n,) and (n, 1) become what the loss wants of the two.
+
+    Raises
+    ------
+    InvalidDataError
+        As for :func:`as_inputs`, or another number of rows than the features have.
+    """
+    if y is None:
+        raise InvalidDataError(
+            "Training requires y to be passed, but the target y is None: give the expected values."
+        )
+    single = len(specs) == 1 and not isinstance(y, Mapping)
+    columns = {specs[0].name: y} if single else _by_name(y, specs, "y", "trained output")
+    arrays = {
+        spec.name: _as_tensor(columns[spec.name], spec, "y" if single else f"y of {spec.name!r}")
+        for spec in specs
+    }
+    _same_rows({"X": rows, **{"y" if single else f"y of {k!r}": v for k, v in arrays.items()}})
+    return arrays
+
+
+def as_sample_weight(sample_weight: Any, rows: int, dtype: Any = np.float32) -> np.ndarray:
+    """The weights of the rows as an array of shape (n,).
+
+    Parameters
+    ----------
+    sample_weight : number or array_like of shape (n,) or (n, 1)
+        Weights, not negative and not all zero. A number counts for every row.
+    rows : int
+        Number of rows.
+    dtype : dtype, default=float32
+        Dtype of the result.
+
+    Raises
+    ------
+    InvalidDataError
+        Weights that are negative, all zero, not finite or of another length.
+    """
+    if isinstance(sample_weight, numbers.Real):
+        sample_weight = np.full(rows, sample_weight)
+    spec = TensorSpec("sample_weight", np.dtype(dtype), (None,))
+    weights = _as_tensor(sample_weight, spec, "sample_weight")
+    _same_rows({"X": rows, "sample_weight": weights})
+    if (weights < 0).any():
+        row = int(np.argmax(weights < 0))
+        raise InvalidDataError(f"sample_weight must not be negative: row {row} has {weights[row]:g}.")
+    if not weights.any():
+        raise InvalidDataError("sample_weight is zero for every row: nothing would be learned from.")
+    return weights
+
+
+def check_batch_size(batch_size: Any, rows: int, specs: Sequence[TensorSpec] = ()) -> int:
+    """The batch size as an int.
+
+    Raises
+    ------
+    ValueError
+        Not an integer of at least 1, or not what the model fixes.
+    """
+    try:
+        size = operator.index(batch_size)
+    except TypeError:
+        size = 0
+    if size < 1 or isinstance(batch_size, bool):
+        raise ValueError(f"batch_size must be an integer of at least 1, not {batch_size!r}.")
+    for spec in specs:
+        fixed = spec.rows
+        if fixed is not None and (min(size, rows) != fixed or rows % fixed):
+            raise InvalidDataError(
+                f"Input {spec.name!r} takes batches of exactly {fixed} rows; batch_size is {size} and the "
+                f"data has {rows} rows. Use batch_size={fixed} and a multiple of it in rows, or make the "
+                "first dimension of the model's input dynamic."
+            )
+    return size
+
+
+# -- one tensor --------------------------------------------------------------------------------
+
+
+def _by_name(data: Any, specs: Sequence[TensorSpec], what: str, kind: str) -> Mapping[str, Any]:
+    """Data for several tensors: a dict, or a DataFrame with a column for each."""
+    names = [spec.name for spec in specs]
+    if isinstance(data, Mapping):
+        found = list(data)
+    elif hasattr(data, "columns") and hasattr(data, "iloc"):
+        found = [str(c) for c in data.columns]
+    else:
+        raise InvalidDataError(
+            f"The model has {len(names)} {kind}s, {names}: {what} must be a dict of arrays or a DataFrame "
+            f"with these names, not {type(data).__name__}."
+        )
+    missing = [n for n in names if n not in found]
+    unknown = [n for n in found if n not in names]
+    if missing or unknown:
+        raise UnknownNameError(
+            f"{what} has the names {found}, the model has the {kind}s {names}"
+            + (f"; {missing} missing" if missing else "")
+            + (f"; {unknown} unknown" if unknown else "")
+            + "."
+        )
+    return data if isinstance(data, Mapping) else {str(c): data[c] for c in data.columns}
+
+
+def _as_tensor(data: Any, spec: TensorSpec, what: str, whole: bool = False) -> np.ndarray:
+    """One array as its tensor wants it.
+
+    All of the features (`whole`) follow scikit-learn's rules: a matrix is not made out of a list.
+    """
+    if spec.dtype is not None and spec.dtype.kind not in "fiub":
+        raise InvalidDataError(
+            f"{what} takes {spec.dtype}, which cannot be bound in training: encode it as numbers first."
+        )
+    matrix = whole and (spec.rank is None or spec.rank >= 2)
+    array = _checked(data, spec, what, matrix)
+    if not matrix:
+        array = _reshaped(array, spec)
+    _check_shape(array, spec, what)
+    return _cast(array, spec, what)
+
+
+def _checked(data: Any, spec: TensorSpec, what: str, matrix: bool) -> np.ndarray:
+    """A finite numeric array in C order, converted once if it is to be floating-point."""
+    floating = spec.dtype is not None and spec.dtype.kind == "f"
+    try:
+        # Numbers too large for the dtype become infinite, which is then an error, not a warning.
+        with np.errstate(over="ignore"):
+            return check_array(
+                data,
+                dtype=spec.dtype if floating else "numeric",
+                order="C",
+                allow_nd=True,
+                ensure_2d=matrix,
+                ensure_min_features=1 if matrix else 0,
+                input_name=spec.name if what.startswith("input") else what,
+            )
+    except (TypeError, ValueError) as exc:
+        raise InvalidDataError(f"{what[0].upper()}{what[1:]}: {exc}") from exc
+
+
+def _reshaped(array: np.ndarray, spec: TensorSpec) -> np.ndarray:
+    """(n,) and (n, 1) are the same column; without a specification a matrix is meant."""
+    if array.ndim == 1 and spec.shape is None:
+        return array.reshape(-1, 1)
+    if array.ndim == 1 and spec.shape is not None and len(spec.shape) == 2:
+        columns = spec.shape[1]
+        return array if isinstance(columns, int) and columns != 1 else array.reshape(-1, 1)
+    if array.ndim == 2 and array.shape[1] == 1 and spec.rank == 1:
+        return array.reshape(-1)
+    return array
+
+
+def _check_shape(array: np.ndarray, spec: TensorSpec, what: str) -> None:
+    if spec.shape is None:
+        return
+    what = f"{what[0].upper()}{what[1:]}"
+    if array.ndim != len(spec.shape):
+        raise InvalidDataError(
+            f"{what} wants {len(spec.shape)} dimensions {_text(spec.shape)}, the data has {array.ndim}: "
+            f"{array.shape}."
+        )
+    for axis, (wanted, found) in enumerate(zip(spec.shape, array.shape, strict=True)):
+        if axis == 0 or not isinstance(wanted, int) or wanted == found:
+            continue
+        if array.ndim == 2:
+            raise InvalidDataError(f"{what} wants {wanted} columns, the data has {found}.")
+        raise InvalidDataError(
+            f"{what} wants the shape {_text(spec.shape)}, the data has {array.shape}: dimension {axis} is "
+            f"{found} in place of {wanted}."
+        )
+
+
+def _text(shape: Sequence[int | str | None]) -> str:
+    return f"({', '.join('?' if d is None else str(d) for d in shape)})"
+
+
+def _cast(array: np.ndarray, spec: TensorSpec, what: str) -> np.ndarray:
+    """To an integer or boolean dtype, if no number changes by it."""
+    if spec.dtype is None or array.dtype == spec.dtype:
+        return array
+    with np.errstate(invalid="ignore", over="ignore"):
+        cast = array.astype(spec.dtype)
+    changed = cast != array
+    if changed.any():
+        value = array[changed].flat[0]
+        raise InvalidDataError(
+            f"{what[0].upper()}{what[1:]} wants {spec.dtype}, the data holds {value!s}, which it cannot "
+            "represent."
+        )
+    return cast
+
+
+def _same_rows(lengths: Mapping[str, Any]) -> None:
+    counts = {name: v if isinstance(v, int) else len(v) for name, v in lengths.items()}
+    if len(set(counts.values())) > 1:
+        text = ", ".join(f"{name} has {n} rows" for name, n in counts.items())
+        raise InvalidDataError(f"Found arrays with inconsistent numbers of samples: {text}.")
