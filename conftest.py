@@ -9,10 +9,10 @@ import pytest
 def _doctest_sandbox(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if not isinstance(request.node, pytest.DoctestItem):
         return
-    from onnxcustom.objective import base as losses
-    from onnxcustom.optim import base as rules
+    from onnxcustom.objective.base import LOSSES
+    from onnxcustom.objective.penalties import PENALTIES
+    from onnxcustom.optim.base import RULES, SELECTED
 
     monkeypatch.chdir(request.getfixturevalue("tmp_path"))
-    monkeypatch.setattr(losses.LOSSES, "_classes", dict(losses.LOSSES._classes))
-    monkeypatch.setattr(rules, "_RULES", dict(rules._RULES))
-    monkeypatch.setattr(rules, "_SELECTED", dict(rules._SELECTED))
+    for registry in (LOSSES, PENALTIES, RULES, SELECTED):
+        monkeypatch.setattr(registry, "_classes", dict(registry._classes))

@@ -4,8 +4,9 @@ import logging
 
 import onnxcustom
 
-# A package of furo's sets the root logger to INFO; what libraries tell at that level is no part of the build.
-logging.getLogger().setLevel(logging.WARNING)
+# A package of furo's turns on all messages at level INFO.
+for name in ("onnx_ir", "onnxcustom"):
+    logging.getLogger(name).setLevel(logging.WARNING)
 
 project = "onnxcustom"
 author = "The onnxcustom developers"

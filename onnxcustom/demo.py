@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -262,9 +263,11 @@ def run_demo(output: str | Path = ".", quiet: bool = False) -> list[Comparison]:
     echo: Callable[[str], object] = (lambda _: None) if quiet else click.echo
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
+    # A progress bar is for someone who looks at it: in a log it would be one endless line.
+    verbose = int(not quiet and sys.stderr.isatty())
     parts = []
     for train in (train_digits, train_diabetes):
-        parts.append(train(verbose=0 if quiet else 1))
+        parts.append(train(verbose=verbose))
         echo(f"{parts[-1]}\n")
 
     digits = parts[0].estimator

@@ -27,7 +27,7 @@ from onnxcustom.optim import (
     rule_names,
     select_optimizer,
 )
-from onnxcustom.optim.base import _RULES, _SELECTED
+from onnxcustom.optim.base import RULES, SELECTED
 
 CLASSES = [LearningRateSGD, LearningRateSGDNesterov, SGD, NAG, Adam]
 
@@ -321,13 +321,10 @@ def test_select_refuses_a_negative_number():
 
 
 @pytest.fixture
-def _registry():
-    """A registry that forgets what a test adds."""
-    before = dict(_RULES), dict(_SELECTED)
-    yield
-    for table, content in zip((_RULES, _SELECTED), before, strict=True):
-        table.clear()
-        table.update(content)
+def _registry(monkeypatch):
+    """Registries that forget what a test adds."""
+    for registry in (RULES, SELECTED):
+        monkeypatch.setattr(registry, "_classes", dict(registry._classes))
 
 
 @pytest.mark.usefixtures("_registry")

@@ -12,7 +12,7 @@ import pytest
 
 from onnxcustom import optim
 from onnxcustom.optim import BaseLearningRate
-from onnxcustom.optim.base import _RULES
+from onnxcustom.optim.base import RULES
 
 # One generator per rule: it is sent gradients and yields weights, from the learning rate of each step.
 Formula = Callable[[np.ndarray, Callable[[int], float], dict[str, Any]], Iterator[np.ndarray]]
@@ -130,7 +130,7 @@ def data(shape: tuple[int, ...], dtype: Any, seed: int = 0, steps: int = 10):
 
 
 def test_every_rule_has_a_case():
-    assert {type(c.rule()) for c in CASES} == set(_RULES.values())
+    assert {type(c.rule()) for c in CASES} == set(RULES.classes())
 
 
 @EACH

@@ -17,6 +17,7 @@ from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from sklearn.utils import estimator_checks
 
 from onnxcustom.exceptions import EvaluationError, InvalidDataError, InvalidModelError, UnknownNameError
 from onnxcustom.graph import weights
@@ -158,6 +159,7 @@ def test_several_inputs_and_outputs():
     assert list(made) == ["u", "v"]
     np.testing.assert_allclose(made["v"][:, 0], Y["v"], atol=1e-2)
     assert reg.history_["val_loss"][-1] < 1e-4
+    assert reg.score(X, Y) == pytest.approx(np.mean([r2_score(Y[n], made[n]) for n in made]))
     frame = pd.DataFrame({"a": [0.0], "b": [1.0]})
     with pytest.raises(InvalidDataError, match=r"'a' wants 2 dimensions \(N, 2\)"):
         reg.predict(frame)
@@ -396,8 +398,12 @@ def test_tokens():
     assert clf.score(X, y) == (clf.predict(X) == y).mean() > 0.95
     with pytest.raises(InvalidDataError, match=r"y wants 2 dimensions.*has 1"):
         clf.fit(X, y[:, 0])
-    with pytest.raises(EvaluationError):
-        clf.fit(X, y[:, :2])
+    before = clf.predict_proba(X)
+    for warm in (True, False):
+        with pytest.raises(EvaluationError):
+            clf.set_params(warm_start=warm).fit(X, y[:, :2])
+    np.testing.assert_array_equal(clf.predict_proba(X), before)
+    assert clf.n_iter_ == 30
 
 
 def test_pixels():
@@ -444,6 +450,12 @@ def test_labels_of_a_part_of_the_data(mlp_model):
     assert clf.classes_.tolist() == ["a", "b", "c"]
     clf.partial_fit(X, named)
     assert clf.n_iter_ == 2
+    clf.set_params(optimizer="adam").partial_fit(X[y > 0], named[y > 0])  # a new step, the same classes
+    assert clf.classes_.tolist() == ["a", "b", "c"]
+    assert clf.fit(X, named).classes_.tolist() == ["a", "b", "c"]
+    with pytest.raises(InvalidDataError, match="2 different labels"):
+        clf.fit(X[y > 0], named[y > 0])
+    assert clf.classes_.tolist() == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize(
@@ -545,3 +557,17 @@ def test_cross_validation_and_pipelines(linear_model):
     assert pipe.score(X, y) > 0.9
     search = GridSearchCV(pipe, {"onnxclassifier__max_iter": [1, 10]}, cv=2, error_score="raise").fit(X, y)
     assert search.best_params_ == {"onnxclassifier__max_iter": 10}
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        estimator_checks.check_estimators_unfitted,
+        estimator_checks.check_get_params_invariance,
+        estimator_checks.check_no_attributes_set_in_init,
+        estimator_checks.check_set_params,
+    ],
+)
+@pytest.mark.parametrize("cls", [OnnxRegressor, OnnxClassifier])
+def test_checks_of_scikit_learn_that_know_no_data(linear_model, cls, check):
+    check(cls.__name__, cls(linear_model(10)))

@@ -7,6 +7,7 @@ from typing import Any
 
 import onnx
 import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
 
 from onnxcustom.exceptions import (
     DifferentiationError,
@@ -14,6 +15,7 @@ from onnxcustom.exceptions import (
     NonDifferentiableError,
     UnknownNameError,
 )
+from onnxcustom.graph import load, prepare, to_proto, trainable_values
 from onnxcustom.graph.builder import Builder
 
 from .flow import Flow, analyse
@@ -68,6 +70,8 @@ def gradient_graph(
         If the engine has no gradient for a node on the way.
     InvalidModelError
         If the model is not valid.
+    MissingRuntimeError
+        If the engine's onnxruntime is not installed.
 
     Examples
     --------
@@ -78,8 +82,6 @@ def gradient_graph(
     >>> [v.name for v in graph.input], [v.name for v in graph.output]
     (['x', 'w', 'y_grad'], ['x_grad', 'w_grad', 'y'])
     """
-    from onnxcustom.graph import load, to_proto
-
     proto = load(model)  # type: ignore[arg-type]
     chosen = select_engine(engine, proto)
     made = prepared(proto, chosen)
@@ -89,8 +91,6 @@ def gradient_graph(
 
 def prepared(model: object, engine: Engine) -> ir.Model:
     """A model in the form an engine reads: see :func:`onnxcustom.graph.prepare`."""
-    from onnxcustom.graph import load, prepare
-
     proto = load(model)  # type: ignore[arg-type]
     max_opset, max_ir = engine.limits()
     made = prepare(proto, max_opset=max_opset, max_ir=max_ir)
@@ -197,7 +197,8 @@ def _targets(graph: ir.Graph, outputs: Sequence[str] | None) -> list[ir.Value]:
         targets = [v for v in graph.outputs if _is_float_tensor(v)]
         if not targets:
             raise NonDifferentiableError(
-                f"The model has no floating-point output to differentiate; it has {', '.join(by_name)}."
+                f"The model has no floating-point output to differentiate; it has {', '.join(by_name)}. "
+                "Dictionaries of probabilities (ZipMap) are none: convert with options={'zipmap': False}."
             )
         return targets
     names = checked_names("output", outputs, by_name)
@@ -218,8 +219,6 @@ def _is_float_tensor(value: ir.Value) -> bool:
 
 def _weights(model: ir.Model, wrt: Sequence[str] | None) -> list[ir.Value]:
     """The initializers that become inputs."""
-    from onnxcustom.graph import trainable_values
-
     initializers = model.graph.initializers
     known = [_name(v) for v in trainable_values(model)]
     if wrt is None:
@@ -344,8 +343,6 @@ def _sum(op: Builder, source: ir.Value, parts: Sequence[ir.Value]) -> ir.Value:
 
 def tidy(model: ir.Model) -> None:
     """Sort the nodes, drop Identity, unused nodes, initializers and opset imports; inputs stay."""
-    from onnx_ir.passes.common import RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
-
     model.graph.sort()
     _drop_identities(model.graph)
     RemoveUnusedNodesPass()(model)

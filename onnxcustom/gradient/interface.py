@@ -13,6 +13,7 @@ import onnx_ir as ir
 from onnxcustom.exceptions import (
     DifferentiationError,
     GradientNotImplementedError,
+    MissingRuntimeError,
     NonDifferentiableError,
     UnknownNameError,
     UnknownOperatorError,
@@ -181,8 +182,8 @@ def select_engine(name: str | Engine, model: object = None) -> Engine:
     ------
     UnknownNameError
         If there is no such engine.
-    DifferentiationError
-        If the engine, or every engine, is unavailable.
+    MissingRuntimeError
+        If the engine, or every engine, is unavailable (an ImportError).
     """
     if isinstance(name, Engine):
         return name
@@ -190,7 +191,7 @@ def select_engine(name: str | Engine, model: object = None) -> Engine:
         engine = get_engine(name)
         reason = engine.unavailable()
         if reason is not None:
-            raise _missing(f"The gradient engine {name!r} is not available: {reason}")
+            raise MissingRuntimeError(f"The gradient engine {name!r} is not available: {reason}")
         return engine
     from .report import gradient_report
 
@@ -212,15 +213,9 @@ def select_engine(name: str | Engine, model: object = None) -> Engine:
         # A part of the model may still be all that is asked for; if not, this engine says what is missing.
         logger.info("[gradient] engine 'auto' is %r, though %s", fallback.name, problems[fallback.name])
         return fallback
-    raise _missing(
+    raise MissingRuntimeError(
         "No gradient engine is available: " + "; ".join(f"{k!r}: {v}" for k, v in problems.items())
     )
-
-
-def _missing(message: str) -> Exception:
-    from onnxcustom.exceptions import MissingRuntimeError
-
-    return MissingRuntimeError(message)
 
 
 def refusal_error(

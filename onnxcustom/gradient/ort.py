@@ -9,14 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 
 from onnxcustom.exceptions import DifferentiationError, EvaluationError, InvalidModelError
 from onnxcustom.graph.builder import Builder, Var
+from onnxcustom.runtime import build_gradient_model, create_session, ort_limits, training_available
 
+from .build import all_names, tidy
 from .flow import Flow
 from .interface import Engine, Verdict, logger, register_engine
+from .names import GradientNames
 from .ort_broadcast import hide_ambiguous_shapes
 from .ort_kernels import KERNELS
 from .ort_operators import attribute, constant, judge
@@ -35,8 +39,6 @@ class OrtEngine(Engine):
 
     def unavailable(self) -> str | None:
         """Why onnxruntime-training cannot be used here, None if it can."""
-        from onnxcustom.runtime import training_available
-
         if training_available():
             return None
         return (
@@ -46,8 +48,6 @@ class OrtEngine(Engine):
 
     def limits(self) -> tuple[int | None, int | None]:
         """Newest opset and IR version that the installed onnxruntime reads."""
-        from onnxcustom.runtime import ort_limits
-
         return ort_limits() if self.unavailable() is None else (21, 10)
 
     def min_opset(self, model: ir.Model) -> int:
@@ -66,8 +66,6 @@ class OrtEngine(Engine):
         flow: Flow,
     ) -> dict[ir.Value, ir.Value]:
         """Build the gradient of the active nodes and put it in their place."""
-        from onnxcustom.runtime import build_gradient_model
-
         nodes, active = flow.active(model.graph, sources)
         targets = [v for v in seeds if v in active]
         part = _Part(model, flow, sources, nodes, active, targets)
@@ -76,8 +74,6 @@ class OrtEngine(Engine):
 
     def finish(self, model: ir.Model) -> None:
         """Load the gradient graph once: a missing kernel must not come to light in the user's hands."""
-        from onnxcustom.runtime import create_session
-
         try:
             create_session(model, threads=1, optimize=False)
         except (InvalidModelError, EvaluationError) as exc:
@@ -94,9 +90,6 @@ class OrtEngine(Engine):
 
 def _forward_only(model: ir.Model) -> ir.Model:
     """The model without its gradients."""
-    from .build import tidy
-    from .names import GradientNames
-
     made = model.clone()
     own = list(made.graph.outputs)[len(GradientNames.of(model).gradients) :]
     made.graph.outputs.clear()
@@ -233,7 +226,7 @@ class _Part:
         x, scale, *bias = operands
         if not bias or bias[0] is None:
             assert scale is not None
-            zeros = [0.0] if not scale.static_shape else _zeros(scale.static_shape)
+            zeros = np.zeros(scale.static_shape or 1)
             bias = [self.op.const(zeros, like=scale)]
         return self._copy(node, [x, scale, bias[0]], extra=3 - len(node.outputs))
 
@@ -244,20 +237,12 @@ class _Part:
         return made
 
 
-def _zeros(shape: Sequence[int]) -> object:
-    import numpy as np
-
-    return np.zeros(shape)
-
-
 class _Import:
     """Puts what the builder returned into the model."""
 
     def __init__(
         self, model: ir.Model, part: _Part, result: ir.Model, seeds: Mapping[ir.Value, ir.Value]
     ) -> None:
-        from .build import all_names
-
         self.model = model
         self.graph = model.graph
         self.part = part

@@ -157,7 +157,7 @@ def _equal(a: Dims, b: Dims) -> bool:
 
 def _shapes(graph: ir.Graph) -> dict[str, list]:
     """Shapes of all values as onnx infers them."""
-    made = ir.to_proto(ir.Model(graph.clone() if hasattr(graph, "clone") else graph, ir_version=9))
+    made = ir.to_proto(ir.Model(graph, ir_version=9))
     inferred = onnx.shape_inference.infer_shapes(made, data_prop=True).graph
     shapes: dict[str, list] = {t.name: list(t.dims) for t in inferred.initializer}
     for info in (*inferred.input, *inferred.value_info, *inferred.output):

@@ -72,7 +72,7 @@ def selu(op: Builder, node: ir.Node, operands: Operands) -> Var:
 
 @rewrite("Softplus")
 def softplus(op: Builder, node: ir.Node, operands: Operands) -> Var:
-    """Y = (x + |x|) / 2 + log(1 + exp(-|x|))."""
+    """``y = (x + |x|) / 2 + log(1 + exp(-|x|))``."""
     (x,) = _args(operands)
     size = op.Abs(x)
     return (x + size) * 0.5 + op.Log(op.Exp(-size) + 1.0)
@@ -80,7 +80,7 @@ def softplus(op: Builder, node: ir.Node, operands: Operands) -> Var:
 
 @rewrite("Softsign")
 def softsign(op: Builder, node: ir.Node, operands: Operands) -> Var:
-    """Y = x / (1 + |x|)."""
+    """``y = x / (1 + |x|)``."""
     (x,) = _args(operands)
     return x / (op.Abs(x) + 1.0)
 

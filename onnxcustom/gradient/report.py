@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from onnxcustom.graph import trainable_values
+
 from .flow import Flow, analyse, operands
 from .interface import Engine, Verdict, get_engine, is_float, select_engine
 
@@ -141,8 +143,6 @@ def gradient_report(model: object, engine: str | Engine = "auto") -> GradientRep
 
 def report_of(model: ir.Model, engine: Engine) -> GradientReport:
     """The report of a prepared model."""
-    from onnxcustom.graph import trainable_values
-
     graph = model.graph
     flow = analyse(model, [v for v in graph.outputs if is_float(v) and v.dtype is not None], engine)
     depends: set[ir.Value] = {v for v in graph.inputs if is_float(v)}

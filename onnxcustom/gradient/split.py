@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import onnx
 import onnx_ir as ir
 
+from onnxcustom.graph import to_ir, to_proto
+
 from .build import tidy
 from .flow import operands
 from .names import GradientNames
@@ -41,12 +43,12 @@ class SplitGradient:
 
     def evaluation(self) -> onnx.ModelProto:
         """The forward graph without the saved tensors and what only they need."""
-        model = ir.from_proto(self.forward)
+        model = to_ir(self.forward)
         own = list(model.graph.outputs)[: len(self.names.outputs)]
         model.graph.outputs.clear()
         model.graph.outputs.extend(own)
         tidy(model)
-        return ir.to_proto(model)
+        return to_proto(model)
 
 
 def split_gradient(model: onnx.ModelProto | ir.Model) -> SplitGradient:
@@ -78,15 +80,14 @@ def split_gradient(model: onnx.ModelProto | ir.Model) -> SplitGradient:
     >>> parts.saved, parts.backward_inputs
     ((), ('x', 'w', 'y'))
     """
-    proto = ir.to_proto(model) if isinstance(model, ir.Model) else model
-    names = GradientNames.of(proto)
-    forward, backward = ir.from_proto(proto), ir.from_proto(proto)
+    names = GradientNames.of(model)
+    forward, backward = to_ir(model), to_ir(model)
     crossing, moved = _crossing(backward.graph, names)
     own = set(names.outputs)
     saved = tuple(n for n in crossing if n not in own)
     _cut_forward(forward, names, saved)
     read = _cut_backward(backward, names, crossing, moved)
-    return SplitGradient(ir.to_proto(forward), ir.to_proto(backward), saved, read, names)
+    return SplitGradient(to_proto(forward), to_proto(backward), saved, read, names)
 
 
 def _crossing(graph: ir.Graph, names: GradientNames) -> tuple[list[str], set[str]]:

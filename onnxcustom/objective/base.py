@@ -12,10 +12,11 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from onnxcustom._parameters import Parameters
+from onnxcustom._registry import Registry
 from onnxcustom.exceptions import InvalidModelError
 from onnxcustom.graph.builder import Builder, Var
 
-from .parameters import Parameters, Registry
 from .rows import match_shape, scale_rows, shaped, sum_rows
 from .standalone import loss_model, run_loss
 
@@ -147,7 +148,7 @@ class Loss(Parameters, ABC):
 
         Raises
         ------
-        ValueError
+        ValueError, TypeError
             Naming the parameter.
         """
 

@@ -94,8 +94,32 @@ def check_unit(loss: Loss, values: np.ndarray) -> None:
         )
 
 
+class _CrossEntropy(Loss):
+    """Parameters of the cross-entropies: on logits, whose `link` makes probabilities, or on these."""
+
+    depends_on_columns = True
+    link: str
+
+    def __init__(self, from_logits: bool = True, eps: float | None = None) -> None:
+        self.from_logits = from_logits
+        self.eps = eps
+
+    @property
+    def on(self) -> str:  # type: ignore[override]
+        """The link on logits, else 'output'."""
+        return self.link if self.from_logits else "output"
+
+    def on_probabilities(self) -> Loss:
+        """The same loss taken on probabilities."""
+        return type(self)(from_logits=False, eps=self.eps)
+
+    def check(self) -> None:
+        """Check the parameters."""
+        check_eps(self.eps)
+
+
 @register_loss("binary_crossentropy", "binary_cross_entropy", "bce")
-class BinaryCrossEntropyLearningLoss(Loss):
+class BinaryCrossEntropyLearningLoss(_CrossEntropy):
     r"""Binary cross-entropy :math:`-\sum w (y \log p + (1 - y) \log(1 - p))`.
 
     On logits z, with p = sigmoid(z), this is :math:`softplus(z) - y z`, gradient :math:`p - y`: no
@@ -118,24 +142,7 @@ class BinaryCrossEntropyLearningLoss(Loss):
     array([0.6931, 0.    ], dtype=float32)
     """
 
-    depends_on_columns = True
-
-    def __init__(self, from_logits: bool = True, eps: float | None = None) -> None:
-        self.from_logits = from_logits
-        self.eps = eps
-
-    @property
-    def on(self) -> str:  # type: ignore[override]
-        """'sigmoid' on logits, else 'output'."""
-        return "sigmoid" if self.from_logits else "output"
-
-    def on_probabilities(self) -> Loss:
-        """The same loss taken on probabilities."""
-        return BinaryCrossEntropyLearningLoss(from_logits=False, eps=self.eps)
-
-    def check(self) -> None:
-        """Check the parameters."""
-        check_eps(self.eps)
+    link = "sigmoid"
 
     def check_expected(self, expected: np.ndarray, columns: int | None = None) -> None:
         """Values lie between 0 and 1, labels are classes."""
@@ -159,7 +166,7 @@ class BinaryCrossEntropyLearningLoss(Loss):
 
 
 @register_loss("softmax_crossentropy", "softmax_cross_entropy", "cross_entropy", "categorical_crossentropy")
-class SoftmaxCrossEntropyLearningLoss(Loss):
+class SoftmaxCrossEntropyLearningLoss(_CrossEntropy):
     r"""Softmax cross-entropy :math:`-\sum w \log p_y`, with p = softmax(z) over axis 1.
 
     Classes are on axis 1 and labels have no such axis, [N] for [N, C] and [N, d1, d2] for
@@ -186,30 +193,13 @@ class SoftmaxCrossEntropyLearningLoss(Loss):
     array([6.931e-01, 2.000e+04], dtype=float32)
     """
 
-    depends_on_columns = True
-
-    def __init__(self, from_logits: bool = True, eps: float | None = None) -> None:
-        self.from_logits = from_logits
-        self.eps = eps
-
-    @property
-    def on(self) -> str:  # type: ignore[override]
-        """'softmax' on logits, else 'output'."""
-        return "softmax" if self.from_logits else "output"
-
-    def on_probabilities(self) -> Loss:
-        """The same loss taken on probabilities."""
-        return SoftmaxCrossEntropyLearningLoss(from_logits=False, eps=self.eps)
+    link = "softmax"
 
     def target(
         self, dtype: ir.DataType | None, rank: int | None = None, shape: Sequence | None = None
     ) -> LossTarget:
         """Indices of classes, without axis 1."""
         return label_target(rank, shape)
-
-    def check(self) -> None:
-        """Check the parameters."""
-        check_eps(self.eps)
 
     def check_expected(self, expected: np.ndarray, columns: int | None = None) -> None:
         """Labels are classes, probabilities lie between 0 and 1."""

@@ -11,6 +11,8 @@ import onnx_ir as ir
 from onnx_ir.traversal import RecursiveGraphIterator
 
 from onnxcustom.exceptions import InvalidModelError, UnknownNameError
+from onnxcustom.gradient import gradient_graph
+from onnxcustom.graph import load, prepare, to_ir
 from onnxcustom.graph.builder import Builder, Var
 
 from .base import Loss, LossTarget, LossTerms, flat_weight, register_loss
@@ -138,8 +140,6 @@ class CustomLoss(Loss):
 
     def _model(self) -> ir.Model:
         """A private copy of the user's model, its functions inlined."""
-        from onnxcustom.graph import load, to_ir
-
         if "_proto" not in self.__dict__:
             self.__dict__["_proto"] = load(self.loss)
         return to_ir(self.__dict__["_proto"])
@@ -178,8 +178,6 @@ class CustomLoss(Loss):
 
     def _user_model(self, op: Builder, predicted: Var) -> tuple[ir.Model, bool]:
         """The user's model, ending in one score a row; whether it takes weights."""
-        from onnxcustom.graph import prepare
-
         model = prepare(self._model(), opset=op.opset, max_opset=op.opset)
         if model.opset_imports.get("") != op.opset:
             raise InvalidModelError(
@@ -212,11 +210,8 @@ class CustomLoss(Loss):
         self, op: Builder, model: ir.Model, weighted: bool, predicted: Var, expected: Var, weight: Var | None
     ) -> LossTerms:
         """Join scores and gradient. The seed is the rows' weights: one number a score."""
-        from onnxcustom.gradient import gradient_graph
-
         name = model.graph.inputs[0].name or ""
-        made = gradient_graph(ir.to_proto(model), wrt=[], inputs=[name], engine=self.engine)
-        gradient = ir.from_proto(made)
+        gradient = to_ir(gradient_graph(model, wrt=[], inputs=[name], engine=self.engine))
         if gradient.opset_imports.get("", op.opset) != op.opset:
             raise InvalidModelError(
                 f"The gradient of {self!r} needs opset {gradient.opset_imports['']}, the graph it is to join "
@@ -258,7 +253,7 @@ def _shape(value: ir.Value) -> list[int | str | None] | None:
 def _inferred_shape(model: ir.Model) -> list[int | str | None] | None:
     """Shape of the first output; None if its rank cannot be told."""
     proto = onnx.shape_inference.infer_shapes(ir.to_proto(model))
-    return _shape(ir.from_proto(proto).graph.outputs[0])
+    return _shape(ir.from_proto(proto.graph.output[0]))
 
 
 def inline(op: Builder, model: ir.Model, feeds: Sequence[Var]) -> list[Var]:

@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx_ir as ir
 
+from onnxcustom._parameters import Parameters, check_number
+from onnxcustom._registry import Registry
 from onnxcustom.exceptions import UnknownNameError
 from onnxcustom.graph.builder import Builder, Var
 
-from .parameters import Parameters, Registry
 from .rows import shaped
 
 __all__ = [
@@ -88,13 +89,11 @@ class Penalty(Parameters, ABC):
 
         Raises
         ------
-        ValueError
+        ValueError, TypeError
             Naming the parameter.
         """
         for name in ("l1", "l2"):
-            value = getattr(self, name, 0)
-            if not 0 <= value < np.inf:
-                raise ValueError(f"{name} must be a number >= 0, not {value!r}.")
+            check_number(name, getattr(self, name, 0), "[0, inf)")
 
     # -- choice of weights ---------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from onnxcustom._parameters import check_number
 from onnxcustom.exceptions import InvalidDataError
 from onnxcustom.graph.builder import Builder, Var
 
@@ -75,8 +76,7 @@ class ElasticLearningLoss(Loss):
     def check(self) -> None:
         """Check the parameters."""
         for name in ("l1_weight", "l2_weight"):
-            if not 0 <= getattr(self, name) < np.inf:
-                raise ValueError(f"{name} must be a number >= 0, not {getattr(self, name)!r}.")
+            check_number(name, getattr(self, name), "[0, inf)")
 
     def terms(self, op: Builder, predicted: Var, expected: Var) -> tuple[Var, Var]:
         d = predicted - expected
@@ -108,8 +108,7 @@ class HuberLearningLoss(Loss):
 
     def check(self) -> None:
         """Check the parameters."""
-        if not 0 < self.delta < np.inf:
-            raise ValueError(f"delta must be a number > 0, not {self.delta!r}.")
+        check_number("delta", self.delta, "(0, inf)")
 
     def terms(self, op: Builder, predicted: Var, expected: Var) -> tuple[Var, Var]:
         d = predicted - expected
@@ -141,8 +140,7 @@ class QuantileLearningLoss(Loss):
 
     def check(self) -> None:
         """Check the parameters."""
-        if not 0 < self.quantile < 1:
-            raise ValueError(f"quantile must be between 0 and 1, not {self.quantile!r}.")
+        check_number("quantile", self.quantile, "(0, 1)")
 
     def terms(self, op: Builder, predicted: Var, expected: Var) -> tuple[Var, Var]:
         d = predicted - expected
@@ -211,5 +209,5 @@ class PoissonLearningLoss(Loss):
 
 def check_eps(eps: float | None) -> None:
     """Check an `eps`."""
-    if eps is not None and not 0 < eps < 0.5:
-        raise ValueError(f"eps must be None or between 0 and 0.5, not {eps!r}.")
+    if eps is not None:
+        check_number("eps", eps, "(0, 0.5)")

@@ -6,10 +6,11 @@ estimators take.
 
 from __future__ import annotations
 
+from onnxcustom._parameters import flag, integer, number
+
 from .adam import Adam
 from .base import BaseLearningRate, UnknownOptionError, create, register, rule_names
 from .function import State
-from .parameters import flag, integer, number
 from .schedules import Adaptive, Fixed, Function, InverseScaling, Optimal, Schedule
 from .selection import select_optimizer
 from .sgd import NAG, SGD, LearningRateSGD, LearningRateSGDNesterov

@@ -7,11 +7,11 @@ from typing import Any
 
 import onnx_ir as ir
 
+from onnxcustom._parameters import number
 from onnxcustom.graph.builder import Builder, Var
 
 from .base import BaseLearningRate, register
 from .function import State
-from .parameters import number
 
 __all__ = ["Adam", "debias"]
 

@@ -12,15 +12,25 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 import onnx
 
+from onnxcustom._parameters import check_number, check_parameters
+from onnxcustom._registry import Registry
 from onnxcustom._versioning import check_version, stamp_version
 from onnxcustom.exceptions import InvalidDataError, UnknownNameError
 from onnxcustom.graph.builder import Builder, Var
 
 from .function import InPlaceUpdates, State, build_update_model
-from .parameters import check_number, check_parameters
 from .schedules import Schedule, as_schedule
 
-__all__ = ["BaseLearningRate", "State", "UnknownOptionError", "create", "register", "rule_names"]
+__all__ = [
+    "RULES",
+    "SELECTED",
+    "BaseLearningRate",
+    "State",
+    "UnknownOptionError",
+    "create",
+    "register",
+    "rule_names",
+]
 
 Rule = TypeVar("Rule", bound="type[BaseLearningRate]")
 Self = TypeVar("Self", bound="BaseLearningRate")
@@ -345,6 +355,10 @@ class BaseLearningRate(ABC):
             self._updates = InPlaceUpdates(self)
         return self._updates.run(n_bind, device, statei, gradienti, batch_size, velocity)
 
+    def _call_iobinding(self, sess: Any, bind: Any) -> Any:
+        """Run a bound session and return its outputs: the one call to override to watch updates."""
+        return bind.run()
+
     # -- names, copies, pickles ----------------------------------------------------------------
 
     @staticmethod
@@ -381,11 +395,11 @@ class BaseLearningRate(ABC):
                 )
             return class_name
         if isinstance(class_name, str):
-            key = class_name.lower()
-            return _make(_find(class_name, {**_RULES, **_SELECTED}), key, kwargs)
+            table = SELECTED if class_name in SELECTED else RULES
+            return _make(table.find(class_name), class_name, kwargs)
         if isinstance(class_name, type) and issubclass(class_name, BaseLearningRate):
             return _make(class_name, class_name.__name__, kwargs)
-        sgd = _SELECTED["sgd"]
+        sgd = SELECTED.find("SGD")
         if isinstance(class_name, numbers.Real) and not isinstance(class_name, bool):
             return _make(sgd, "sgd", {"eta0": class_name, **kwargs})
         if isinstance(class_name, Schedule) or callable(class_name):
@@ -458,10 +472,9 @@ def _rate_of(learning_rate: Any) -> Any:
 
 # -- registry ----------------------------------------------------------------------------------
 
-#: Rules by lower-case name.
-_RULES: dict[str, type[BaseLearningRate]] = {}
+RULES: Registry[type[BaseLearningRate]] = Registry("update rule")
 #: Names that mean something else to `select` and `learning_rate=` than to `create`.
-_SELECTED: dict[str, type[BaseLearningRate]] = {}
+SELECTED: Registry[type[BaseLearningRate]] = Registry("update rule")
 
 
 def register(*args: Any, select: tuple[str, ...] = ()) -> Any:
@@ -485,13 +498,9 @@ def register(*args: Any, select: tuple[str, ...] = ()) -> Any:
         return register()(args[0])
 
     def add(cls: Rule) -> Rule:
-        for table, keys in ((_RULES, (cls.__name__, *args)), (_SELECTED, select)):
-            for key in (k.lower() for k in keys):
-                other = table.get(key, cls)
-                # The same class again is a module that was reloaded.
-                if (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
-                    raise ValueError(f"The name {key!r} belongs to {other.__module__}.{other.__qualname__}.")
-                table[key] = cls
+        RULES.register(*args)(cls)
+        if select:
+            SELECTED.register(*select)(cls)
         return cls
 
     return add
@@ -499,7 +508,7 @@ def register(*args: Any, select: tuple[str, ...] = ()) -> Any:
 
 def rule_names() -> list[str]:
     """Names of all registered rules."""
-    return sorted(_RULES)
+    return sorted(RULES.names())
 
 
 def create(name: str, **kwargs: Any) -> BaseLearningRate:
@@ -526,15 +535,7 @@ def create(name: str, **kwargs: Any) -> BaseLearningRate:
     >>> create("Adam", learning_rate=0.1)
     Adam(learning_rate=0.1, beta1=0.9, beta2=0.999, epsilon=1e-08)
     """
-    return _make(_find(name, _RULES), str(name), kwargs)
-
-
-def _find(name: str, table: dict[str, type[BaseLearningRate]]) -> type[BaseLearningRate]:
-    """The rule of that name in a table."""
-    found = table.get(name.lower()) if isinstance(name, str) else None
-    if found is None:
-        raise UnknownNameError(f"There is no update rule {name!r}; there are {sorted(table)}.")
-    return found
+    return _make(RULES.find(name), name, kwargs)
 
 
 def _make(cls: type[BaseLearningRate], name: str, kwargs: dict[str, Any]) -> BaseLearningRate:

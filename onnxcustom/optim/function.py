@@ -10,11 +10,10 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from onnxcustom._parameters import check_number
 from onnxcustom.exceptions import InvalidDataError
 from onnxcustom.graph.builder import Builder, Var
-from onnxcustom.runtime import Binding, Device, create_session, parse_device, to_ortvalue
-
-from .parameters import check_number
+from onnxcustom.runtime import Binding, Device, create_session, owned_copy, parse_device, to_ortvalue
 
 if TYPE_CHECKING:
     from .base import BaseLearningRate
@@ -139,6 +138,7 @@ class _Function:
     """The update of weights of one dtype on one device, compiled."""
 
     def __init__(self, rule: BaseLearningRate, dtype: np.dtype, device: Device, opset: int) -> None:
+        self.rule = rule
         model = _build(rule, dtype, None, opset)
         names = ["weight", *rule.state]
         inputs = {v.name: v for v in model.graph.inputs}
@@ -174,7 +174,7 @@ class _Function:
         for name, value in tensors.items():
             binding.bind_input(name, value)
             binding.bind_output(f"new_{name}", value if self.in_place[name] else None)
-        results = binding.run()
+        results = self.rule._call_iobinding(self.session, binding)
         for (name, value), result in zip(tensors.items(), results, strict=True):
             if not self.in_place[name]:
                 value.update_inplace(result.numpy())
@@ -241,8 +241,8 @@ class InPlaceUpdates:
             return weight
         if state is not None:
             return weight, state
-        # These OrtValues keep alive the arrays whose memory they borrow.
-        made = tuple(values[name] for name in rule.state)
+        # The arrays they were started from die here: what is handed out has memory of its own.
+        made = tuple(owned_copy(values[name]) for name in rule.state)
         return weight, made[0] if len(made) == 1 else made
 
     def _check_index(self, n_bind: int) -> None:

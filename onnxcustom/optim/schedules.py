@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from .parameters import check_number, check_parameters, integer, number
+from onnxcustom._parameters import check_number, check_parameters, integer, number
 
 __all__ = ["Adaptive", "Fixed", "Function", "InverseScaling", "Optimal", "Schedule", "as_schedule"]
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from onnxcustom._parameters import flag, number
 from onnxcustom.graph.builder import Builder, Var
 
 from .base import BaseLearningRate, register
 from .function import State
-from .parameters import flag, number
 from .schedules import Adaptive, Fixed, InverseScaling, Optimal, Schedule
 
 __all__ = ["NAG", "SGD", "LearningRateSGD", "LearningRateSGDNesterov"]

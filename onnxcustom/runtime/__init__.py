@@ -6,7 +6,7 @@ onnxruntime is imported when something of this package is first called, never be
 
 from __future__ import annotations
 
-from .binding import Binding, OrtValues, owned_copy, run_values, to_ortvalue, to_vector
+from .binding import Binding, OrtValues, owned_copy, plain_array, run_values, to_ortvalue, to_vector
 from .devices import Device, available_providers, default_threads, parse_device, require_runtime
 from .sessions import check_providers, create_session, ort_limits
 from .training_builder import build_gradient_model, training_available
@@ -23,6 +23,7 @@ __all__ = [
     "ort_limits",
     "owned_copy",
     "parse_device",
+    "plain_array",
     "require_runtime",
     "run_values",
     "to_ortvalue",

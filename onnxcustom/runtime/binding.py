@@ -12,7 +12,7 @@ from onnxcustom.exceptions import EvaluationError, InvalidDataError
 
 from .devices import Device, parse_device, require_runtime
 
-__all__ = ["Binding", "OrtValues", "run_values", "to_ortvalue", "to_vector"]
+__all__ = ["Binding", "OrtValues", "owned_copy", "plain_array", "run_values", "to_ortvalue", "to_vector"]
 
 OrtValueLike = Any  # onnxruntime.OrtValue, its C twin, or an array
 
@@ -31,7 +31,8 @@ def to_ortvalue(value: OrtValueLike, device: Any = None) -> Any:
     -------
     onnxruntime.OrtValue
         It keeps the array alive whose memory it borrows: on the CPU, later changes of a C-contiguous
-        array are seen by it.
+        array are seen by it. What its ``numpy()`` returns does not: keep the OrtValue, or hand out
+        an :func:`owned_copy`.
 
     Raises
     ------
@@ -89,12 +90,19 @@ def c_value(value: Any) -> Any:
     return getattr(value, "_ortvalue", value)
 
 
-def owned_copy(value: Any) -> Any:
-    """A C OrtValue in memory of its own on the same device, whatever memory the value borrows."""
-    require_runtime()
+def owned_copy(value: OrtValueLike) -> Any:
+    """A C OrtValue in memory of its own on the same device, whatever memory the value borrows.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> owned_copy(np.array([1.0, 2.0])).numpy()  # nothing else keeps the array alive
+    array([1., 2.])
+    """
     from onnxruntime.capi import _pybind_state
 
-    source = c_value(value)
+    held = to_ortvalue(value)
+    source = c_value(held)
     array = source.numpy()
     device = parse_device(source.device_name()).ort_device()
     made = _pybind_state.OrtValue.ortvalue_from_shape_and_type(list(array.shape), array.dtype.type, device)
@@ -148,8 +156,7 @@ def run_values(
     Returns
     -------
     OrtValues
-        C OrtValues, in the order of `outputs`. An output that is an input of the graph shares its
-        memory.
+        C OrtValues, in the order of `outputs`, in memory of their own.
 
     Raises
     ------
@@ -162,7 +169,8 @@ def run_values(
         )
     except Exception as exc:
         raise run_error(session, exc) from exc
-    return OrtValues(vector[i] for i in range(len(vector)))
+    # onnxruntime hands out the memory of the input itself for an output that is one.
+    return OrtValues(owned_copy(vector[i]) if name in feeds else vector[i] for i, name in enumerate(outputs))
 
 
 def run_error(session: Any, exc: Exception) -> EvaluationError:

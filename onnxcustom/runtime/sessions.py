@@ -13,13 +13,11 @@ import onnx
 import onnx_ir as ir
 
 from onnxcustom.exceptions import EvaluationError, InvalidModelError, ProviderError
+from onnxcustom.graph.io import PROTOBUF_LIMIT, to_ir, to_proto
 
 from .devices import Device, available_providers, default_threads, parse_device, require_runtime
 
 __all__ = ["check_providers", "create_session", "ort_limits"]
-
-# A protobuf message cannot be longer; some room is left for everything that is not a tensor.
-_PROTOBUF_LIMIT = 2**31 - 2**24
 
 
 def create_session(
@@ -142,16 +140,16 @@ def serialize(model: onnx.ModelProto | bytes | ir.Model) -> bytes | None:
         tensors = [v.const_value for v in model.graph.initializers.values()]
         if any(isinstance(t, ir.ExternalTensor) for t in tensors):
             return None
-        if sum(t.nbytes for t in tensors if t is not None) > _PROTOBUF_LIMIT:
+        if sum(t.nbytes for t in tensors if t is not None) > PROTOBUF_LIMIT:
             return None
-        model = ir.to_proto(model)
-    return None if model.ByteSize() > _PROTOBUF_LIMIT else model.SerializeToString()
+        model = to_proto(model)
+    return None if model.ByteSize() > PROTOBUF_LIMIT else model.SerializeToString()
 
 
 def _spill(model: Any, folder: str) -> str:
     """Write a model with its tensors outside; return its path."""
     path = os.path.join(folder, "model.onnx")
-    made = model if isinstance(model, ir.Model) else ir.from_proto(model)
+    made = model if isinstance(model, ir.Model) else to_ir(model)
     # Saving replaces tensors by references into the folder: only a shallow copy may lose them.
     before = {name: v.const_value for name, v in made.graph.initializers.items()}
     try:

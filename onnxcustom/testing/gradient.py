@@ -108,7 +108,7 @@ def check_gradient(
     seed : int, default=0
         Of everything random.
     tolerance : float, optional
-        Largest error relative to Σ |g d|; by default 1e-6 in float64, 2e-4 if the gradient runs in
+        Largest error relative to ``Σ |g d|``; by default 1e-6 in float64, 2e-4 if the gradient runs in
         float32 only, 1e-2 if the model does too.
     step : float, optional
         h, by default 1e-6, or 1e-2 if the model runs in float32 only.

@@ -10,7 +10,7 @@ import numpy as np
 
 from onnxcustom._versioning import check_version, stamp_version
 from onnxcustom.exceptions import InvalidDataError
-from onnxcustom.runtime import Device, parse_device, to_ortvalue
+from onnxcustom.runtime import Device, owned_copy, parse_device, plain_array, to_ortvalue
 
 from .validation import TensorSpec, as_inputs, as_sample_weight, as_targets, check_batch_size
 
@@ -130,8 +130,8 @@ class OrtDataLoader:
 
     Notes
     -----
-    OrtValues are valid while the loader lives and, when shuffling, until the next epoch or block:
-    use them, don't collect them. :meth:`iter_numpy` yields copies when shuffling.
+    OrtValues of batches are valid while the loader lives and, when shuffling, until the next epoch or
+    block: use them, don't collect them. :meth:`iter_numpy` yields copies when shuffling.
 
     Examples
     --------
@@ -171,7 +171,8 @@ class OrtDataLoader:
         if sample_weight is not None:
             dtype = weight_dtype or _first_float(arrays.values())
             _add(arrays, {"sample_weight": as_sample_weight(sample_weight, self._rows, dtype)})
-        self.arrays = arrays
+        # OrtValues of batches borrow this memory: none of them may be a converted copy.
+        self.arrays = {name: plain_array(array) for name, array in arrays.items()}
         self.device = parse_device(device)
         self.random_iter = bool(random_iter if shuffle is None else shuffle)
         self.seed = draw_seed(random_state)
@@ -345,8 +346,8 @@ class OrtDataLoader:
 
     @property
     def data_ort(self) -> tuple[Any, ...]:
-        """The data as C OrtValues."""
-        return tuple(_value(a, self.device) for a in self.arrays.values())
+        """The data as C OrtValues, in memory of their own."""
+        return tuple(owned_copy(to_ortvalue(a, self.device)) for a in self.arrays.values())
 
     @property
     def desc(self) -> list[tuple[tuple[int, ...], np.dtype]]:

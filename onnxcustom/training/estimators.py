@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from scipy.special import expit, softmax
 from sklearn.base import ClassifierMixin, RegressorMixin
+from sklearn.metrics import r2_score
 
 from onnxcustom.exceptions import InvalidDataError, InvalidModelError, UnknownNameError
 from onnxcustom.graph import class_labels, load, prepare
@@ -207,6 +208,16 @@ class OnnxRegressor(RegressorMixin, _OnnxEstimator):
         predicted = outputs[trained[0]]
         return predicted.reshape(-1) if self._flat and predicted.shape[1:] in ((), (1,)) else predicted
 
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Coefficient of determination R², the mean over the outputs if several are trained."""
+        predicted = self.predict(X)
+        pairs = [(y[n], p) for n, p in predicted.items()] if isinstance(predicted, dict) else [(y, predicted)]
+        scores = [
+            r2_score(np.reshape(e, (len(p), -1)), p.reshape(len(p), -1), sample_weight=sample_weight)
+            for e, p in pairs
+        ]
+        return float(np.mean(scores))
+
 
 class OnnxClassifier(ClassifierMixin, _OnnxEstimator):
     """Trains an ONNX model to tell classes apart.
@@ -336,10 +347,12 @@ class OnnxClassifier(ClassifierMixin, _OnnxEstimator):
 
     def _first_scores(self, model: ir.Model, output: str, X: Any) -> np.ndarray:
         """What the untrained model says to the first rows of the data."""
-        feeds = as_inputs(X, input_specs(model))
+        specs = input_specs(model)
+        feeds = as_inputs(X, specs)
+        rows = next((spec.rows for spec in specs if spec.rows is not None), 32)
         fresh = prepare(load(self.model))
         graph = compose_forward(fresh, [prediction_tensors(fresh)[output]], [])
-        return Forward(graph, parse_device(self.device)).run({k: v[:32] for k, v in feeds.items()})[0]
+        return Forward(graph, parse_device(self.device)).run({k: v[:rows] for k, v in feeds.items()})[0]
 
     def _find_labels(self, model: ir.Model, step: TrainingStep, X: Any, y: np.ndarray) -> np.ndarray:
         """Labels in the order of the model's columns."""
@@ -350,8 +363,10 @@ class OnnxClassifier(ClassifierMixin, _OnnxEstimator):
         if self._multilabel:
             return np.arange(columns)
         labels = class_labels(model)
+        if labels is None:  # those given now, or else those of a training that goes on
+            labels = getattr(self, "classes_", None) if self._classes is None else self._classes
         if labels is None:
-            labels = labels_of(y, max(columns, 2)) if self._classes is None else self._classes
+            labels = labels_of(y, max(columns, 2))
         if len(labels) != max(columns, 2):
             raise InvalidModelError(
                 f"There are {len(labels)} classes, {some(labels)}, and output {target.output!r} has "

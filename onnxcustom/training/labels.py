@@ -109,10 +109,17 @@ def as_labels(y: Any) -> np.ndarray:
     if y is None:
         raise InvalidDataError("Training requires y to be passed, but the target y is None: give the labels.")
     array = np.asarray(y)
+    if array.ndim == 0:
+        raise InvalidDataError(f"y must hold a label for every row, not {y!r}.")
     if array.dtype.kind == "O" and any(v is None or v != v for v in array.reshape(-1)):
         raise InvalidDataError("y contains None or NaN in place of a label.")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise InvalidDataError("y contains NaN or infinity in place of a label.")
+    if array.dtype.kind == "f" and array.size == len(array) and (array != np.floor(array)).any():
+        raise InvalidDataError(
+            f"Unknown label type: continuous. y holds {array[array != np.floor(array)].flat[0]:g}, which is "
+            "no label: OnnxRegressor predicts numbers."
+        )
     return array
 
 
@@ -141,8 +148,8 @@ def labels_of(y: np.ndarray, columns: int) -> np.ndarray:
         return np.arange(columns, dtype=labels.dtype)  # some classes are not in this data
     raise InvalidDataError(
         f"y has {len(labels)} different labels, {some(labels)}, the model has {columns} classes and does "
-        "not name them: give every class at least once, or labels 0, 1, ..., in the order of the model's columns, "
-        "or all of them to partial_fit(classes=)."
+        "not name them: give every class at least once, or labels 0, 1, ..., in the order of the model's "
+        "columns, or all of them to partial_fit(classes=)."
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import numbers
 import os
+import sys
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -204,7 +205,7 @@ class OrtGradientForwardBackwardOptimizer(Trainer):
         except ConvergenceError as exc:
             if self.exc:
                 raise
-            warnings.warn(str(exc), ConvergenceWarning, stacklevel=4)
+            warnings.warn(str(exc), ConvergenceWarning, stacklevel=_level_of_caller())
 
     def run_epoch(self, loader: OrtDataLoader) -> float:
         """Train once on every row; the mean objective over the rows."""
@@ -400,6 +401,14 @@ class OrtGradientForwardBackwardOptimizer(Trainer):
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in super().__getstate__().items() if k != "_session"}
+
+
+def _level_of_caller() -> int:
+    """Stack level, for a warning of our caller, of the first frame that isn't of this library."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("onnxcustom."):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def _kind(kind: str) -> str:

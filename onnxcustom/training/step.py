@@ -275,8 +275,7 @@ class TrainingStep:
                 prepared(self._proto, self.engine), self.targets, self._weights, weighted=weighted
             )
             self._scores[weighted] = Forward(graph, self.device, self.threads)
-        feeds = {**self.feeds(X, y, sample_weight), **self._front()}
-        return self._scores[weighted].run(feeds)[0]
+        return self._run(self._scores[weighted], self.feeds(X, y, sample_weight))[0]
 
     def predict(self, X: Any) -> dict[str, np.ndarray]:
         """Floating-point outputs of the model with the present weights, by name.
@@ -289,8 +288,25 @@ class TrainingStep:
             self._predicted = list(tensors)
             graph = compose_forward(model, list(tensors.values()), self._weights)
             self._forward = Forward(graph, self.device, self.threads)
-        feeds = {**as_inputs(X, self.inputs), **self._front()}
-        return dict(zip(self._predicted, self._forward.run(feeds), strict=True))
+        outputs = self._run(self._forward, as_inputs(X, self.inputs))
+        return dict(zip(self._predicted, outputs, strict=True))
+
+    def _run(self, forward: Forward, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """Outputs for a batch of any size with the present weights, also where the model fixes its size."""
+        size = next((spec.rows for spec in self.inputs if spec.rows is not None), None)
+        rows = len(next(iter(feeds.values())))
+        if size is None or rows == size:
+            return forward.run({**feeds, **self._front()})
+        if rows % size:
+            raise InvalidDataError(
+                f"The model takes {size} rows at a time, the data has {rows}: give a multiple, or make the "
+                "first dimension of the model's inputs dynamic."
+            )
+        parts = [
+            forward.run({**{n: a[i : i + size] for n, a in feeds.items()}, **self._front()})
+            for i in range(0, rows, size)
+        ]
+        return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
 
     def _front(self) -> dict[str, Any]:
         return self._buffers.values[self._buffers.front]

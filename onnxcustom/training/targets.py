@@ -139,6 +139,11 @@ def _target(model: ir.Model, output: str, spec: Any, weight: float) -> Target:
         )
     value = tensors[output] if logits is None else logits.name
     shape = tensor_shape(model, value)
+    if shape == []:
+        raise InvalidModelError(
+            f"Output {output!r} is one number for the whole batch: a loss is taken on tensors with one row "
+            "for each row of the data."
+        )
     # A final Softmax tells which axis holds the classes: the last one for [rows, tokens, classes].
     axis = logits.axis if logits is not None and logits.kind == "softmax" else 1
     if axis < 0:

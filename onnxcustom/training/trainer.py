@@ -19,11 +19,12 @@ from sklearn.exceptions import NotFittedError
 from tqdm import tqdm
 
 from onnxcustom._versioning import check_version, stamp_version
-from onnxcustom.exceptions import ConvergenceError, InvalidDataError
+from onnxcustom.exceptions import ConvergenceError, EvaluationError, InvalidDataError
 from onnxcustom.graph import weights
 
 from .data_loader import Batch, OrtDataLoader, draw_seed
 from .step import TrainingStep
+from .validation import as_inputs, as_targets
 
 __all__ = ["Trainer"]
 
@@ -143,10 +144,15 @@ class Trainer(BaseEstimator):
             validation = self._validation(step, X_val, y_val)
             self._adopt(step, seed)
         except BaseException:  # what was found out about a model that isn't trained is forgotten
-            self.__dict__.clear()
-            self.__dict__.update(before)
+            self._become(before)
             raise
-        self.fit_loop(loader, validation, epochs)
+        done = step.iteration
+        try:
+            self.fit_loop(loader, validation, epochs)
+        except EvaluationError:
+            if step.iteration == done:  # the data does not fit in a way that only shows when it runs
+                self._become(before)
+            raise
         return self
 
     def fit_loop(
@@ -194,7 +200,7 @@ class Trainer(BaseEstimator):
         return True
 
     def validate(self, X: Any, y: Any) -> float:
-        """Mean loss over validation data that was encoded."""
+        """Mean loss over validation data: arrays by name of input and of output."""
         return float(np.mean(self.step_.scores(X, y), dtype=np.float64))
 
     @property
@@ -225,19 +231,24 @@ class Trainer(BaseEstimator):
         return loader
 
     def _validation(self, step: TrainingStep, X: Any, y: Any) -> tuple[Any, Any] | None:
-        """Validation data, tried once so that it fails now rather than after an epoch."""
+        """Validation data, checked and converted now rather than after every epoch."""
         if X is None and y is None:
             return None
         if X is None or y is None:
             raise InvalidDataError("Validation takes both X_val and y_val; one of them is None.")
-        encoded = self.encode(y, step)
-        step.feeds(X, encoded)
-        return X, encoded
+        inputs = as_inputs(X, step.inputs)
+        expected = as_targets(self.encode(y, step), step.expected, len(next(iter(inputs.values()))))
+        step.check_expected(expected)
+        return inputs, expected
 
     # -- state -------------------------------------------------------------------------------------
 
     def _record(self, key: str, value: float) -> None:
         self.history_.setdefault(key, []).append(value)
+
+    def _become(self, attributes: dict[str, Any]) -> None:
+        self.__dict__.clear()
+        self.__dict__.update(attributes)
 
     def _forget(self) -> dict[str, Any]:
         """Remove everything a fit has left; it is returned."""

@@ -14,6 +14,7 @@ import onnx_ir as ir
 from sklearn.utils.validation import check_array
 
 from onnxcustom.exceptions import InvalidDataError, UnknownNameError
+from onnxcustom.graph import to_ir
 
 __all__ = [
     "TensorSpec",
@@ -69,7 +70,7 @@ def tensor_specs(values: Iterable[ir.Value]) -> list[TensorSpec]:
 
 def input_specs(model: onnx.ModelProto | ir.Model) -> list[TensorSpec]:
     """Specifications of the inputs of a model that are not initializers."""
-    made = model if isinstance(model, ir.Model) else ir.from_proto(model)
+    made = model if isinstance(model, ir.Model) else to_ir(model)
     return tensor_specs(v for v in made.graph.inputs if v.name not in made.graph.initializers)
 
 
@@ -247,6 +248,8 @@ def _as_tensor(data: Any, spec: TensorSpec, what: str, whole: bool = False) -> n
 
 def _checked(data: Any, spec: TensorSpec, what: str, matrix: bool) -> np.ndarray:
     """A finite numeric array in C order, converted once if it is to be floating-point."""
+    if _is_ready(data, spec, matrix):  # a batch of a user's own loop: all that follows costs more than a step
+        return data
     floating = spec.dtype is not None and spec.dtype.kind == "f"
     try:
         # Numbers too large for the dtype become infinite, which is then an error, not a warning.
@@ -262,6 +265,18 @@ def _checked(data: Any, spec: TensorSpec, what: str, matrix: bool) -> np.ndarray
             )
     except (TypeError, ValueError) as exc:
         raise InvalidDataError(f"{what[0].upper()}{what[1:]}: {exc}") from exc
+
+
+def _is_ready(data: Any, spec: TensorSpec, matrix: bool) -> bool:
+    """Whether data is an array that :func:`_checked` would return as it is."""
+    return (
+        type(data) is np.ndarray
+        and data.dtype == spec.dtype
+        and data.flags.c_contiguous
+        and data.ndim >= (2 if matrix else 1)
+        and data.size > 0
+        and (data.dtype.kind != "f" or bool(np.isfinite(data).all()))
+    )
 
 
 def _reshaped(array: np.ndarray, spec: TensorSpec) -> np.ndarray:

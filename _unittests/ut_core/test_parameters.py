@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxcustom.optim.parameters import check_number
+from onnxcustom._parameters import check_number
 
 
 @pytest.mark.parametrize(

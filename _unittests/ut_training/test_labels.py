@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from onnxcustom.exceptions import InvalidDataError, InvalidModelError
+from onnxcustom.graph import prepare
+from onnxcustom.training.labels import (
+    as_labels,
+    fitting_loss,
+    from_one_hot,
+    label_indices,
+    labels_of,
+    probability_output,
+)
+
+
+@given(
+    labels=st.one_of(
+        st.lists(st.integers(-100, 100), min_size=1, max_size=8, unique=True),
+        st.lists(st.text(max_size=3), min_size=1, max_size=8, unique=True),
+        st.lists(st.floats(-10, 10), min_size=1, max_size=8, unique=True),
+    ),
+    data=st.data(),
+)
+def test_indices_are_positions_whatever_the_order(labels, data):
+    order = np.array(labels, dtype=object if isinstance(labels[0], str) else None)
+    index = data.draw(st.lists(st.integers(0, len(labels) - 1), min_size=1, max_size=20))
+    y = order[index]
+    np.testing.assert_array_equal(order[label_indices(y, order)], y)
+    np.testing.assert_array_equal(label_indices(y[:, None], order), label_indices(y, order)[:, None])
+
+
+def test_indices_of_other_types():
+    assert label_indices(np.array([True, False]), np.array([0, 1])).tolist() == [1, 0]
+    assert label_indices(np.array([2.0, 5.0]), np.array([5, 2])).tolist() == [1, 0]
+    assert label_indices(np.array(["b"], dtype=object), np.array(["a", "b"])).tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("y", "labels", "message"),
+    [
+        ([3], [1, 2], r"labels \[3\], .* its classes are \[1, 2\]"),
+        ([1.5], [1, 2], r"labels \[1\.5\]"),
+        (["c", "d"], ["a", "b"], r"labels \['c', 'd'\]"),
+        ([1], ["1", "2"], r"labels \[1\]"),
+        (["1"], [1, 2], r"labels \['1'\]"),
+        (range(100), range(50), r"\[50, 51, .*, \.\.\.\]"),
+    ],
+)
+def test_labels_the_model_does_not_have(y, labels, message):
+    with pytest.raises(InvalidDataError, match=message):
+        label_indices(np.array(y), np.array(labels))
+
+
+@pytest.mark.parametrize(
+    ("y", "columns", "labels"),
+    [
+        ([0, 1, 1], 2, [0, 1]),
+        ([5, 7, 5], 2, [5, 7]),
+        ([1, 1], 2, [0, 1]),
+        ([0, 2], 4, [0, 1, 2, 3]),
+        (["b", "a"], 2, ["a", "b"]),
+        ([[0, 1, 0], [1, 0, 0]], 3, [0, 1, 2]),
+        ([[0], [1]], 2, [0, 1]),
+    ],
+)
+def test_labels_of_data(y, columns, labels):
+    assert labels_of(np.array(y), columns).tolist() == labels
+
+
+@pytest.mark.parametrize(
+    ("y", "columns"), [([0, 5], 3), (["a"], 2), ([0, 1, 2], 2), ([-1, 0, 3], 2), ([4.0], 2)]
+)
+def test_labels_that_leave_the_order_open(y, columns):
+    with pytest.raises(
+        InvalidDataError, match=rf"different labels.*{columns} classes.*partial_fit\(classes=\)"
+    ):
+        labels_of(np.array(y), columns)
+
+
+def test_labels_of_several_types():
+    with pytest.raises(InvalidDataError, match="several types"):
+        labels_of(np.array(["a", 1], dtype=object), 2)
+
+
+@pytest.mark.parametrize(
+    "bad", [None, 5, [np.nan, 1], [np.inf, 0], [0, 0.5], np.array([None, "a"], dtype=object)]
+)
+def test_what_is_no_label(bad):
+    with pytest.raises(InvalidDataError, match=r"(?i)y"):
+        as_labels(bad)
+
+
+def test_one_hot():
+    labels = np.array(["a", "b", "c"])
+    assert from_one_hot(np.eye(3)[[2, 0]], 1, labels).tolist() == ["c", "a"]
+    tokens = np.eye(3)[[[2, 0], [1, 1]]]
+    assert from_one_hot(tokens, 2, labels).tolist() == [["c", "a"], ["b", "b"]]
+    assert from_one_hot(tokens.transpose(0, 2, 1), 1, labels).tolist() == [["c", "a"], ["b", "b"]]
+    for bad in (np.eye(2), np.full((2, 3), 0.5), np.zeros((2, 3)), np.ones((2, 3))):
+        with pytest.raises(InvalidDataError, match=r"rows of zeros with a single 1 in 3 columns"):
+            from_one_hot(bad, 1, labels)
+
+
+def model_of(end):
+    return prepare(
+        onnx.parser.parse_model(f"""<ir_version: 8, opset_import: ["": 18]>
+        g (float[N,2] x) => (int64[N] best, float[N,2] z, float[N,2] p) <float[2,2] w = {{1, 2, 3, 4}}>
+        {{ z = MatMul(x, w) p = {end} best = ArgMax <axis = 1, keepdims = 0> (z) }}""")
+    )
+
+
+def test_the_output_behind_a_sigmoid_or_softmax_comes_first():
+    assert probability_output(model_of("Softmax(z)")) == "p"
+    assert probability_output(model_of("Tanh(z)")) == "z"
+    only = prepare(
+        onnx.parser.parse_model("""<ir_version: 8, opset_import: ["": 18]>
+        g (float[N,2] x) => (int64[N] best) { best = ArgMax <axis = 1, keepdims = 0> (x) }""")
+    )
+    with pytest.raises(InvalidModelError, match=r"\['best'\] holds scores or probabilities"):
+        probability_output(only)
+
+
+@pytest.mark.parametrize(
+    ("end", "scores", "name", "on"),
+    [
+        ("Softmax(z)", None, "SoftmaxCrossEntropyLearningLoss", "softmax"),
+        ("Sigmoid(z)", None, "BinaryCrossEntropyLearningLoss", "sigmoid"),
+        ("Tanh(z)", [[-1, 2]], "SoftmaxCrossEntropyLearningLoss", "softmax"),
+        ("Tanh(z)", [[0, 0]], "SoftmaxCrossEntropyLearningLoss", "softmax"),
+        ("Tanh(z)", [[0]], "BinaryCrossEntropyLearningLoss", "sigmoid"),
+        ("HardSigmoid(z)", [[0.2]], "BinaryCrossEntropyLearningLoss", "output"),
+        ("HardSigmoid(z)", [[0.2, 0.8]], "SoftmaxCrossEntropyLearningLoss", "output"),
+    ],
+)
+def test_the_loss_that_fits(end, scores, name, on):
+    loss = fitting_loss(model_of(end), "p", lambda: np.array(scores, dtype=np.float32))
+    assert type(loss).__name__ == name
+    assert loss.on == on

@@ -1,0 +1,135 @@
+"""Parameters of rules, schedules, losses and penalties: declared with a range, checked, stored."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+import numbers
+from typing import Any
+
+from onnxcustom.exceptions import UnknownNameError
+
+__all__ = ["Parameters", "check_number", "check_parameters", "flag", "integer", "number"]
+
+
+def number(default: float, interval: str) -> Any:
+    """A dataclass field that holds a real number of `interval`, written as in ``"[0, 1)"``."""
+    return dataclasses.field(default=default, metadata={"range": interval})
+
+
+def integer(default: int, interval: str) -> Any:
+    """A dataclass field that holds an integer of `interval`."""
+    return dataclasses.field(default=default, metadata={"range": interval, "integer": True})
+
+
+def flag(default: bool) -> Any:
+    """A dataclass field that holds True or False."""
+    return dataclasses.field(default=default, metadata={"flag": True})
+
+
+def check_parameters(instance: Any) -> None:
+    """Check every declared field of a dataclass instance.
+
+    Raises
+    ------
+    ValueError
+        A number outside its range; the message says the range.
+    TypeError
+        Something else in place of a number, or of True or False.
+    """
+    for field in dataclasses.fields(instance):
+        value = getattr(instance, field.name)
+        name = f"{field.name} of {type(instance).__name__}"
+        if "range" in field.metadata:
+            check_number(name, value, field.metadata["range"], field.metadata.get("integer", False))
+        elif "flag" in field.metadata and str(value) not in ("True", "False"):
+            raise TypeError(f"{name} must be True or False, not {value!r}.")
+
+
+def check_number(name: str, value: Any, interval: str, integral: bool = False) -> None:
+    """Check that `value` is a number of an interval.
+
+    Examples
+    --------
+    >>> check_number("momentum", 1.5, "[0, 1]")
+    Traceback (most recent call last):
+        ...
+    ValueError: momentum must be in [0, 1], not 1.5.
+    """
+    kind = numbers.Integral if integral else numbers.Real
+    if isinstance(value, bool) or not isinstance(value, kind):
+        what = "an integer" if integral else "a number"
+        raise TypeError(f"{name} must be {what} in {interval}, not {value!r}.")
+    low, high = (float(bound) for bound in interval[1:-1].split(","))
+    x = float(value)
+    above = x >= low if interval[0] == "[" else x > low
+    below = x <= high if interval[-1] == "]" else x < high
+    if math.isnan(x) or not (above and below):
+        raise ValueError(f"{name} must be in {interval}, not {value!r}.")
+
+
+class Parameters:
+    """An object that is its constructor's parameters, as scikit-learn has it.
+
+    ``__init__`` only stores; values are checked when they are used. Attributes whose name starts or
+    ends with an underscore are caches: never pickled or copied, forgotten when a parameter changes.
+    """
+
+    @classmethod
+    def _parameter_names(cls) -> list[str]:
+        parameters = inspect.signature(cls.__init__).parameters.values()
+        return [
+            p.name for p in parameters if p.name != "self" and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
+        ]
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Parameters by name.
+
+        Parameters
+        ----------
+        deep : bool, default=True
+            Taken for scikit-learn's sake; there is nothing deeper.
+
+        Returns
+        -------
+        dict
+            As the constructor takes them.
+        """
+        return {name: getattr(self, name) for name in self._parameter_names()}
+
+    def set_params(self, **params: Any) -> Any:
+        """Change parameters; return the object.
+
+        Raises
+        ------
+        UnknownNameError
+            If there is no parameter of that name; nothing is changed.
+        """
+        known = self._parameter_names()
+        unknown = sorted(set(params) - set(known))
+        if unknown:
+            raise UnknownNameError(f"{type(self).__name__} has no parameter {unknown}; it has {known}.")
+        for name, value in params.items():
+            setattr(self, name, value)
+        return self
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+        if not _is_cache(name):
+            for cache in [key for key in self.__dict__ if _is_cache(key)]:
+                self.__dict__.pop(cache, None)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if not _is_cache(key)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
+    def __repr__(self) -> str:
+        values = ", ".join(f"{k}={v!r}" for k, v in self.get_params(deep=False).items())
+        return f"{type(self).__name__}({values})"
+
+
+def _is_cache(name: str) -> bool:
+    return name.startswith("_") or name.endswith("_")

@@ -1,0 +1,77 @@
+"""Classes that users choose by name: update rules, losses, penalties."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any, Generic, TypeVar
+
+from onnxcustom.exceptions import UnknownNameError
+
+__all__ = ["Registry"]
+
+T = TypeVar("T", bound=type)
+
+
+class Registry(Generic[T]):
+    """Classes by name; names are case-insensitive and a class has several.
+
+    Parameters
+    ----------
+    kind : str
+        What is registered, for messages.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._classes: dict[str, T] = {}
+
+    def register(self, *names: str) -> Callable[[T], T]:
+        """Class decorator: the class is found under `names` and its own name.
+
+        Raises
+        ------
+        ValueError
+            A name that another class has.
+        """
+
+        def decorate(cls: T) -> T:
+            keys = [name.lower() for name in (*names, cls.__name__)]
+            for key in keys:
+                other = self._classes.get(key, cls)
+                # The same class again is a module that was reloaded, or a cell run twice.
+                if (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
+                    raise ValueError(f"The name {key!r} belongs to {other.__module__}.{other.__qualname__}.")
+            self._classes.update(dict.fromkeys(keys, cls))
+            return cls
+
+        return decorate
+
+    def find(self, name: Any, also: Iterable[str] = ()) -> T:
+        """The class of that name.
+
+        Raises
+        ------
+        UnknownNameError
+            Listing the names there are, and what else is accepted.
+        """
+        if isinstance(name, str) and name.lower() in self._classes:
+            return self._classes[name.lower()]
+        others = "".join(f", or {text}" for text in also)
+        raise UnknownNameError(
+            f"{name!r} is no {self.kind}. Names are {', '.join(map(repr, self.names()))}{others}."
+        )
+
+    def __contains__(self, name: str) -> bool:
+        return name.lower() in self._classes
+
+    def names(self) -> list[str]:
+        """All names in order of registration, that of a class itself only where it has no other."""
+        counts = Counter(self._classes.values())
+        return [
+            name for name, cls in self._classes.items() if counts[cls] == 1 or name != cls.__name__.lower()
+        ]
+
+    def classes(self) -> list[T]:
+        """The registered classes, each once, in order of registration."""
+        return list(dict.fromkeys(self._classes.values()))
