@@ -17,6 +17,7 @@ from onnxcustom.exceptions import (
 )
 from onnxcustom.graph import load, prepare, to_proto, trainable_values
 from onnxcustom.graph.builder import Builder
+from onnxcustom.graph.traversal import all_names
 
 from .flow import Flow, analyse
 from .interface import Engine, is_float, refusal_error, select_engine
@@ -152,18 +153,6 @@ def differentiate(
     _finish(model, names, sources, seeds, gradients, own_outputs)
     engine.finish(model)
     return model
-
-
-def all_names(graph: ir.Graph) -> set[str]:
-    """Names of all values and nodes of a graph and its subgraphs."""
-    names = {v.name for v in (*graph.inputs, *graph.initializers.values()) if v.name}
-    for node in ir.traversal.RecursiveGraphIterator(graph):
-        names.add(node.name or "")
-        names.update(v.name for v in (*node.inputs, *node.outputs) if v is not None and v.name)
-        for attribute in node.attributes.values():
-            if attribute.type == ir.AttributeType.GRAPH:
-                names.update(v.name for v in attribute.as_graph().inputs if v.name)
-    return names
 
 
 # -- what is asked for -------------------------------------------------------------------------

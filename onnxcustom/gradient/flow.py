@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
+from onnxcustom.graph.traversal import subgraphs
+
 from .interface import Engine, Verdict, is_float
 
 __all__ = ["Flow", "Reach", "analyse"]
@@ -72,14 +74,9 @@ def operands(node: ir.Node) -> Iterator[tuple[int, ir.Value]]:
     for i, value in enumerate(node.inputs):
         if value is not None:
             yield i, value
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            for value in captured(attribute.as_graph()):
-                yield -1, value
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            for graph in attribute.as_graphs():
-                for value in captured(graph):
-                    yield -1, value
+    for graph in subgraphs(node):
+        for value in captured(graph):
+            yield -1, value
 
 
 def captured(graph: ir.Graph) -> list[ir.Value]:

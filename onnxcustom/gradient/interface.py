@@ -18,6 +18,7 @@ from onnxcustom.exceptions import (
     UnknownNameError,
     UnknownOperatorError,
 )
+from onnxcustom.graph.operands import FLOATS
 
 if TYPE_CHECKING:
     from .flow import Flow
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 __all__ = ["ENGINES", "Engine", "Verdict", "register_engine", "select_engine"]
 
 logger = logging.getLogger("onnxcustom")
-
-FLOATS = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT, ir.DataType.DOUBLE})
 
 
 @dataclass(frozen=True)

@@ -15,15 +15,17 @@ import onnx_ir as ir
 
 from onnxcustom.exceptions import DifferentiationError, EvaluationError, InvalidModelError
 from onnxcustom.graph.builder import Builder, Var
+from onnxcustom.graph.passes import constant_array
+from onnxcustom.graph.traversal import all_names
 from onnxcustom.runtime import build_gradient_model, create_session, ort_limits, training_available
 
-from .build import all_names, tidy
+from .build import tidy
 from .flow import Flow
 from .interface import Engine, Verdict, logger, register_engine
 from .names import GradientNames
 from .ort_broadcast import hide_ambiguous_shapes
 from .ort_kernels import KERNELS
-from .ort_operators import attribute, constant, judge
+from .ort_operators import attribute, judge
 from .ort_rewrites import REWRITES
 
 __all__ = ["OrtEngine"]
@@ -170,7 +172,7 @@ class _Part:
         known = self._detached if detached else self.inside
         if value in known:
             return known[value]
-        tensor = constant(value)
+        tensor = constant_array(value)
         if tensor is not None and tensor.size <= _SMALL:
             made = self._new(value, "fixed")
             made.type, made.shape = (

@@ -26,7 +26,7 @@ def _double(node: ir.Node) -> bool:
 
 
 def relu_grad(op: Builder, node: ir.Node, operands: Sequence[Var]) -> list[Var] | None:
-    """Dx = dy where y > 0."""
+    """``dx = dy`` where ``y > 0``."""
     if not _double(node):
         return None
     dy, y = operands
@@ -37,7 +37,7 @@ def relu_grad(op: Builder, node: ir.Node, operands: Sequence[Var]) -> list[Var] 
 
 
 def softmax_grad(op: Builder, node: ir.Node, operands: Sequence[Var]) -> list[Var] | None:
-    """Dx = y (dy - Σ dy y)."""
+    """``dx = y (dy - Σ dy y)``."""
     if not _double(node):
         return None
     dy, y = operands
@@ -46,7 +46,7 @@ def softmax_grad(op: Builder, node: ir.Node, operands: Sequence[Var]) -> list[Va
 
 
 def log_softmax_grad(op: Builder, node: ir.Node, operands: Sequence[Var]) -> list[Var] | None:
-    """Dx = dy - exp(y) Σ dy."""
+    """``dx = dy - exp(y) Σ dy``."""
     if not _double(node):
         return None
     dy, y = operands
@@ -55,7 +55,7 @@ def log_softmax_grad(op: Builder, node: ir.Node, operands: Sequence[Var]) -> lis
 
 
 def fused_matmul(op: Builder, node: ir.Node, operands: Sequence[Var]) -> list[Var] | None:
-    """Y = α aᵀ bᵀ, transposed as asked for."""
+    """``y = α aᵀ bᵀ``, transposed as asked for."""
     if not _double(node):
         return None
     a, b = operands

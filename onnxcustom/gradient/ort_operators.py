@@ -43,6 +43,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from onnxcustom.graph.passes import constant_array
+
 from .interface import RULE, Verdict
 
 __all__ = ["OPERATORS", "STEP_OPERANDS", "STEP_OPERATORS", "Support", "judge"]
@@ -84,12 +86,6 @@ def attribute(node: ir.Node, name: str, default: object = None) -> object:
     """The value of an attribute, or the default."""
     found = node.attributes.get(name)
     return default if found is None else found.value
-
-
-def constant(value: ir.Value | None) -> np.ndarray | None:
-    """The value if it is known without running the graph."""
-    tensor = None if value is None else ir.convenience.get_const_tensor(value)
-    return None if tensor is None else tensor.numpy()
 
 
 def rank(value: ir.Value | None) -> int | None:
@@ -162,7 +158,7 @@ def _layer_norm(node: ir.Node) -> str | None:
 def _dropout(node: ir.Node) -> str | None:
     mode = operand(node, 2)
     if mode is not None:
-        known = constant(mode)
+        known = constant_array(mode)
         if known is None or bool(np.asarray(known).any()):
             return "its training_mode is not the constant false; set it to false."
     return None
@@ -172,7 +168,7 @@ def _positive_steps(node: ir.Node) -> str | None:
     steps = operand(node, 4)
     if steps is None:
         return None
-    known = constant(steps)
+    known = constant_array(steps)
     if known is None or np.asarray(known).min(initial=1) < 1:
         return f"its steps are not positive constants; {USE_ONNX}"
     return None
@@ -195,7 +191,7 @@ def _where(node: ir.Node) -> str | None:
 
 
 def _log_sum_exp(node: ir.Node) -> str | None:
-    if not attribute(node, "keepdims", 1) and len(node.inputs) > 1 and constant(node.inputs[1]) is None:
+    if not attribute(node, "keepdims", 1) and len(node.inputs) > 1 and constant_array(node.inputs[1]) is None:
         return "keepdims=0 needs constant axes; set keepdims=1."
     return None
 

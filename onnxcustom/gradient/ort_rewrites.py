@@ -13,8 +13,9 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxcustom.graph.builder import Builder, Var
+from onnxcustom.graph.passes import constant_array
 
-from .ort_operators import attribute, constant, operand, rank, static_shape
+from .ort_operators import attribute, operand, rank, static_shape
 
 __all__ = ["REWRITES"]
 
@@ -48,14 +49,14 @@ def _negative_part(op: Builder, x: Var) -> Var:
 
 @rewrite("Elu")
 def elu(op: Builder, node: ir.Node, operands: Operands) -> Var:
-    """Y = max(x, 0) + α (exp(min(x, 0)) - 1)."""
+    """``y = max(x, 0) + α (exp(min(x, 0)) - 1)``."""
     (x,) = _args(operands)
     return op.Relu(x) + attribute(node, "alpha", 1.0) * (op.Exp(_negative_part(op, x)) - 1.0)
 
 
 @rewrite("Celu")
 def celu(op: Builder, node: ir.Node, operands: Operands) -> Var:
-    """Y = max(x, 0) + α (exp(min(x, 0) / α) - 1)."""
+    """``y = max(x, 0) + α (exp(min(x, 0) / α) - 1)``."""
     (x,) = _args(operands)
     alpha: Any = attribute(node, "alpha", 1.0)
     return op.Relu(x) + alpha * (op.Exp(_negative_part(op, x) / alpha) - 1.0)
@@ -63,7 +64,7 @@ def celu(op: Builder, node: ir.Node, operands: Operands) -> Var:
 
 @rewrite("Selu")
 def selu(op: Builder, node: ir.Node, operands: Operands) -> Var:
-    """Y = γ (max(x, 0) + α (exp(min(x, 0)) - 1))."""
+    """``y = γ (max(x, 0) + α (exp(min(x, 0)) - 1))``."""
     (x,) = _args(operands)
     alpha: Any = attribute(node, "alpha", 1.67326319217681884765625)
     gamma: Any = attribute(node, "gamma", 1.05070102214813232421875)
@@ -87,7 +88,7 @@ def softsign(op: Builder, node: ir.Node, operands: Operands) -> Var:
 
 @rewrite("Mish")
 def mish(op: Builder, node: ir.Node, operands: Operands) -> Var:
-    """Y = x tanh(softplus(x))."""
+    """``y = x tanh(softplus(x))``."""
     (x,) = _args(operands)
     return x * op.Tanh(softplus(op, node, operands))
 
@@ -98,7 +99,7 @@ def _unit(op: Builder, x: Var) -> Var:
 
 @rewrite("HardSigmoid")
 def hard_sigmoid(op: Builder, node: ir.Node, operands: Operands) -> Var:
-    """Y = clip(α x + β, 0, 1)."""
+    """``y = clip(α x + β, 0, 1)``."""
     (x,) = _args(operands)
     alpha: Any = attribute(node, "alpha", 0.2)
     beta: Any = attribute(node, "beta", 0.5)
@@ -107,21 +108,21 @@ def hard_sigmoid(op: Builder, node: ir.Node, operands: Operands) -> Var:
 
 @rewrite("HardSwish")
 def hard_swish(op: Builder, node: ir.Node, operands: Operands) -> Var:
-    """Y = x clip(x / 6 + 1/2, 0, 1)."""
+    """``y = x clip(x / 6 + 1/2, 0, 1)``."""
     (x,) = _args(operands)
     return x * _unit(op, x * (1.0 / 6.0) + 0.5)
 
 
 @rewrite("PRelu")
 def prelu(op: Builder, node: ir.Node, operands: Operands) -> Var:
-    """Y = max(x, 0) - slope max(-x, 0)."""
+    """``y = max(x, 0) - slope max(-x, 0)``."""
     x, slope = _args(operands)
     return op.Relu(x) - slope * op.Relu(-x)
 
 
 @rewrite("Gelu")
 def gelu(op: Builder, node: ir.Node, operands: Operands) -> Var | None:
-    """Y = x (1 + tanh(√(2/π) (x + 0.044715 x³))) / 2."""
+    """``y = x (1 + tanh(√(2/π) (x + 0.044715 x³))) / 2``."""
     (x,) = _args(operands)
     if attribute(node, "approximate", "none") != "tanh":
         return None
@@ -258,7 +259,7 @@ def identity(op: Builder, node: ir.Node, operands: Operands) -> Var | None:
 
 @rewrite("BatchNormalization")
 def batch_norm(op: Builder, node: ir.Node, operands: Operands) -> Var:
-    """Y = (x - mean) scale / sqrt(var + ε) + bias, statistics being those given."""
+    """``y = (x - mean) scale / sqrt(var + ε) + bias``, statistics being those given."""
     x, *parameters = _args(operands)
     axes = list(range(1, (rank(node.inputs[0]) or 2) - 1))
     epsilon: Any = attribute(node, "epsilon", 1e-5)
@@ -319,7 +320,7 @@ def log_sum_exp(op: Builder, node: ir.Node, operands: Operands) -> Var | None:
     x, *rest = _args(operands)
     attrs: dict[str, Any] = {k: a.value for k, a in node.attributes.items() if k != "keepdims"}
     kept = op.ReduceLogSumExp(x, *rest, keepdims=1, **attrs)
-    axes: Any = constant(operand(node, 1)) if rest else attribute(node, "axes")
+    axes: Any = constant_array(operand(node, 1)) if rest else attribute(node, "axes")
     if axes is None or not np.size(axes):
         if attrs.get("noop_with_empty_axes"):
             return kept

@@ -6,7 +6,14 @@ from onnxcustom.graph.builder import Builder, Var
 from onnxcustom.graph.classifier import Logits, class_labels, find_logits
 from onnxcustom.graph.io import ModelLike, load, save, to_ir, to_proto
 from onnxcustom.graph.prepare import prepare
-from onnxcustom.graph.weights import rename_weights, replace_weights, trainable_values, weights
+from onnxcustom.graph.weights import (
+    constants,
+    rename_weights,
+    replace_constants,
+    replace_weights,
+    trainable_values,
+    weights,
+)
 
 __all__ = [
     "Builder",
@@ -14,10 +21,12 @@ __all__ = [
     "ModelLike",
     "Var",
     "class_labels",
+    "constants",
     "find_logits",
     "load",
     "prepare",
     "rename_weights",
+    "replace_constants",
     "replace_weights",
     "save",
     "to_ir",

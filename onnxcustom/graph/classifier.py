@@ -8,12 +8,12 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxcustom.exceptions import UnknownNameError
+from onnxcustom.graph.operands import FLOATS
 from onnxcustom.graph.passes import constant_array
 
 __all__ = ["Logits", "class_labels", "find_logits"]
 
 _STANDARD = ("", "ai.onnx")
-_FLOATS = (ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,7 +166,7 @@ def _see_through(node: ir.Node) -> ir.Value | None:
     if _is(node, "Identity") or (node.op_type == "ZipMap" and node.domain == "ai.onnx.ml"):
         return node.inputs[0]
     if _is(node, "Cast"):
-        return node.inputs[0] if node.attributes.get_int("to", 0) in _FLOATS else None
+        return node.inputs[0] if node.attributes.get_int("to", 0) in FLOATS else None
     if _is(node, "Flatten"):
         return (
             node.inputs[0] if node.attributes.get_int("axis", 1) == 1 and _rank(node.inputs[0]) == 2 else None

@@ -20,8 +20,8 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxcustom.graph.builder import Builder, Var
-from onnxcustom.graph.passes import value_names
 from onnxcustom.graph.sites import NAME_KEY, AttributeSite, origin, pin
+from onnxcustom.graph.traversal import value_names
 
 __all__ = ["ROLE_KEY", "ConvertLinearOperatorsPass", "is_linear_operator"]
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-__all__ = ["is_bias_add", "passes_through", "single_counts", "trainable"]
+__all__ = ["FLOATS", "is_bias_add", "passes_through", "single_counts", "trainable"]
 
 # Beyond the largest number of operands: "every position".
 _ALL = tuple(range(4096))
@@ -85,7 +85,8 @@ _NORMALIZATION = frozenset(
     "SimplifiedLayerNormalization SkipLayerNormalization SkipSimplifiedLayerNormalization "
     "EmbedLayerNormalization GroupNorm".split()
 )
-_FLOATS = (ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+# Types that can carry a gradient: those of eight bits and fewer only store.
+FLOATS = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT, ir.DataType.DOUBLE})
 _MOVES = frozenset("Identity Cast Reshape Flatten Squeeze Unsqueeze Transpose".split())
 
 
@@ -101,7 +102,7 @@ def trainable(node: ir.Node, index: int) -> bool:
     """Whether operand `index` of `node` is differentiable data that a model may learn."""
     if node.op_type == "Cast" and node.domain in ("", "ai.onnx"):
         to = node.attributes.get_int("to", 0)
-        return index == 0 and to in _FLOATS
+        return index == 0 and to in FLOATS
     return index in (_positions(node) or ())
 
 

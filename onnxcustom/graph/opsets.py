@@ -10,7 +10,8 @@ import onnx_ir as ir
 from onnx import version_converter
 
 from onnxcustom.exceptions import InvalidModelError
-from onnxcustom.graph.passes import constant_array, unique_name, value_names
+from onnxcustom.graph.passes import constant_array
+from onnxcustom.graph.traversal import unique_name, value_names
 
 __all__ = ["ConvertOpsetPass", "SetIrVersionPass"]
 

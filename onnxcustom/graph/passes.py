@@ -15,6 +15,7 @@ from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass
 
 from onnxcustom.exceptions import InvalidModelError
 from onnxcustom.graph.sites import site_of
+from onnxcustom.graph.traversal import unique_name, value_names
 
 __all__ = [
     "BypassIdentityPass",
@@ -27,8 +28,6 @@ __all__ = [
     "SeparateOutputsPass",
     "UniqueNamesPass",
     "constant_array",
-    "unique_name",
-    "value_names",
 ]
 
 logger = logging.getLogger("onnxcustom")
@@ -362,26 +361,3 @@ def _take_types(graph: ir.Graph, proto: onnx.GraphProto) -> None:
             elif attribute.type == ir.AttributeType.GRAPHS and not attribute.is_ref():
                 for inner, inner_proto in zip(attribute.as_graphs(), attributes[name].graphs, strict=True):
                     _take_types(inner, inner_proto)
-
-
-def value_names(model: ir.Model) -> set[str]:
-    """All names of values in the model, branches included."""
-    names: set[str] = set()
-    for graph in model.graphs():
-        names.update(v.name for v in graph.inputs if v.name)
-        names.update(graph.initializers)
-        names.update(v.name for node in graph for v in node.outputs if v.name)
-    return names
-
-
-def unique_name(base: str, taken: set[str], counters: dict[str, int] | None = None) -> str:
-    """`base` if free, else with the first free number behind it; the name is then taken."""
-    count = 0 if counters is None else counters.get(base, 0)
-    name = base
-    while name in taken:
-        count += 1
-        name = f"{base}_{count}"
-    if counters is not None:
-        counters[base] = count
-    taken.add(name)
-    return name

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import onnx
@@ -11,14 +11,20 @@ import onnx_ir as ir
 from onnxcustom.exceptions import InvalidDataError, UnknownNameError
 from onnxcustom.graph.io import ModelLike, to_ir, to_proto
 from onnxcustom.graph.ml_operators import ROLE_KEY
-from onnxcustom.graph.operands import is_bias_add, passes_through, single_counts, trainable
-from onnxcustom.graph.passes import SeparateOutputsPass, value_names
+from onnxcustom.graph.operands import FLOATS, is_bias_add, passes_through, single_counts, trainable
+from onnxcustom.graph.passes import SeparateOutputsPass
 from onnxcustom.graph.prepare import structure
 from onnxcustom.graph.sites import site_of, tag
+from onnxcustom.graph.traversal import subgraphs, value_names
 
-__all__ = ["rename_weights", "replace_weights", "trainable_values", "weights"]
-
-_FLOATS = (ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+__all__ = [
+    "constants",
+    "rename_weights",
+    "replace_constants",
+    "replace_weights",
+    "trainable_values",
+    "weights",
+]
 
 
 # -- public functions ------------------------------------------------------------------------
@@ -100,13 +106,51 @@ def replace_weights(model: ModelLike, weights: Mapping[str, np.ndarray]) -> onnx
     >>> onnx.numpy_helper.to_array(changed.graph.initializer[0])
     array([0., 0.], dtype=float32)
     """
-    if not isinstance(weights, Mapping):
+    return _replace(model, weights, *_located(model))
+
+
+def constants(model: ModelLike, names: Iterable[str]) -> dict[str, np.ndarray]:
+    """Constant tensors of a model's main graph, weights or not, under the names they have when prepared.
+
+    Parameters
+    ----------
+    model : str, path, bytes, file object, onnx.ModelProto or onnx_ir.Model
+        The model in any form.
+    names : iterable of str
+        Which ones.
+
+    Returns
+    -------
+    dict of str to ndarray
+        Copies.
+
+    Raises
+    ------
+    UnknownNameError
+        The model has no such constant.
+    """
+    names = list(names)
+    if not names:
+        return {}
+    _, found = _located(model, every=True)
+    _check_known(dict.fromkeys(names), found)
+    return {name: np.array(_array(found[name])) for name in names}
+
+
+def replace_constants(model: ModelLike, tensors: Mapping[str, np.ndarray]) -> onnx.ModelProto:
+    """:func:`replace_weights` for any constant tensor, such as the statistics of BatchNormalization."""
+    return _replace(model, tensors, *_located(model, every=True))
+
+
+def _replace(
+    model: ModelLike, tensors: Mapping[str, np.ndarray], own: ir.Model, found: Mapping[str, ir.Value]
+) -> onnx.ModelProto:
+    if not isinstance(tensors, Mapping):
         raise InvalidDataError(
-            f"weights: a mapping of names to arrays was expected, not {type(weights).__name__}."
+            f"weights: a mapping of names to arrays was expected, not {type(tensors).__name__}."
         )
-    own, found = _located(model)
-    _check_known(weights, found)
-    arrays = {name: _checked(name, array, found[name]) for name, array in weights.items()}
+    _check_known(tensors, found)
+    arrays = {name: _checked(name, array, found[name]) for name, array in tensors.items()}
     for name, array in arrays.items():
         site = site_of(found[name])
         assert site is not None
@@ -203,7 +247,7 @@ class _Reads:
     def _walk(self, graph: ir.Graph) -> None:
         for node in reversed(graph):
             if any(v in self.live for v in node.outputs):
-                if any(True for _ in _subgraphs(node)):
+                if any(True for _ in subgraphs(node)):
                     self._control_flow(node)
                 else:
                     self._node(node)
@@ -230,7 +274,7 @@ class _Reads:
     def _control_flow(self, node: ir.Node) -> None:
         """If, Loop, Scan and the like: what the bodies read, then what is handed to them."""
         handed: dict[int, ir.Value] = {}
-        for body in reversed(list(_subgraphs(node))):
+        for body in reversed(list(subgraphs(node))):
             first = 1 if node.op_type == "Loop" else 0  # the condition is no data
             self.live.update(body.outputs[first:])
             self._walk(body)
@@ -250,18 +294,10 @@ class _Reads:
                 self.single.add(value)
 
 
-def _subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            yield attribute.as_graph()
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            yield from attribute.as_graphs()
-
-
 def _counts(value: ir.Value, reads: _Reads) -> bool:
     """Whether an initializer read as data is a weight."""
     tensor = value.const_value
-    if tensor is None or tensor.dtype not in _FLOATS or tensor.size == 0:
+    if tensor is None or tensor.dtype not in FLOATS or tensor.size == 0:
         return False
     if tensor.size == 1:
         return value in reads.single
@@ -315,13 +351,14 @@ def _one_per_column(value: ir.Value) -> bool:
 # -- replacing -------------------------------------------------------------------------------
 
 
-def _located(model: ModelLike) -> tuple[ir.Model, dict[str, ir.Value]]:
-    """The user's model and its weights by name, each with the site it came from in that model."""
+def _located(model: ModelLike, every: bool = False) -> tuple[ir.Model, dict[str, ir.Value]]:
+    """The user's model and its weights (or every constant) by name, each with its site in that model."""
     own = to_ir(model)
     tag(own)
     prepared = own.clone()
     structure(prepared)
-    return own, {_name(v): v for v in trainable_values(prepared)}
+    values = prepared.graph.initializers.values() if every else trainable_values(prepared)
+    return own, {_name(v): v for v in values if site_of(v) is not None}
 
 
 def _check_known(names: Mapping[str, object], found: Mapping[str, ir.Value]) -> None:

@@ -14,6 +14,7 @@ from onnxcustom.exceptions import InvalidModelError, UnknownNameError
 from onnxcustom.gradient import gradient_graph
 from onnxcustom.graph import load, prepare, to_ir
 from onnxcustom.graph.builder import Builder, Var
+from onnxcustom.graph.traversal import all_names
 
 from .base import Loss, LossTarget, LossTerms, flat_weight, register_loss
 from .classification import label_target
@@ -191,9 +192,7 @@ class CustomLoss(Loss):
                 f"{predicted.dtype}."
             )
         losses = model.graph.outputs[0]
-        taken = {v.name for n in RecursiveGraphIterator(model.graph) for v in n.outputs if v.name}
-        taken |= {v.name or "" for v in (*model.graph.inputs, *model.graph.initializers.values())}
-        tail = Builder(op.opset, prefix="loss_", taken=taken)
+        tail = Builder(op.opset, prefix="loss_", taken=all_names(model.graph))
         shape = _inferred_shape(model) if losses.shape is None else _shape(losses)
         scores = sum_rows(tail, shaped(tail.wrap(losses), shape))
         if scores.value.producer() is None or scores.value is losses:

@@ -25,6 +25,7 @@ from onnxcustom.objective import BaseLearningPenalty
 from onnxcustom.objective.base import LossTerms
 from onnxcustom.optim import BaseLearningRate, State
 
+from .modes import Modes, ModeSettings, set_modes
 from .targets import Target
 
 __all__ = ["ComposedStep", "compose_forward", "compose_scores", "compose_step"]
@@ -54,6 +55,8 @@ class ComposedStep:
         Weight (graph input) -> graph output with its new value.
     state : dict of str to dict
         Weight -> state name -> (graph input, graph output).
+    statistics : dict of str to str
+        Running statistic of a BatchNormalization (graph input) -> graph output with its new value.
     """
 
     model: ir.Model
@@ -65,12 +68,13 @@ class ComposedStep:
     loss: str
     weights: dict[str, str]
     state: dict[str, dict[str, tuple[str, str]]]
+    statistics: dict[str, str]
 
     @property
     def updates(self) -> dict[str, str]:
         """Every tensor a step rewrites: graph input -> graph output, weights first."""
         states = {old: new for states in self.state.values() for old, new in states.values()}
-        return {**self.weights, **states}
+        return {**self.weights, **states, **self.statistics}
 
     @property
     def batch(self) -> list[str]:
@@ -175,6 +179,7 @@ def compose_step(
     penalties: Mapping[str, BaseLearningPenalty],
     *,
     weighted: bool = False,
+    modes: ModeSettings = ModeSettings(),  # noqa: B008 - frozen
 ) -> ComposedStep:
     """Join everything one training step does into one graph.
 
@@ -194,17 +199,22 @@ def compose_step(
         Penalty per weight; weights without one are not penalised.
     weighted : bool
         Whether the graph takes one weight per row.
+    modes : ModeSettings
+        How BatchNormalization and Dropout behave.
 
     Returns
     -------
     ComposedStep
         The graph: inputs are the model's inputs, the expected values, the row weights, the
-        weights, the state, the learning rate and the step count; outputs are the loss, the new
-        weights and the new state.
+        weights, the state, the running statistics, the learning rate and the step count; outputs are
+        the loss, the new weights, the new state and the new statistics.
     """
     values = list(dict.fromkeys(t.value for t in targets))
-    gradient = differentiate(trunk(model, values), engine, list(weights), [], values)
-    composer = _StepComposer(gradient, weighted)
+    rewritten = set_modes(trunk(model, values), modes)
+    made = {v.name: v for node in model.graph for v in node.outputs}
+    model.graph.outputs.extend(made[new] for new in rewritten.statistics.values())
+    gradient = differentiate(model, engine, list(weights), [], values)
+    composer = _StepComposer(gradient, weighted, rewritten)
     composer.objective(targets)
     composer.penalties(penalties)
     composer.updates(optimizer)
@@ -246,8 +256,9 @@ class _Batch:
 class _StepComposer:
     """Appends loss, penalty and update nodes to a gradient graph, in that order."""
 
-    def __init__(self, model: ir.Model, weighted: bool) -> None:
+    def __init__(self, model: ir.Model, weighted: bool, modes: Modes) -> None:
         self.model = model
+        self.modes = modes
         self.graph: ir.Graph = model.graph
         self.names = GradientNames.of(model)
         self.op = Builder(model.opset_imports[""], taken=_names(self.graph))
@@ -261,6 +272,17 @@ class _StepComposer:
         self.loss: Var | None = None
         self.new_weights: dict[str, Var] = {}
         self.state: dict[str, dict[str, tuple[Var, Var]]] = {}
+        self.statistics = {name: self._to_input(name) for name in modes.statistics}
+        if modes.step is not None:
+            drawn = self.values[modes.step]
+            counted = self.op.Cast(self.step, to=ir.DataType.INT64)
+            drawn.replace_all_uses_with(counted.value)
+            self.graph.inputs.remove(drawn)
+
+    def _to_input(self, name: str) -> Var:
+        value = self.graph.initializers.pop(name)
+        value.const_value = None
+        return self.op.wrap(value)
 
     def objective(self, targets: Sequence[Target]) -> None:
         """Sum over the targets of weight * sum(scores) / rows; its gradient seeds the backward part."""
@@ -312,7 +334,7 @@ class _StepComposer:
         outputs = _Outputs(self.op)
         composed = ComposedStep(
             model=self.model,
-            inputs=list(self.names.inputs),
+            inputs=[name for name in self.names.inputs if name != self.modes.step],
             expected={output: _name(v) for output, v in self.batch.expected.items()},
             sample_weight=None if self.batch.sample_weight is None else _name(self.batch.sample_weight),
             learning_rate=_name(self.learning_rate),
@@ -325,10 +347,15 @@ class _StepComposer:
                 }
                 for w, states in self.state.items()
             },
+            statistics={
+                name: outputs.add(f"{name}_new", self.op.wrap(self.values[self.modes.statistics[name]]), old)
+                for name, old in self.statistics.items()
+            },
         )
         states = [old for states in self.state.values() for old, _ in states.values()]
         own = [self.values[n] for n in composed.inputs]
-        added = [*self.batch.inputs, *self.weights.values(), *states, self.learning_rate, self.step]
+        kept = [*self.weights.values(), *states, *self.statistics.values()]
+        added = [*self.batch.inputs, *kept, self.learning_rate, self.step]
         self.graph.inputs[:] = own + [v.value for v in added]
         self.graph.outputs[:] = outputs.values
         _extend(composed.model, self.op)

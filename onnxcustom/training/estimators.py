@@ -31,6 +31,7 @@ from .labels import (
     probability_output,
     some,
 )
+from .data_loader import draw_seed
 from .step import TrainingStep
 from .targets import prediction_tensors
 from .trainer import Trainer
@@ -52,6 +53,8 @@ class _OnnxEstimator(Trainer):
         "engine",
         "device",
         "loss_weights",
+        "batch_norm",
+        "dropout",
     )
     _live_parameters = frozenset({"learning_rate"})
 
@@ -73,6 +76,8 @@ class _OnnxEstimator(Trainer):
         device: Any = "cpu",
         verbose: int = 0,
         loss_weights: Mapping[str, float] | None = None,
+        batch_norm: str = "frozen",
+        dropout: str = "off",
     ) -> None:
         self.model = model
         self.weights_to_train = weights_to_train
@@ -89,6 +94,8 @@ class _OnnxEstimator(Trainer):
         self.device = device
         self.verbose = verbose
         self.loss_weights = loss_weights
+        self.batch_norm = batch_norm
+        self.dropout = dropout
 
     def _make(self, loss: Any) -> TrainingStep:
         return TrainingStep(
@@ -101,6 +108,9 @@ class _OnnxEstimator(Trainer):
             self.device,
             learning_rate=self.learning_rate,
             loss_weights=self.loss_weights,
+            batch_norm=self.batch_norm,
+            dropout=self.dropout,
+            seed=draw_seed(self.random_state) if self.dropout == "on" else 0,
         )
 
     def _change(self, step: TrainingStep, parameters: set[str]) -> None:
@@ -153,6 +163,11 @@ class OnnxRegressor(RegressorMixin, _OnnxEstimator):
         1 shows a progress bar.
     loss_weights : dict of str to float, optional
         Factors of the losses when there are several, by output name.
+    batch_norm : {'frozen', 'update'}, default='frozen'
+        Whether BatchNormalization goes by the model's own statistics, or by those of the batch,
+        towards which the model's move.
+    dropout : {'off', 'on'}, default='off'
+        Whether Dropout drops while training; the masks come from `random_state`.
 
     Attributes
     ----------
@@ -259,6 +274,11 @@ class OnnxClassifier(ClassifierMixin, _OnnxEstimator):
         1 shows a progress bar.
     loss_weights : dict of str to float, optional
         Factor of the loss, by output name.
+    batch_norm : {'frozen', 'update'}, default='frozen'
+        Whether BatchNormalization goes by the model's own statistics, or by those of the batch,
+        towards which the model's move.
+    dropout : {'off', 'on'}, default='off'
+        Whether Dropout drops while training; the masks come from `random_state`.
 
     Attributes
     ----------

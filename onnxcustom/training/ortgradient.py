@@ -16,16 +16,15 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxcustom.exceptions import (
-    InvalidDataError,
-    NoTrainableWeightError,
-    OnnxCustomError,
-    UnknownNameError,
-)
+from onnxcustom._versioning import check_version, stamp_version
+from onnxcustom.exceptions import NoTrainableWeightError, UnknownNameError
+from onnxcustom.gradient import gradient_graph, split_gradient
 from onnxcustom.gradient.build import checked_names
+from onnxcustom.graph import load, weights
+from onnxcustom.runtime import check_providers, create_session, parse_device, require_runtime
 
+from .forward_backward import OrtGradientForwardBackwardFunction
 from .graph_files import save_graphs
-from .tensors import check_against, listed, settings
 
 __all__ = ["OrtGradientForwardBackward", "OrtGradientForwardBackwardFunction"]
 
@@ -135,9 +134,6 @@ class OrtGradientForwardBackward:
         output_names: Sequence[str] | None,
     ) -> None:
         """Check everything, then build."""
-        from onnxcustom.graph import load, weights
-        from onnxcustom.runtime import check_providers, parse_device
-
         self._log("init")
         given = self.providers
         device = parse_device(given)
@@ -177,15 +173,11 @@ class OrtGradientForwardBackward:
     @staticmethod
     def _select_initializer_names(onnx_model: Any) -> list[str]:
         """All weights that can be trained, in graph order."""
-        from onnxcustom.graph import weights
-
         return list(weights(onnx_model))
 
     @staticmethod
     def _provider_name_to_device_type(provider_name: Any) -> str:
         """'cpu' or 'cuda'."""
-        from onnxcustom.runtime import parse_device
-
         return parse_device(provider_name).type
 
     @staticmethod
@@ -209,8 +201,6 @@ class OrtGradientForwardBackward:
 
     def _create_onnx_graphs(self) -> None:
         """Build the graphs and the class that holds them."""
-        from onnxcustom.gradient import gradient_graph, split_gradient
-
         gradient = gradient_graph(self.onnx_model, wrt=self.weights_to_train, engine=self.engine)
         self._set_class(gradient, split_gradient(gradient))
 
@@ -250,8 +240,6 @@ class OrtGradientForwardBackward:
         self.cls_type_._sess_eval = self._session(self.cls_type_._optimized_pre_grad_model)
 
     def _session(self, model: onnx.ModelProto) -> Any:
-        from onnxcustom.runtime import create_session
-
         return create_session(
             model,
             self._device,
@@ -297,11 +285,9 @@ class OrtGradientForwardBackward:
         RuntimeError
             If there is no such initializer and `exc` is True.
         """
-        from onnxcustom.graph import weights
-
         for tensor in self.onnx_model.graph.initializer:
             if tensor.name == name:
-                return onnx.numpy_helper.to_array(tensor)
+                return np.array(onnx.numpy_helper.to_array(tensor))  # a copy: its own may be read-only
         found = weights(self.onnx_model)
         if name in found:
             return found[name]
@@ -328,15 +314,12 @@ class OrtGradientForwardBackward:
         state["onnx_model"] = self.onnx_model.SerializeToString()
         state["_gradient"] = self.cls_type_._trained_onnx.SerializeToString()
         for name in ("sess_options", "run_options", "graph_builder_config"):
-            state[name] = settings(state[name])
-        return state
+            state[name] = _settings(state[name])
+        return stamp_version(state)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore, sessions included."""
-        from onnxcustom.gradient import split_gradient
-        from onnxcustom.runtime import require_runtime
-
-        state = dict(state)
+        state = check_version(state, self)
         gradient = onnx.load_model_from_string(state.pop("_gradient"))
         state["onnx_model"] = onnx.load_model_from_string(state["onnx_model"])
         self.__dict__.update(state)
@@ -356,274 +339,8 @@ class OrtGradientForwardBackward:
         return made
 
 
-class OrtGradientForwardBackwardFunction:
-    """Ancestor of the classes :class:`OrtGradientForwardBackward` makes: one forward and backward at a time.
-
-    The graphs and sessions belong to the class; the tensors between forward and backward belong to the
-    instance, so that instances in several threads do not disturb each other.
-    """
-
-    # Filled in by OrtGradientForwardBackward.
-    _onnx_model: onnx.ModelProto
-    _trained_onnx: onnx.ModelProto
-    _optimized_pre_grad_model: onnx.ModelProto
-    _forward_onnx: onnx.ModelProto
-    _backward_onnx: onnx.ModelProto
-    _split: Any
-    _input_names: list[str]
-    _output_names: list[str]
-    _weights_to_train: list[str]
-    _grad_input_names: list[str]
-    _bw_fetches_names: list[str]
-    _infos: dict[str, onnx.ValueInfoProto]
-    _device: Any
-    _run_options: Any
-    _debug: bool
-    _logger: logging.Logger | None
-    _sess: Any
-    _sess_eval: Any
-    _sess_backward: Any
-
-    def __init__(self) -> None:
-        self._saved: dict[str, Any] | None = None
-        self._saved_tensors: list[Any] | None = None
-
-    # -- forward and backward ------------------------------------------------------------------
-
-    def forward(
-        self, inputs: Any, training: bool = False, forward_outputs_cache: Any = None
-    ) -> Sequence[Any]:
-        """Compute the outputs.
-
-        Parameters
-        ----------
-        inputs : sequence of OrtValue or ndarray, or OrtValueVector
-            The model's inputs, then the weights.
-        training : bool, default=False
-            Keep what :meth:`backward` needs.
-        forward_outputs_cache : optional
-            Kept for old calls; not used.
-
-        Returns
-        -------
-        sequence of OrtValue
-            One per output of the model, in memory of their own.
-
-        Raises
-        ------
-        InvalidDataError
-            If the number of inputs is wrong, or the dtype, rank or shape of one of them.
-        """
-        from onnxcustom.runtime import OrtValues, owned_copy, run_values
-
-        values = self._checked_inputs(inputs)
-        feeds = dict(zip(self._grad_input_names, values, strict=False))
-        if not training:
-            outputs = run_values(self._sess_eval, feeds, self._output_names, self._run_options)
-        else:
-            self.save_for_backward(values)
-            fetches = [*self._output_names, *self._split.saved]
-            found = run_values(self._sess, feeds, fetches, self._run_options)
-            # Outputs are kept as well: the backward graph may read them.
-            self._saved = {**feeds, **dict(zip(fetches, found, strict=False))}
-            self._shapes = [v.shape() for v in found[: len(self._output_names)]]
-            outputs = OrtValues(found[: len(self._output_names)])
-        for k, name in enumerate(self._output_names):
-            if name in feeds:  # onnxruntime hands out the memory of the input itself
-                outputs[k] = owned_copy(outputs[k])
-        return outputs
-
-    def backward(self, grad_outputs: Any, backward_outputs_cache: Any = None) -> Sequence[Any]:
-        """Compute the gradients, summed over the batch, not divided by its size.
-
-        Parameters
-        ----------
-        grad_outputs : sequence of OrtValue or ndarray, or OrtValueVector
-            For every output of the model the gradient of the loss with respect to it, in order; those of
-            integer outputs may be left out.
-        backward_outputs_cache : optional
-            Kept for old calls; not used.
-
-        Returns
-        -------
-        sequence of OrtValue
-            The gradients of the model's floating-point inputs, then of the weights.
-
-        Raises
-        ------
-        RuntimeError
-            Without a forward pass with ``training=True`` before.
-        NotImplementedError
-            If one of the gradients is None.
-        InvalidDataError
-            If the number of gradients is wrong, or the dtype or shape of one of them.
-        """
-        from onnxcustom.runtime import run_values
-
-        if self._saved is None:
-            raise RuntimeError("Call forward(inputs, training=True) before backward: nothing was saved.")
-        seeds = self._checked_gradients(grad_outputs)
-        feeds = {name: self._saved[name] for name in self._split.backward_inputs}
-        feeds.update(seeds)
-        return run_values(self._sess_backward, feeds, self._bw_fetches_names, self._run_options)
-
-    # -- what comes in -------------------------------------------------------------------------
-
-    def _checked_inputs(self, inputs: Any) -> list[Any]:
-        values = listed(inputs)
-        names = self._grad_input_names
-        if len(values) != len(names):
-            raise InvalidDataError(
-                f"{len(names)} inputs are expected ({', '.join(names)}), not {len(values)}."
-            )
-        found = [self._value(name, value) for name, value in zip(names, values, strict=False)]
-        for name, value in zip(names, found, strict=False):
-            check_against(name, value, self._infos[name])
-            self._check_finite(name, value)
-        return found
-
-    def _checked_gradients(self, grad_outputs: Any) -> dict[str, Any]:
-        values = listed(grad_outputs)
-        seeds = self._split.names.seeds
-        names = self._output_names
-        if len(values) == len(seeds) != len(names):
-            names = [n for n in names if n in seeds]
-        if len(values) != len(names):
-            raise InvalidDataError(
-                f"{len(names)} gradients are expected, one for each output ({', '.join(names)}), "
-                f"not {len(values)}."
-            )
-        found = {}
-        for name, value in zip(names, values, strict=False):
-            if value is None and name in seeds:
-                raise NotImplementedError(f"The gradient of output {name!r} is None; give zeros instead.")
-            if name in seeds:
-                shape = self._shapes[self._output_names.index(name)]
-                found[seeds[name]] = self._fitting(name, self._value(seeds[name], value), shape)
-        return found
-
-    def _fitting(self, name: str, value: Any, shape: list[int]) -> Any:
-        """A gradient in the shape of its output; only a row for a column or a flat one is reshaped."""
-        info = self._infos[name]
-        check_against(f"{name} (gradient)", value, info, rank=False)
-        got = list(value.shape())
-        if got == list(shape):
-            return value
-        same_size = int(np.prod(got)) == int(np.prod(shape))
-        flat = len([d for d in got if d != 1]) <= 1
-        if not same_size or not (flat or [d for d in got if d != 1] == [d for d in shape if d != 1]):
-            raise InvalidDataError(
-                f"The gradient of output {name!r} must have the shape of the output, {shape}, not {got}."
-            )
-        return self._value(name, value.numpy().reshape(shape))
-
-    def _value(self, name: str, value: Any) -> Any:
-        """An OrtValue of an array or of whatever else came in."""
-        from onnxcustom.runtime import to_ortvalue
-
-        if not isinstance(value, np.ndarray) and hasattr(value, "data_ptr"):
-            return value
-        try:
-            return to_ortvalue(value, self._device)
-        except OnnxCustomError as exc:
-            raise InvalidDataError(f"Input {name!r}: {exc}") from exc
-
-    def _check_finite(self, name: str, value: Any) -> None:
-        if self._debug and self._logger is not None:
-            array = value.numpy()
-            if array.dtype.kind == "f" and not np.isfinite(array).all():
-                self._logger.warning("[OrtGradientForwardBackward] input %r holds NaN or infinity", name)
-
-    # -- for autograd functions ----------------------------------------------------------------
-
-    def save_for_backward(self, inputs: Any) -> None:
-        """Keep the inputs, for :attr:`saved_tensors`; the list is copied, the tensors are not."""
-        self._saved_tensors = listed(inputs)
-
-    @property
-    def saved_tensors(self) -> list[Any]:
-        """The inputs of the last forward pass with ``training=True``.
-
-        Raises
-        ------
-        RuntimeError
-            If there was none.
-        """
-        if self._saved_tensors is None:
-            raise RuntimeError("No tensors were saved: call forward(inputs, training=True) first.")
-        return self._saved_tensors
-
-    @staticmethod
-    def device_name(device: Any) -> str:
-        """'Cpu' or 'Gpu'."""
-        from onnxcustom.runtime import parse_device
-
-        return "Cpu" if parse_device(device).type == "cpu" else "Gpu"
-
-    @staticmethod
-    def input_to_ort(tensors: Any, devices: Sequence[Any] | None = None, debug: bool = False) -> Any:
-        """An ``OrtValueVector`` of OrtValues or arrays, each on the device at its place in `devices`."""
-        from onnxcustom.runtime import parse_device, to_ortvalue, to_vector
-
-        values = listed(tensors)
-        places = [parse_device(d) for d in devices] if devices else [parse_device(None)] * len(values)
-        if len(places) != len(values):
-            raise InvalidDataError(f"{len(values)} tensors came with {len(places)} devices.")
-        if debug and any(v is None for v in values):
-            raise InvalidDataError("None is not a tensor.")
-        made = [to_ortvalue(v, d) for v, d in zip(values, places, strict=False)]
-        vector = to_vector(made)
-        # The vector borrows the memory of arrays: a copy of each in memory of onnxruntime's own is safe.
-        return vector if all(_is_ort(v) for v in values) else _owning(made)
-
-    @classmethod
-    def save_onnx_graph(
-        cls, folder: str | os.PathLike | type[bytes], prefix: str | None = None, suffix: str | None = None
-    ) -> dict[str, Any]:
-        """Write all graphs of the class.
-
-        Parameters
-        ----------
-        folder : str, path or the type bytes
-            An existing folder; ``bytes`` returns the graphs and writes nothing.
-        prefix, suffix : str, optional
-            Around the class's name in ``<prefix><Class><suffix>.<attribute>.onnx``.
-
-        Returns
-        -------
-        dict
-            Attribute to file name or bytes.
-
-        Raises
-        ------
-        FileNotFoundError
-            If the folder does not exist.
-        """
-        graphs = {
-            "_trained_onnx": cls._trained_onnx,
-            "_optimized_pre_grad_model": cls._optimized_pre_grad_model,
-            "_forward_onnx": cls._forward_onnx,
-            "_backward_onnx": cls._backward_onnx,
-        }
-        return save_graphs(graphs, cls.__name__, folder, prefix, suffix)
-
-
 class _NothingToTrainError(NoTrainableWeightError, UnknownNameError):
     """A RuntimeError, and a ValueError since the list of names may be at fault."""
-
-
-# -- helpers -----------------------------------------------------------------------------------
-
-
-def _is_ort(value: Any) -> bool:
-    return hasattr(value, "data_ptr")
-
-
-def _owning(values: Sequence[Any]) -> Any:
-    """An OrtValueVector whose values own their memory."""
-    from onnxcustom.runtime import owned_copy, to_vector
-
-    return to_vector([owned_copy(v) for v in values])
 
 
 def _all_of(kind: str, asked: Sequence[str] | None, existing: list[str]) -> list[str]:
@@ -637,3 +354,16 @@ def _all_of(kind: str, asked: Sequence[str] | None, existing: list[str]) -> list
             f"All {kind}s of the model must be named; {', '.join(map(repr, missing))} is missing."
         )
     return names
+
+
+# Settings of a SessionOptions or RunOptions object that survive pickling.
+_PLAIN = (bool, int, float, str)
+
+
+def _settings(options: Any) -> dict[str, Any] | None:
+    """What can be set on an options object, as plain values that pickle."""
+    if options is None:
+        return None
+    names = [n for n in dir(options) if not n.startswith("_")]
+    values = {n: getattr(options, n) for n in names}
+    return {n: v for n, v in values.items() if not callable(v) and isinstance(v, _PLAIN)}

@@ -21,7 +21,7 @@ from onnxcustom.exceptions import (
 )
 from onnxcustom.gradient.build import prepared
 from onnxcustom.gradient.interface import select_engine
-from onnxcustom.graph import load, prepare, replace_weights, to_proto
+from onnxcustom.graph import constants, load, prepare, replace_constants, replace_weights, to_proto
 from onnxcustom.graph import weights as graph_weights
 from onnxcustom.objective import select_penalties
 from onnxcustom.optim import select_optimizer
@@ -30,6 +30,7 @@ from onnxcustom.runtime import Binding, Device, create_session, parse_device, to
 from .buffers import DoubleBuffer, Scalar
 from .compose import ComposedStep, compose_forward, compose_scores, compose_step, trunk
 from .inference import Forward
+from .modes import ModeSettings
 from .targets import Target, prediction_tensors, select_targets
 from .validation import TensorSpec, as_inputs, as_sample_weight, as_targets, tensor_specs
 
@@ -68,6 +69,13 @@ class TrainingStep:
         weighted graph is built when it first sees some.
     threads : int, optional
         Threads of onnxruntime, by default every processor this process may use.
+    batch_norm : {'frozen', 'update'}, default='frozen'
+        Whether BatchNormalization goes by the model's own statistics, or by those of the batch,
+        towards which the model's move.
+    dropout : {'off', 'on'}, default='off'
+        Whether Dropout drops, by masks that are a function of (seed, step).
+    seed : int, default=0
+        Seed of the masks.
 
     Attributes
     ----------
@@ -110,9 +118,13 @@ class TrainingStep:
         loss_weights: Mapping[str, float] | None = None,
         sample_weight: bool = False,
         threads: int | None = None,
+        batch_norm: str = "frozen",
+        dropout: str = "off",
+        seed: int = 0,
     ) -> None:
         if threads is not None and not threads >= 1:
             raise ValueError(f"threads must be at least 1, not {threads!r}.")
+        self.modes = ModeSettings(batch_norm, dropout, seed)
         self._proto = load(model)
         self.device: Device = parse_device(device)
         self.threads = threads
@@ -129,9 +141,9 @@ class TrainingStep:
         self._forget_sessions()
         graph = self._graph(self._weighted)
         self._n_batch = len(graph.inputs) + len(graph.expected)
-        self._buffers = DoubleBuffer(
-            {**initial, **_initial_state(graph, self.optimizer, initial)}, self.device
-        )
+        statistics = constants(self._proto, graph.statistics)
+        state = _initial_state(graph, self.optimizer, initial)
+        self._buffers = DoubleBuffer({**initial, **state, **statistics}, self.device)
 
     _graphs: dict[bool, ComposedStep]
     _programs: dict[bool, _Program]
@@ -161,6 +173,7 @@ class TrainingStep:
                 self.optimizer,
                 self._penalties,
                 weighted=weighted,
+                modes=self.modes,
             )
         return self._graphs[weighted]
 
@@ -272,7 +285,7 @@ class TrainingStep:
         weighted = sample_weight is not None
         if weighted not in self._scores:
             graph = compose_scores(
-                prepared(self._proto, self.engine), self.targets, self._weights, weighted=weighted
+                prepared(self._proto, self.engine), self.targets, self._inputs, weighted=weighted
             )
             self._scores[weighted] = Forward(graph, self.device, self.threads)
         return self._run(self._scores[weighted], self.feeds(X, y, sample_weight))[0]
@@ -286,7 +299,7 @@ class TrainingStep:
             model = prepare(self._proto)
             tensors = prediction_tensors(model)
             self._predicted = list(tensors)
-            graph = compose_forward(model, list(tensors.values()), self._weights)
+            graph = compose_forward(model, list(tensors.values()), self._inputs)
             self._forward = Forward(graph, self.device, self.threads)
         outputs = self._run(self._forward, as_inputs(X, self.inputs))
         return dict(zip(self._predicted, outputs, strict=True))
@@ -308,6 +321,11 @@ class TrainingStep:
         ]
         return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
 
+    @property
+    def _inputs(self) -> list[str]:
+        """Tensors of the model that the step changes: weights and running statistics."""
+        return [*self._weights, *self._graph(self._weighted).statistics]
+
     def _front(self) -> dict[str, Any]:
         return self._buffers.values[self._buffers.front]
 
@@ -324,6 +342,18 @@ class TrainingStep:
             w: dict(zip(states, self._buffers.read(old for old, _ in states.values()), strict=True))
             for w, states in names.items()
         }
+
+    def statistics(self) -> dict[str, np.ndarray]:
+        """Copies of the running statistics that the step updates, by name."""
+        names = list(self._graph(self._weighted).statistics)
+        return dict(zip(names, self._buffers.read(names), strict=True))
+
+    def set_statistics(self, statistics: Mapping[str, np.ndarray]) -> None:
+        """Overwrite running statistics; those that this step does not update become part of its model."""
+        known = self.statistics()
+        self._proto = replace_constants(self._proto, statistics)
+        self._forget_sessions()
+        self._buffers.write({name: array for name, array in statistics.items() if name in known})
 
     def set_weights(self, weights: Mapping[str, np.ndarray]) -> None:
         """Overwrite some or all weights.
@@ -367,14 +397,17 @@ class TrainingStep:
         self._forget_sessions()  # what is not trained is part of the graphs
         self.set_weights({name: array for name, array in weights.items() if name in self._weights})
 
-    def snapshot(self) -> tuple[dict[str, np.ndarray], dict[str, dict[str, np.ndarray]]]:
-        """Weights and state, for :meth:`restore`."""
-        return self.weights(), self.state()
+    def snapshot(
+        self,
+    ) -> tuple[dict[str, np.ndarray], dict[str, dict[str, np.ndarray]], dict[str, np.ndarray]]:
+        """Weights, state and statistics, for :meth:`restore`."""
+        return self.weights(), self.state(), self.statistics()
 
-    def restore(self, snapshot: tuple[Mapping[str, Any], Mapping[str, Any]]) -> None:
-        """Go back to the weights and state of a snapshot; the clock goes on."""
+    def restore(self, snapshot: tuple[Mapping[str, Any], Mapping[str, Any], Mapping[str, Any]]) -> None:
+        """Go back to a snapshot; the clock goes on."""
         self.set_weights(snapshot[0])
         self.set_state(snapshot[1])
+        self._buffers.write(snapshot[2])
 
     def is_finite(self) -> bool:
         """Whether no weight and no state holds NaN or infinity."""
@@ -382,23 +415,23 @@ class TrainingStep:
         return all(np.isfinite(np.float64(v.numpy())).all() for v in front.values())
 
     def trained_model(self) -> onnx.ModelProto:
-        """The user's model with the present weights."""
-        return replace_weights(self._proto, self.weights())
+        """The user's model with the present weights and statistics."""
+        return replace_constants(replace_weights(self._proto, self.weights()), self.statistics())
 
     # -- pickling --------------------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
         state = {k: v for k, v in vars(self).items() if k not in _REBUILT}
-        state["_saved"] = (self.weights(), self.state())
+        state["_saved"] = self.snapshot()
         return stamp_version(state)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = check_version(state, self)
-        weights, optimizer_state = state.pop("_saved")
+        weights, optimizer_state, statistics = state.pop("_saved")
         self.__dict__.update(state)
         self._forget_sessions()
         graph = self._graph(self._weighted)
-        tensors = dict(weights)
+        tensors = {**weights, **statistics}
         for weight, states in graph.state.items():
             tensors.update({old: optimizer_state[weight][s] for s, (old, _) in states.items()})
         self._buffers = DoubleBuffer(tensors, self.device)

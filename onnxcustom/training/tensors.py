@@ -9,10 +9,7 @@ import onnx
 
 from onnxcustom.exceptions import InvalidDataError
 
-__all__ = ["check_against", "listed", "settings"]
-
-# Settings of a SessionOptions or RunOptions object that survive pickling.
-_PLAIN = (bool, int, float, str)
+__all__ = ["check_against", "listed"]
 
 _TYPES = {onnx.TensorProto.DataType.Name(t).lower(): t for t in onnx.TensorProto.DataType.values() if t != 0}
 
@@ -40,12 +37,3 @@ def check_against(name: str, value: Any, info: onnx.ValueInfoProto, rank: bool =
         raise InvalidDataError(f"Input {name!r} must have {len(dims)} dimensions, not {len(shape)}: {shape}.")
     if any(d is not None and d != s for d, s in zip(dims, shape, strict=False)):
         raise InvalidDataError(f"Input {name!r} has shape {shape}; {dims} is expected (None: any).")
-
-
-def settings(options: Any) -> dict[str, Any] | None:
-    """What can be set on an options object, as plain values that pickle."""
-    if options is None:
-        return None
-    names = [n for n in dir(options) if not n.startswith("_")]
-    values = {n: getattr(options, n) for n in names}
-    return {n: v for n, v in values.items() if not callable(v) and isinstance(v, _PLAIN)}

@@ -267,6 +267,7 @@ class Trainer(BaseEstimator):
         # Also weights that were trained once and now are not.
         present = weights(self.step_.trained_model())
         step.start_from({name: present[name] for name in weights(step.trained_model()) if name in present})
+        step.set_statistics(self.step_.statistics())
         return step
 
     def _adopt(self, step: TrainingStep, seed: int) -> None:
