@@ -524,7 +524,7 @@ def test_parameters(linear_model):
     params = reg.get_params(deep=False)
     assert list(params) == sorted(
         "model weights_to_train loss penalty optimizer learning_rate batch_size max_iter shuffle "
-        "random_state warm_start engine device verbose loss_weights".split()
+        "random_state warm_start engine device verbose loss_weights batch_norm dropout".split()
     )
     assert params["model"] is model
     other = clone(reg)

@@ -18,6 +18,7 @@ from onnxcustom.optim import select_optimizer
 from onnxcustom.runtime import parse_device
 
 from .compose import compose_forward
+from .data_loader import draw_seed
 from .inference import Forward
 from .labels import (
     FITTING_NAMES,
@@ -31,7 +32,6 @@ from .labels import (
     probability_output,
     some,
 )
-from .data_loader import draw_seed
 from .step import TrainingStep
 from .targets import prediction_tensors
 from .trainer import Trainer

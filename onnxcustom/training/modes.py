@@ -152,7 +152,7 @@ class _Rewriter:
             name = str(running.value.name)
             if name not in self.graph.initializers:
                 raise InvalidModelError(
-                    f"BatchNormalization {node.name!r}: its statistics {name!r} are no constants of the model, "
+                    f"BatchNormalization {node.name!r}: its statistics {name!r} are no constants, "
                     "they cannot be updated. Use batch_norm='frozen'."
                 )
             new = momentum * running + (1 - momentum) * op.Reshape(batch, [-1])
@@ -169,7 +169,7 @@ class _Rewriter:
             self._replace(node, op.Identity(x))
             return
         self.masks += 1
-        kept = self._uniform(x, seed + self.masks * 1000003) >= ratio
+        kept = self._uniform(x, _key(seed, self.masks)) >= ratio
         scaled = op.Cast(kept, to=x.dtype) * (1 / (1 - ratio))
         self._replace(node, x * scaled)
 
@@ -190,7 +190,7 @@ class _Rewriter:
         if self.step is None:
             self.step = op.input(op.unique("step_count"), ir.DataType.INT64, [])
         index = op.Range(op.const(0, ir.DataType.INT64), op.Size(x), op.const(1, ir.DataType.INT64))
-        state = self._scramble((self.step + key % _PRIME) * _MULTIPLIERS[0])
+        state = self._scramble(self._scramble(self.step * _MULTIPLIERS[0] + 1) * _MULTIPLIERS[1] + key)
         mixed = self._scramble(index * _MULTIPLIERS[1] + state)
         mixed = self._scramble(mixed * _MULTIPLIERS[2] + state)
         uniform = op.Cast(mixed, to=ir.DataType.FLOAT) / float(_PRIME + 1)
@@ -210,6 +210,12 @@ class _Rewriter:
             self.graph.inputs.append(self.step.value)
         self.graph.sort()
         return Modes(self.statistics, None if self.step is None else self.step.value.name)
+
+
+def _key(seed: int, mask: int) -> int:
+    """One number for a seed and a node, scattered, so that neither shows in differences of keys."""
+    mixed = pow(seed * _MULTIPLIERS[0] + 1, 5, _PRIME)
+    return pow(mixed * _MULTIPLIERS[1] + mask, 5, _PRIME)
 
 
 def _attribute(node: ir.Node, name: str, default: float) -> float:
