@@ -9,6 +9,7 @@ import pytest
 def _doctest_sandbox(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if not isinstance(request.node, pytest.DoctestItem):
         return
+    from onnxcustom.gradient import registry as rules
     from onnxcustom.objective.base import LOSSES
     from onnxcustom.objective.penalties import PENALTIES
     from onnxcustom.optim.base import RULES, SELECTED
@@ -16,3 +17,6 @@ def _doctest_sandbox(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(request.getfixturevalue("tmp_path"))
     for registry in (LOSSES, PENALTIES, RULES, SELECTED):
         monkeypatch.setattr(registry, "_classes", dict(registry._classes))
+    monkeypatch.setattr(rules, "_RULES", {key: list(found) for key, found in rules._RULES.items()})
+    for name in ("_NON_DIFFERENTIABLE", "_REFUSED"):
+        monkeypatch.setattr(rules, name, dict(getattr(rules, name)))

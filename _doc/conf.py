@@ -3,6 +3,7 @@
 import logging
 
 import onnxcustom
+from onnxcustom.gradient.coverage import coverage_rst
 
 # A package of furo's turns on all messages at level INFO.
 for name in ("onnx_ir", "onnxcustom"):
@@ -54,5 +55,12 @@ def skip_metadata_routing(app, what, name, obj, skip, options):
     return True if name.startswith("set_") and name.endswith("_request") else None
 
 
+def write_operator_table(app, docname, source):
+    """Put what the registry of rules says into the page of operators."""
+    if docname == "operators":
+        source[0] = source[0].replace("%TABLE%", coverage_rst())
+
+
 def setup(app):
     app.connect("autodoc-skip-member", skip_metadata_routing)
+    app.connect("source-read", write_operator_table)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import click
@@ -9,6 +10,12 @@ import click
 from onnxcustom import __version__
 
 __all__ = ["main"]
+
+
+class BadInputError(click.ClickException):
+    """What was given is no model: exits like a wrong option."""
+
+    exit_code = 2
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -38,6 +45,35 @@ def demo(output: Path, quiet: bool) -> None:
         run_demo(output, quiet=quiet)
     except MissingRuntimeError as error:
         raise click.ClickException(str(error)) from error
+
+
+@main.command()
+@click.argument("model", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--engine",
+    type=click.Choice(["auto", "onnx", "ort"]),
+    default="auto",
+    show_default=True,
+    help="The gradient engine whose answers are wanted.",
+)
+@click.pass_context
+def inspect(context: click.Context, model: Path, engine: str) -> None:
+    """Say what of MODEL, an .onnx file, can be trained, and how.
+
+    Prints its operators and how each is differentiated, its weights, what is refused and why, and the engine
+    that is taken. Nothing is run; no onnxruntime is needed. Exits with 0 if every weight can be trained, 1 if
+    not, 2 if the file holds no valid model.
+    """
+    from onnxcustom.exceptions import OnnxCustomError
+    from onnxcustom.inspect import inspect_model
+
+    width = min(shutil.get_terminal_size((100, 24)).columns, 120)
+    try:
+        text, trainable = inspect_model(model, engine, width)
+    except (OnnxCustomError, OSError) as error:
+        raise BadInputError(str(error) if str(model) in str(error) else f"{model}: {error}") from error
+    click.echo(text)
+    context.exit(0 if trainable else 1)
 
 
 if __name__ == "__main__":

@@ -18,10 +18,8 @@ from onnxcustom.exceptions import (
     UnknownOperatorError,
 )
 from onnxcustom.gradient import METADATA_KEY, GradientNames, gradient_graph
-from onnxcustom.runtime import training_available
 from onnxcustom.testing import check_gradient
 
-pytestmark = pytest.mark.skipif(not training_available(), reason="needs onnxruntime-training")
 HEAD = '<ir_version: 8, opset_import: ["": 17]>\n'
 RNG = np.random.default_rng(0)
 
@@ -221,25 +219,28 @@ REFUSED = """g (double[N,2] x, double[N,2] u, int64[N] k) => (double[N,2] y)
     <double[2] w = {1, 2}> { e = Sinh(x) f = Floor(u) s = Add(e, f) y = Mul(s, w) }"""
 
 
+@pytest.mark.ort
 def test_what_cannot_be_differentiated_is_left_out_or_an_error_if_named():
-    model = gradient_graph(parse(REFUSED))
+    model = gradient_graph(parse(REFUSED), engine="ort")
     assert names(model)[1] == ["w_grad", "y"]
     with pytest.raises(GradientNotImplementedError, match=r"'x'.*Sinh, opset 17") as info:
-        gradient_graph(parse(REFUSED), inputs=["x"])
+        gradient_graph(parse(REFUSED), inputs=["x"], engine="ort")
     assert (info.value.op_type, info.value.opset) == ("Sinh", 17)
     with pytest.raises(NonDifferentiableError, match=r"'u'.*Floor, opset 17"):
-        gradient_graph(parse(REFUSED), inputs=["u"])
+        gradient_graph(parse(REFUSED), inputs=["u"], engine="ort")
     with pytest.raises(NonDifferentiableError, match=r"'k'.*(?i:int64)"):
-        gradient_graph(parse(REFUSED), inputs=["k"])
+        gradient_graph(parse(REFUSED), inputs=["k"], engine="ort")
 
 
+@pytest.mark.ort
 def test_a_weight_behind_an_operator_without_gradient():
     text = "g (double[N,2] x) => (double[N,2] y) <double[2] w = {1, 2}> { a = Mul(x, w) y = Sinh(a) }"
     with pytest.raises(GradientNotImplementedError, match=r"weight 'w'.*Sinh"):
-        gradient_graph(parse(text))
-    assert names(gradient_graph(parse(text), wrt=[])) == (["x", "y_grad"], ["y"])
+        gradient_graph(parse(text), engine="ort")
+    assert names(gradient_graph(parse(text), wrt=[], engine="ort")) == (["x", "y_grad"], ["y"])
 
 
+@pytest.mark.ort
 def test_control_flow_on_the_path_never_reaches_the_builder():
     text = """g (double[N] x, bool flag) => (double[N] y) <double[1] w = {2}, double[2] v = {1, 2}> {
         z = Mul(x, v)
@@ -266,7 +267,7 @@ def test_unknown_operator():
         ({"inputs": ["x", "x"]}, "twice: 'x'"),
         ({"outputs": ["x"]}, r"output 'x'.*'y'"),
         ({"outputs": ["y", "y"]}, "twice: 'y'"),
-        ({"engine": "torch"}, r"'torch'.*'auto', 'ort'"),
+        ({"engine": "torch"}, r"'torch'.*'auto', 'onnx', 'ort'"),
     ],
 )
 def test_unknown_and_duplicate_names(arguments, match):
@@ -310,6 +311,7 @@ def test_opsets(opset):
     check_gradient(onnx.parser.parse_model(text))
 
 
+@pytest.mark.ort
 def test_float16_is_refused_with_the_types_there_are():
     text = "g (float16[N,2] x) => (float16[N,2] y) <float16[2] w = {1, 2}> { y = Mul(x, w) }"
     with pytest.raises(GradientNotImplementedError, match="float16"):

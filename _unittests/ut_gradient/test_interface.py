@@ -18,10 +18,14 @@ MODEL = onnx.parser.parse_model(
 )
 
 
-def test_engines_by_name():
-    assert select_engine("ort") is ENGINES["ort"]
+@pytest.mark.parametrize("name", ["onnx", pytest.param("ort", marks=pytest.mark.ort)])
+def test_engines_by_name(name):
+    assert select_engine(name) is ENGINES[name]
+    assert select_engine(ENGINES[name]) is ENGINES[name]
+
+
+def test_engine_of_a_model():
     assert isinstance(select_engine("auto", MODEL), Engine)
-    assert select_engine(ENGINES["ort"]) is ENGINES["ort"]
     with pytest.raises(UnknownNameError, match="'auto'"):
         select_engine("jax")
 

@@ -14,9 +14,8 @@ import pytest
 from operator_cases import CASES
 
 from onnxcustom.gradient.ort_operators import OPERATORS, STEP_OPERATORS
-from onnxcustom.runtime import training_available
 
-pytestmark = pytest.mark.skipif(not training_available(), reason="needs onnxruntime-training")
+pytestmark = pytest.mark.ort
 HERE = Path(__file__).parent
 # Refused only because of an attribute, a type or an unknown rank: some case must pass.
 NEVER = {op for op in {c.op for c in CASES} if op not in OPERATORS}

@@ -211,3 +211,25 @@ def test_opset_out_of_range(opset):
 def test_integers_cannot_be_updated():
     with pytest.raises(InvalidDataError, match="floating-point"):
         SGD().update_model(np.int32)
+
+
+def test_state_made_at_the_first_step_owns_its_memory():
+    rule = LearningRateSGDNesterov(1.0, learning_rate="constant").init_learning_rate()
+    weight, gradient = np.zeros(1000), np.ones(1000)
+    state = rule.update_weights(0, "cpu", weight, gradient, 1)[1].numpy()
+    rule.update_weights(0, "cpu", weight, gradient, 1)
+    np.full(1000, 7.0)
+    assert (state == -1).all()
+
+
+def test_one_method_runs_every_update():
+    calls = []
+
+    class Watched(LearningRateSGD):
+        def _call_iobinding(self, sess, bind):
+            calls.append(sess)
+            return super()._call_iobinding(sess, bind)
+
+    rule = Watched(1.0).init_learning_rate()
+    assert rule.update_weights(0, "cpu", np.ones(2), np.ones(2), 1).tolist() == [0, 0]
+    assert len(calls) == 1

@@ -154,3 +154,19 @@ def test_binding_errors_name_the_graph(session):
     bound.bind_output("y")
     with pytest.raises(EvaluationError, match="'g'"):
         bound.run()
+
+
+def test_an_output_that_is_an_input_gets_memory_of_its_own():
+    text = """<ir_version: 8, opset_import: ["": 17]>
+    g (float[N] x) => (float[N] x, float[N] y) { y = Neg(x) }"""
+    array = f(1, 2)
+    values = run_values(create_session(onnx.parser.parse_model(text)), {"x": to_ortvalue(array)}, ["x", "y"])
+    array[:] = 7
+    assert [v.numpy().tolist() for v in values] == [[1, 2], [-1, -2]]
+
+
+def test_owned_copy_of_an_array():
+    array = f(1, 2)
+    copy = owned_copy(array)
+    array[:] = 7
+    assert copy.numpy().tolist() == [1, 2]

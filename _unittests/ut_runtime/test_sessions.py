@@ -71,7 +71,7 @@ def test_unknown_provider(model):
 
 
 def test_external_data_for_large_models(model, monkeypatch):
-    monkeypatch.setattr(sessions, "_PROTOBUF_LIMIT", 0)
+    monkeypatch.setattr(sessions, "PROTOBUF_LIMIT", 0)
     made = ir.from_proto(model)
     tensor = made.graph.initializers["one"].const_value
     assert run(create_session(made)) == [2, 3]

@@ -17,14 +17,14 @@ def model(op):
     return onnx.parser.parse_model(TEXT.format(op=op)).SerializeToString()
 
 
-@pytest.mark.skipif(not training_available(), reason="needs onnxruntime-training")
+@pytest.mark.ort
 def test_builds_a_gradient():
     made = onnx.load_model_from_string(build_gradient_model(model("Tanh"), ["x"], ["w"]))
     assert [o.name for o in made.graph.output] == ["x_grad", "w_grad"]
     assert "YieldOp" in {n.op_type for n in made.graph.node}
 
 
-@pytest.mark.skipif(not training_available(), reason="needs onnxruntime-training")
+@pytest.mark.ort
 @pytest.mark.parametrize("data", [model("Mish"), b"no model"])
 def test_what_the_builder_refuses_is_our_error(data):
     with pytest.raises(DifferentiationError, match="onnxruntime-training cannot"):

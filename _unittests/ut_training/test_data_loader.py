@@ -327,3 +327,23 @@ def test_pickle_of_another_version_is_refused(old):
     state = {**data.__getstate__(), "onnxcustom_pickle_format": 0}
     with pytest.raises(CheckpointError, match="OrtDataLoader has format 0"):
         OrtDataLoader.__new__(OrtDataLoader).__setstate__(state)
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_foreign_byte_order_is_converted_once(shuffle):
+    X = np.arange(20.0).reshape(10, 2)
+    data = OrtDataLoader(
+        X.astype(X.dtype.newbyteorder()), X[:, :1], batch_size=4, shuffle=shuffle, random_state=0
+    )
+    for _ in range(2):
+        for batch in data:
+            x, y = (v.numpy() for v in batch.values)
+            np.testing.assert_array_equal(x[:, :1], y)
+            np.testing.assert_array_equal(x[:, 1:], y + 1)
+
+
+def test_the_whole_data_set_outlives_the_loader():
+    X = np.arange(2000.0).reshape(1000, 2)
+    values = OrtDataLoader(X.copy(), X[:, 0].copy()).data_ort
+    np.full((1000, 2), 7.0)
+    np.testing.assert_array_equal(values[0].numpy(), X)

@@ -410,3 +410,20 @@ def _keep(model, name):
 
 def test_nothing_else_is_public():
     assert optimizers_partial.__all__ == ["OrtGradientForwardBackwardOptimizer"]
+
+
+def test_state_outlives_what_it_was_made_from(linear_model):
+    X = np.arange(60, dtype=np.float32).reshape(-1, 3) / 60
+    opt = OrtGradientForwardBackwardOptimizer(
+        linear_model(3), learning_rate=LearningRateSGDNesterov(1e-2), max_iter=2, random_state=0
+    ).fit(X, X.sum(axis=1))
+    for kind, wanted in (("weight", opt.step_.weights().values()), ("grad", None)):
+        found = [value.numpy().copy() for value in opt.get_state(kind)]
+        views = [value.numpy() for value in opt.get_state(kind)]
+        junk = [np.full(view.shape, np.nan, dtype=view.dtype) for view in views for _ in range(50)]
+        for a, b in zip(found, views, strict=True):
+            np.testing.assert_array_equal(a, b)
+        assert junk
+        if wanted is not None:
+            for a, b in zip(found, wanted, strict=True):
+                np.testing.assert_array_equal(a, b)

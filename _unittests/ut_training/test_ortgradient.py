@@ -18,15 +18,13 @@ from sklearn.datasets import make_classification, make_regression
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.neural_network import MLPRegressor
 
-from onnxcustom.exceptions import InvalidDataError
+from onnxcustom.exceptions import CheckpointError, InvalidDataError, NonDifferentiableError
 from onnxcustom.graph import weights
-from onnxcustom.runtime import training_available
 from onnxcustom.training.ortgradient import (
     OrtGradientForwardBackward,
     OrtGradientForwardBackwardFunction,
 )
 
-pytestmark = pytest.mark.skipif(not training_available(), reason="needs a gradient engine")
 HEAD = '<ir_version: 8, opset_import: ["": 17]>\n'
 DENSE = """dense (double[N,3] x) => (double[N,2] y) <double[3,2] w = {1,2,3,-4,1,2}, double[2] b = {1, 2}> {
     h = MatMul(x, w)  a = Add(h, b)  y = Tanh(a) }"""
@@ -412,3 +410,37 @@ def test_helpers(dense):
     assert dense._provider_name_to_device_type("CPUExecutionProvider") == "cpu"
     assert dense._select_initializer_names(parse(DENSE)) == ["w", "b"]
     assert "device_index=0" in dense._repr_helper_(dense)
+
+
+def test_a_gradient_reshaped_from_a_copy_stays_alive(dense):
+    function = OrtGradientForwardBackward(
+        parse("g (float[N,2] x) => (float[N,1] y) <float[2,1] w = {1, 2}> { y = MatMul(x, w) }")
+    ).new_instance()
+    x = np.ones((5000, 2), np.float32)
+    function.forward([x, np.ones((2, 1), np.float32)], training=True)
+    flat = np.arange(10000, dtype=np.float32)[::2]
+    (seed,) = function._checked_gradients([flat]).values()
+    np.full(5000, 7, np.float32)
+    np.testing.assert_array_equal(seed.numpy().ravel(), flat)
+
+
+def test_an_output_of_dictionaries_beside_one_that_is_differentiated():
+    X, y = make_classification(60, n_features=4, n_informative=3, n_redundant=0, n_classes=3, random_state=0)
+    X = X.astype(np.float32)
+    model = to_onnx(LogisticRegression().fit(X, y), X, target_opset=17)  # ends in ZipMap
+    with pytest.raises(NonDifferentiableError, match="zipmap"):
+        OrtGradientForwardBackward(model)
+    (zipmap,) = [node for node in model.graph.node if node.op_type == "ZipMap"]
+    scores = onnx.helper.make_tensor_value_info(zipmap.input[0], onnx.TensorProto.FLOAT, [None, 3])
+    model.graph.output.append(scores)
+    function = OrtGradientForwardBackward(model).new_instance()
+    outputs = function.forward([X, *weights(model).values()], training=True)
+    assert len(outputs) == 3
+    gradients = function.backward([None, None, np.ones((60, 3), np.float32)])
+    assert [g.numpy().shape for g in gradients] == [(60, 4), (3, 4), (3,)]
+
+
+def test_pickle_of_another_version_is_refused(dense):
+    state = {**dense.__getstate__(), "onnxcustom_pickle_format": 0}
+    with pytest.raises(CheckpointError, match="OrtGradientForwardBackward has format 0"):
+        copy.copy(dense).__setstate__(state)

@@ -4,6 +4,8 @@ import numpy as np
 import onnx
 import pandas as pd
 import pytest
+from skl2onnx import to_onnx
+from sklearn.linear_model import LogisticRegression
 
 from onnxcustom.exceptions import InvalidDataError, UnknownNameError
 from onnxcustom.training.validation import (
@@ -33,6 +35,13 @@ def test_specs_of_a_model_leave_initializers_out():
     ]
     assert (specs[0].rank, specs[0].rows, specs[2].rows) == (2, None, None)
     assert TensorSpec("a", shape=(4, 2)).rows == 4
+
+
+def test_specs_of_a_model_that_ends_in_dictionaries():
+    rows = np.arange(12, dtype=np.float32).reshape(6, 2)
+    model = to_onnx(LogisticRegression().fit(rows, [0, 1] * 3), rows, target_opset=17)
+    assert model.graph.output[1].type.HasField("sequence_type")
+    assert input_specs(model) == [TensorSpec("X", F32, (None, 2))]
 
 
 # -- features ----------------------------------------------------------------------------------

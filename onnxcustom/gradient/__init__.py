@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from . import ort as _ort  # registers the engine
+from . import onnx_engine as _onnx  # registers the engine; the first is what 'auto' prefers
+from . import ort as _ort
 from .build import gradient_graph
 from .interface import ENGINES, Engine, Verdict, register_engine, select_engine
 from .names import METADATA_KEY, GradientNames
+from .registry import elementwise, non_differentiable, refuse, rule
 from .report import GradientReport, gradient_report
 from .split import SplitGradient, split_gradient
 
@@ -17,11 +19,15 @@ __all__ = [
     "GradientReport",
     "SplitGradient",
     "Verdict",
+    "elementwise",
     "gradient_graph",
     "gradient_report",
+    "non_differentiable",
+    "refuse",
     "register_engine",
+    "rule",
     "select_engine",
     "split_gradient",
 ]
 
-del _ort
+del _onnx, _ort

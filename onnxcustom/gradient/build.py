@@ -79,7 +79,7 @@ def gradient_graph(
     >>> import onnx
     >>> model = onnx.parser.parse_model('''<ir_version: 8, opset_import: ["": 17]>
     ... g (float[N, 2] x) => (float[N, 1] y) <float[2, 1] w = {1, 2}> { y = MatMul (x, w) }''')
-    >>> graph = gradient_graph(model, engine="ort").graph
+    >>> graph = gradient_graph(model).graph
     >>> [v.name for v in graph.input], [v.name for v in graph.output]
     (['x', 'w', 'y_grad'], ['x_grad', 'w_grad', 'y'])
     """

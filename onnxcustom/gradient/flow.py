@@ -123,7 +123,8 @@ def analyse(model: ir.Model, targets: Iterable[ir.Value], engine: Engine) -> Flo
             for k, v in enumerate(node.outputs)
             if v in flow.reach and _carries(flow.reach[v]) and is_float(v)
         )
-        for position, value in operands(node):
+        beside = ((-1, value) for value in engine.carried(node))
+        for position, value in (*operands(node), *beside):
             _edge(model, engine, flow, node, position, value, live, after)
     return flow
 

@@ -6,7 +6,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import onnx_ir as ir
 
@@ -22,8 +22,9 @@ from onnxcustom.graph.operands import FLOATS
 
 if TYPE_CHECKING:
     from .flow import Flow
+    from .report import GradientReport
 
-__all__ = ["ENGINES", "Engine", "Verdict", "register_engine", "select_engine"]
+__all__ = ["ENGINES", "Choice", "Engine", "Verdict", "choose_engine", "register_engine", "select_engine"]
 
 logger = logging.getLogger("onnxcustom")
 
@@ -103,6 +104,13 @@ class Engine(ABC):
         outputs : frozenset of int
             Positions of the outputs that a gradient comes in from.
         """
+
+    def carried(self, node: ir.Node) -> Sequence[ir.Value]:
+        """Floating-point values that a node's gradient reaches though it reads them through others.
+
+        Such as what a DequantizeLinear reads through integers, or a SequenceAt through a sequence.
+        """
+        return ()
 
     @abstractmethod
     def differentiate(
@@ -192,25 +200,40 @@ def select_engine(name: str | Engine, model: object = None) -> Engine:
         if reason is not None:
             raise MissingRuntimeError(f"The gradient engine {name!r} is not available: {reason}")
         return engine
-    from .report import gradient_report
+    choice = choose_engine(model)
+    logger.info("[gradient] engine 'auto' is %r: %s", choice.engine.name, choice.why)
+    return choice.engine
+
+
+class Choice(NamedTuple):
+    """What ``engine="auto"`` takes."""
+
+    engine: Engine
+    why: str
+    report: GradientReport | None = None
+    """Of the engine on the model, None without a model."""
+
+
+def choose_engine(model: object = None) -> Choice:
+    """The engine that ``'auto'`` takes for a model, and why: see :func:`select_engine`."""
+    from .report import engine_report
 
     problems: dict[str, str] = {}
-    fallback: Engine | None = None
+    fallback: Choice | None = None
     for engine in ENGINES.values():
-        reason = engine.unavailable()
+        reason, report = engine.unavailable(), None
         if reason is None and model is not None:
-            fallback = fallback or engine
-            refused = gradient_report(model, engine.name).refused
-            if refused:
-                reason = f"it refuses node {refused[0].node!r} ({refused[0].op_type}): {refused[0].reason}"
+            report = engine_report(model, engine)
+            if report.refused:
+                first = report.refused[0]
+                reason = f"it refuses node {first.node!r} ({first.op_type}): {first.reason}"
+                # A part of the model may be all that is asked for; if not, this engine says what is missing.
+                fallback = fallback or Choice(engine, f"no engine covers the whole model; {reason}", report)
         if reason is None:
-            why = "; ".join(f"not {k!r}: {v}" for k, v in problems.items()) or "the first choice"
-            logger.info("[gradient] engine 'auto' is %r (%s)", engine.name, why)
-            return engine
+            why = "; ".join(f"not {k!r}: {v}" for k, v in problems.items())
+            return Choice(engine, why or "the first choice, and it covers the model", report)
         problems[engine.name] = reason
     if fallback is not None:
-        # A part of the model may still be all that is asked for; if not, this engine says what is missing.
-        logger.info("[gradient] engine 'auto' is %r, though %s", fallback.name, problems[fallback.name])
         return fallback
     raise MissingRuntimeError(
         "No gradient engine is available: " + "; ".join(f"{k!r}: {v}" for k, v in problems.items())

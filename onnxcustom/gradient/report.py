@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from onnxcustom.graph import trainable_values
+from onnxcustom.graph import find_logits, trainable_values
 
 from .flow import Flow, analyse, operands
-from .interface import Engine, Verdict, get_engine, is_float, select_engine
+from .interface import Engine, Verdict, choose_engine, get_engine, is_float
 
-__all__ = ["GradientReport", "Row", "gradient_report"]
+__all__ = ["GradientReport", "OperatorRow", "Row", "WeightRow", "gradient_report"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,58 @@ class Row:
     reason: str = ""
 
 
+@dataclass(frozen=True)
+class OperatorRow:
+    """All nodes of an operator that are treated alike.
+
+    Parameters
+    ----------
+    op_type, domain, opset, how, reason
+        As in :class:`Row`.
+    nodes : tuple of str
+        Their names.
+    """
+
+    op_type: str
+    domain: str
+    opset: int | None
+    how: str
+    reason: str
+    nodes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class WeightRow:
+    """One weight of a report.
+
+    Parameters
+    ----------
+    name : str
+        As :func:`onnxcustom.weights` calls it.
+    shape : tuple of int
+        Its dimensions.
+    dtype : str
+        Its element type, such as ``'float32'``.
+    how : str
+        ``'trained'``; ``'unused'``: no output that is differentiated depends on it, so its gradient is zero;
+        ``'refused'`` or ``'unknown'``: a node in the way cannot be differentiated; ``'non-differentiable'``:
+        only step functions lead to the outputs.
+    reason : str
+        The node in the way, and what to do.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    how: str
+    reason: str = ""
+
+    @property
+    def size(self) -> int:
+        """How many numbers it holds."""
+        return math.prod(self.shape)
+
+
 class GradientReport:
     """Rows for all nodes of the prepared model, in its order; ``str()`` is a table.
 
@@ -52,17 +105,46 @@ class GradientReport:
         One per node.
     problem : str, optional
         Why the engine cannot be used at all.
+    weights : sequence of WeightRow
+        One per weight, in the order of :func:`onnxcustom.weights`.
+    why : str
+        Why ``'auto'`` takes this engine; empty if it was asked for by name.
     """
 
-    def __init__(self, engine: str, rows: list[Row], problem: str | None = None) -> None:
+    def __init__(
+        self,
+        engine: str,
+        rows: list[Row],
+        problem: str | None = None,
+        weights: Sequence[WeightRow] = (),
+        why: str = "",
+    ) -> None:
         self.engine = engine
         self.rows = rows
         self.problem = problem
+        self.weights = list(weights)
+        self.why = why
 
     @property
     def refused(self) -> list[Row]:
         """Rows of the nodes that the engine cannot differentiate."""
         return [row for row in self.rows if row.how in ("refused", "unknown")]
+
+    @property
+    def operators(self) -> list[OperatorRow]:
+        """The nodes by operator and by how they are differentiated, the most frequent first."""
+        groups: dict[tuple[str, str, int | None, str, str], list[str]] = {}
+        for row in self.rows:
+            key = (row.op_type, row.domain, row.opset, row.how, row.reason)
+            groups.setdefault(key, []).append(row.node)
+        found = [OperatorRow(*key, nodes=tuple(nodes)) for key, nodes in groups.items()]
+        return sorted(found, key=lambda row: (-len(row.nodes), row.domain, row.op_type))
+
+    @property
+    def trainable(self) -> bool:
+        """Whether the engine can be used here and trains every weight, and there are some."""
+        fine = all(weight.how in ("trained", "unused") for weight in self.weights)
+        return self.problem is None and bool(self.weights) and fine
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -111,7 +193,8 @@ def gradient_report(model: object, engine: str | Engine = "auto") -> GradientRep
     Returns
     -------
     GradientReport
-        With respect to every floating-point input and every weight.
+        Of every floating-point output, and of the scores behind one that holds dictionaries of
+        probabilities; with respect to every floating-point input and every weight.
 
     Raises
     ------
@@ -132,21 +215,29 @@ def gradient_report(model: object, engine: str | Engine = "auto") -> GradientRep
     >>> report.refused
     []
     """
-    if isinstance(engine, Engine):
-        chosen = engine
-    else:
-        chosen = select_engine("auto", model) if engine == "auto" else get_engine(engine)
+    if engine == "auto":
+        choice = choose_engine(model)
+        report = choice.report or engine_report(model, choice.engine)
+        report.why = choice.why
+        return report
+    return engine_report(model, engine if isinstance(engine, Engine) else get_engine(engine))
+
+
+def engine_report(model: object, engine: Engine) -> GradientReport:
+    """The report of one engine."""
     from .build import prepared
 
-    return report_of(prepared(model, chosen), chosen)
+    return report_of(prepared(model, engine), engine)
 
 
 def report_of(model: ir.Model, engine: Engine) -> GradientReport:
     """The report of a prepared model."""
     graph = model.graph
-    flow = analyse(model, [v for v in graph.outputs if is_float(v) and v.dtype is not None], engine)
+    targets = _targets(model)
+    flow = analyse(model, targets, engine)
+    weights = trainable_values(model)
     depends: set[ir.Value] = {v for v in graph.inputs if is_float(v)}
-    depends.update(trainable_values(model))
+    depends.update(weights)
     rows = []
     for node in graph:
         edges = [(i, v) for i, v in operands(node) if v in depends]
@@ -163,7 +254,37 @@ def report_of(model: ir.Model, engine: Engine) -> GradientReport:
                 verdict.reason,
             )
         )
-    return GradientReport(engine.name, rows, engine.unavailable())
+    held = [_weight_row(flow, v, bool(targets)) for v in weights]
+    return GradientReport(engine.name, rows, engine.unavailable(), held)
+
+
+def _targets(model: ir.Model) -> list[ir.Value]:
+    """What training differentiates: floating-point outputs, and the scores behind dictionaries (ZipMap)."""
+    by_name = {v.name: v for node in model.graph for v in node.outputs}
+    found: dict[ir.Value, None] = {}
+    for value in model.graph.outputs:
+        if isinstance(value.type, ir.TensorType) and value.dtype is not None:
+            if is_float(value):
+                found[value] = None
+        elif (logits := find_logits(model, value.name or "")) is not None and logits.name in by_name:
+            found[by_name[logits.name]] = None
+    return list(found)
+
+
+def _weight_row(flow: Flow, value: ir.Value, targets: bool) -> WeightRow:
+    assert value.const_value is not None
+    name, dtype = value.name or "", value.const_value.dtype.numpy().name
+    shape = tuple(int(d) for d in value.const_value.shape.numpy())
+    if not targets:
+        reason = "the model has no floating-point output, and none that holds probabilities."
+        return WeightRow(name, shape, dtype, "non-differentiable", reason)
+    reach = flow.of(value)
+    obstacle = reach.refusal or (None if reach.live else reach.blocked)
+    if obstacle is None:
+        return WeightRow(name, shape, dtype, "trained" if reach.live else "unused")
+    node, verdict = obstacle
+    reason = f"node {node.name!r} ({node.op_type}): {verdict.reason}"
+    return WeightRow(name, shape, dtype, verdict.how, reason)
 
 
 def _row_verdict(flow: Flow, node: ir.Node, positions: list[int]) -> Verdict:

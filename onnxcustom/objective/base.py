@@ -332,7 +332,13 @@ LOSSES: Registry[type[Loss]] = Registry("loss")
 
 
 def register_loss(*names: str) -> Callable[[type], type]:
-    """Class decorator: :meth:`Loss.select` finds the class under `names` and its own name."""
+    """Class decorator: :meth:`Loss.select` finds the class under `names` and its own name.
+
+    Raises
+    ------
+    ValueError
+        A name that another loss has.
+    """
     return LOSSES.register(*names)
 
 

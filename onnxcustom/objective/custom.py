@@ -11,7 +11,7 @@ import onnx_ir as ir
 from onnx_ir.traversal import RecursiveGraphIterator
 
 from onnxcustom.exceptions import InvalidModelError, UnknownNameError
-from onnxcustom.gradient import gradient_graph
+from onnxcustom.gradient import ENGINES, gradient_graph
 from onnxcustom.graph import load, prepare, to_ir
 from onnxcustom.graph.builder import Builder, Var
 from onnxcustom.graph.traversal import all_names
@@ -77,8 +77,8 @@ class CustomLoss(Loss):
 
     @property
     def opset(self) -> int:  # type: ignore[override]
-        """17, or that of the model if it is newer: engines may need more than the lowest."""
-        return 17 if self._is_function() else max(17, self._model().opset_imports.get("", 17))
+        """18, which the rules of engine ``"onnx"`` are written for, or that of the model if it is newer."""
+        return 18 if self._is_function() else max(18, self._model().opset_imports.get("", 18))
 
     def _is_function(self) -> bool:
         return callable(self.loss)
@@ -205,12 +205,20 @@ class CustomLoss(Loss):
         model.graph.outputs[:] = [scores.value]
         return model, w is not None
 
+    def _engine(self, model: ir.Model) -> str:
+        """``'auto'`` is an engine that can stay at the opset of the graph it is to join, if there is one."""
+        if self.engine != "auto":
+            return self.engine
+        opset = model.opset_imports.get("", 1)
+        fit = [e for e in ENGINES.values() if e.unavailable() is None and e.min_opset(model) <= opset]
+        return fit[0].name if fit and len(fit) < len(ENGINES) else "auto"
+
     def _differentiate(
         self, op: Builder, model: ir.Model, weighted: bool, predicted: Var, expected: Var, weight: Var | None
     ) -> LossTerms:
         """Join scores and gradient. The seed is the rows' weights: one number a score."""
         name = model.graph.inputs[0].name or ""
-        gradient = to_ir(gradient_graph(model, wrt=[], inputs=[name], engine=self.engine))
+        gradient = to_ir(gradient_graph(model, wrt=[], inputs=[name], engine=self._engine(model)))
         if gradient.opset_imports.get("", op.opset) != op.opset:
             raise InvalidModelError(
                 f"The gradient of {self!r} needs opset {gradient.opset_imports['']}, the graph it is to join "

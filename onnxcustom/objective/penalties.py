@@ -255,7 +255,13 @@ PENALTIES: Registry[type[Penalty]] = Registry("penalty")
 
 
 def register_penalty(*names: str) -> Callable[[type], type]:
-    """Class decorator: :meth:`Penalty.select` finds the class under `names` and its own name."""
+    """Class decorator: :meth:`Penalty.select` finds the class under `names` and its own name.
+
+    Raises
+    ------
+    ValueError
+        A name that another penalty has.
+    """
     return PENALTIES.register(*names)
 
 

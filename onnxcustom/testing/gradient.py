@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxcustom.exceptions import DifferentiationError, InvalidDataError, OnnxCustomError
 from onnxcustom.gradient import GradientNames, gradient_graph
-from onnxcustom.graph import load, weights
+from onnxcustom.graph import constants, load, weights
 
 __all__ = ["Checked", "GradientCheck", "check_gradient", "random_feeds", "to_double"]
 
@@ -135,6 +135,7 @@ def check_gradient(
     proto = load(model)  # type: ignore[arg-type]
     point = random_feeds(proto, seed)
     point.update(weights(proto))
+    point.update(constants(proto, [name for name in wrt or () if name not in point]))
     for name, value in (feeds or {}).items():
         # Onto the type of the model's tensor: a list or float64 is welcome for a float32 input.
         point[name] = np.asarray(value, dtype=point[name].dtype if name in point else None)

@@ -21,6 +21,7 @@ from onnxcustom.gradient.interface import Engine
 from onnxcustom.gradient.names import METADATA_KEY as GRADIENT_KEY
 from onnxcustom.gradient.names import GradientNames
 from onnxcustom.graph.builder import Builder, Var
+from onnxcustom.graph.traversal import all_names
 from onnxcustom.objective import BaseLearningPenalty
 from onnxcustom.objective.base import LossTerms
 from onnxcustom.optim import BaseLearningRate, State
@@ -154,7 +155,7 @@ def compose_scores(
     model = compose_forward(model, list(dict.fromkeys(t.value for t in targets)), weights)
     graph = model.graph
     outputs = {v.name: v for v in graph.outputs}
-    op = Builder(model.opset_imports[""], taken=_names(graph))
+    op = Builder(model.opset_imports[""], taken=all_names(graph))
     batch = _Batch(op, _scalar_dtype(graph.inputs), weighted)
     total: Var | None = None
     for target in targets:
@@ -261,7 +262,7 @@ class _StepComposer:
         self.modes = modes
         self.graph: ir.Graph = model.graph
         self.names = GradientNames.of(model)
-        self.op = Builder(model.opset_imports[""], taken=_names(self.graph))
+        self.op = Builder(model.opset_imports[""], taken=all_names(self.graph))
         self.values = {v.name: v for v in (*self.graph.inputs, *self.graph.outputs)}
         self.weights = {w: self.op.wrap(self.values[w]) for w in self.names.weights}
         self.gradients = {w: self.op.wrap(self.values[self.names.gradients[w]]) for w in self.names.weights}
@@ -390,15 +391,6 @@ class _Outputs:
 def _name(var: Var) -> str:
     assert var.value.name is not None
     return var.value.name
-
-
-def _names(graph: ir.Graph) -> set[str]:
-    """Every name taken in a graph and its subgraphs, of tensors and nodes."""
-    taken = {v.name for v in (*graph.inputs, *graph.initializers.values())}
-    for node in graph.all_nodes():
-        taken.add(node.name)
-        taken.update(v.name for v in (*node.outputs, *node.inputs) if v is not None)
-    return {name for name in taken if name}
 
 
 def _scalar_dtype(values: Iterable[ir.Value]) -> ir.DataType:

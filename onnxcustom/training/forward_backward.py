@@ -50,6 +50,7 @@ class OrtGradientForwardBackwardFunction:
     def __init__(self) -> None:
         self._saved: dict[str, Any] | None = None
         self._saved_tensors: list[Any] | None = None
+        self._shapes: dict[str, list[int]] = {}
 
     # -- forward and backward ------------------------------------------------------------------
 
@@ -70,7 +71,8 @@ class OrtGradientForwardBackwardFunction:
         Returns
         -------
         sequence of OrtValue
-            One per output of the model, in memory of their own.
+            One per output of the model, in memory of their own. A dictionary of probabilities
+            (``ZipMap``) is one that is no tensor.
 
         Raises
         ------
@@ -87,7 +89,8 @@ class OrtGradientForwardBackwardFunction:
         # Outputs are kept as well: the backward graph may read them.
         self._saved = {**feeds, **dict(zip(fetches, found, strict=True))}
         outputs = found[: len(self._output_names)]
-        self._shapes = [v.shape() for v in outputs]
+        seeds = self._split.names.seeds  # other outputs need not be tensors
+        self._shapes = {n: v.shape() for n, v in zip(self._output_names, outputs, strict=True) if n in seeds}
         return OrtValues(outputs)
 
     def backward(self, grad_outputs: Any, backward_outputs_cache: Any = None) -> Sequence[Any]:
@@ -153,8 +156,8 @@ class OrtGradientForwardBackwardFunction:
             if value is None and name in seeds:
                 raise NotImplementedError(f"The gradient of output {name!r} is None; give zeros instead.")
             if name in seeds:
-                shape = self._shapes[self._output_names.index(name)]
-                found[seeds[name]] = self._fitting(name, self._value(seeds[name], value), shape)
+                value = self._value(seeds[name], value)
+                found[seeds[name]] = self._fitting(name, value, self._shapes[name])
         return found
 
     def _fitting(self, name: str, value: Any, shape: list[int]) -> Any:

@@ -8,6 +8,8 @@ from typing import Any
 
 import onnx
 
+from onnxcustom.graph import save
+
 __all__ = ["save_graphs"]
 
 
@@ -29,7 +31,6 @@ def save_graphs(
         path = os.path.join(where, f"{prefix or ''}{class_name}{suffix or ''}.{name}.onnx")
         if os.path.exists(path):
             warnings.warn(f"File {path!r} exists and is overwritten.", stacklevel=3)
-        with open(path, "wb") as stream:
-            stream.write(model.SerializeToString())
+        save(model, path)
         saved[name] = path
     return saved

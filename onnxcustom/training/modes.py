@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from onnxcustom.exceptions import InvalidModelError, UnknownNameError
 from onnxcustom.graph.builder import Builder, Var
+from onnxcustom.graph.traversal import all_names
 
 __all__ = ["ModeSettings", "Modes", "set_modes"]
 
@@ -89,14 +90,7 @@ def set_modes(model: ir.Model, settings: ModeSettings) -> Modes:
         A ratio or statistics that are no constants of the model.
     """
     graph = model.graph
-    taken = {
-        v.name
-        for node in graph.all_nodes()
-        for v in (*node.outputs, *node.inputs)
-        if v is not None and v.name
-    }
-    taken |= {str(v.name) for v in graph.inputs} | set(graph.initializers)
-    rewriter = _Rewriter(model, Builder(model.opset_imports[""], taken=taken))
+    rewriter = _Rewriter(model, Builder(model.opset_imports[""], taken=all_names(graph)))
     for node in list(graph):
         if node.domain not in ("", "ai.onnx"):
             continue
@@ -163,7 +157,7 @@ class _Rewriter:
     def dropout(self, node: ir.Node, on: bool, seed: int) -> None:
         """Drop elements by a mask of (seed, step), or none."""
         op = self.op
-        x = op.wrap(node.inputs[0])
+        (x,) = (op.wrap(v) for v in node.inputs[:1] if v is not None)
         ratio = self._ratio(node)
         if not on or ratio == 0:
             self._replace(node, op.Identity(x))

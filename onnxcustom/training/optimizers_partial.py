@@ -16,7 +16,7 @@ import onnx
 from onnxcustom.exceptions import ConvergenceError, ConvergenceWarning, InvalidDataError, UnknownNameError
 from onnxcustom.graph import load, replace_weights
 from onnxcustom.optim import BaseLearningRate
-from onnxcustom.runtime import to_ortvalue
+from onnxcustom.runtime import owned_copy
 
 from .data_loader import OrtDataLoader
 from .graph_files import save_graphs
@@ -258,8 +258,8 @@ class OrtGradientForwardBackwardOptimizer(Trainer):
         """
         step = self._fitted().step_
         if _kind(kind) == "weight":
-            return [to_ortvalue(w) for w in step.weights().values()]
-        return [to_ortvalue(s) for states in step.state().values() for s in states.values()]
+            return [owned_copy(w) for w in step.weights().values()]
+        return [owned_copy(s) for states in step.state().values() for s in states.values()]
 
     def set_state(self, state: Sequence[Any], check_trained: bool = True, kind: str = "weight") -> None:
         """Overwrite weights or optimizer state with what :meth:`get_state` returned.

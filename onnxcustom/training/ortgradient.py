@@ -88,7 +88,7 @@ class OrtGradientForwardBackward:
     >>> import numpy as np, onnx
     >>> model = onnx.parser.parse_model('''<ir_version: 8, opset_import: ["": 17]>
     ... g (float[N, 2] x) => (float[N, 1] y) <float[2, 1] w = {1, 2}> { y = MatMul (x, w) }''')
-    >>> function = OrtGradientForwardBackward(model, engine="ort").new_instance()
+    >>> function = OrtGradientForwardBackward(model).new_instance()
     >>> x, w = np.ones((3, 2), np.float32), np.array([[1], [2]], np.float32)
     >>> function.forward([x, w], training=True)[0].numpy().ravel()
     array([3., 3., 3.], dtype=float32)

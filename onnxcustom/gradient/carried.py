@@ -1,0 +1,160 @@
+"""Values whose gradient reaches a node through something that carries none itself.
+
+A quantized integer, a sequence and an optional are no tensors of real numbers, so the walk gives them no
+gradient. The nodes that make tensors of them again (DequantizeLinear, SequenceAt ...) give theirs
+straight to the tensors they were made from, which are found here by following the graph back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+__all__ = ["Element", "carried_values", "element_at", "elements", "held", "known", "quantizer", "untype"]
+
+
+def carried_values(node: ir.Node) -> list[ir.Value]:
+    """The floating-point tensors that a node reads through a quantized, sequence or optional value."""
+    if node.domain not in ("", "ai.onnx"):
+        return []
+    if node.op_type == "DequantizeLinear":
+        source = quantizer(node)
+        return [] if source is None else [v for v in source.inputs[:2] if v is not None]
+    if node.op_type == "SequenceAt":
+        element = element_at(node)
+        return [] if element is None else [element.value]
+    if node.op_type == "ConcatFromSequence":
+        return list(dict.fromkeys(e.value for e in elements(node.inputs[0]) or ()))
+    if node.op_type == "OptionalGetElement":
+        value = held(node.inputs[0])
+        return [] if value is None else [value]
+    return []
+
+
+def _input(node: ir.Node, i: int) -> Any:
+    """Input i, None if it is absent."""
+    return node.inputs[i] if i < len(node.inputs) else None
+
+
+def known(value: ir.Value | None) -> np.ndarray | None:
+    """Value of a tensor if it is known before the graph runs."""
+    if value is None or value.is_graph_input():
+        return None
+    tensor = ir.convenience.get_const_tensor(value)
+    return None if tensor is None else tensor.numpy()
+
+
+def quantizer(node: ir.Node) -> ir.Node | None:
+    """The node that quantized what a DequantizeLinear reads, None if another one made it."""
+    source = node.inputs[0].producer() if node.inputs[0] is not None else None
+    if source is None or source.op_type not in ("QuantizeLinear", "DynamicQuantizeLinear"):
+        return None
+    return source if node.inputs[0] is source.outputs[0] else None
+
+
+def held(value: ir.Value | None) -> ir.Value | None:
+    """What an optional holds, None if that is known only when the graph runs."""
+    while value is not None and (node := value.producer()) is not None and node.op_type == "Identity":
+        value = node.inputs[0]
+    node = None if value is None else value.producer()
+    return node.inputs[0] if node is not None and node.op_type == "Optional" and node.inputs else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Element:
+    """A tensor in a sequence: `value` itself, or piece `index` of it as SplitToSequence cuts it."""
+
+    value: ir.Value
+    split: ir.Node | None = None
+    index: int = 0
+
+
+def elements(value: ir.Value | None) -> list[Element] | None:
+    """The tensors of a sequence in order, None if they are known only when the graph runs."""
+    node = None if value is None else value.producer()
+    if node is None:
+        return None
+    if node.op_type == "SequenceConstruct":
+        return [Element(v) for v in node.inputs if v is not None]
+    if node.op_type == "SequenceEmpty":
+        return []
+    if node.op_type in ("Identity", "Optional"):
+        return elements(node.inputs[0]) if node.inputs else None
+    if node.op_type == "OptionalGetElement":
+        return elements(node.inputs[0])
+    if node.op_type == "SplitToSequence":
+        n = _pieces(node)
+        return None if n is None else [Element(_input(node, 0), node, i) for i in range(n)]
+    if node.op_type in ("SequenceInsert", "SequenceErase"):
+        return _edited(node)
+    return None
+
+
+def _edited(node: ir.Node) -> list[Element] | None:
+    """Elements after an insertion or an erasure."""
+    before = elements(node.inputs[0])
+    given = _input(node, 2 if node.op_type == "SequenceInsert" else 1)
+    position = known(given)
+    if before is None or (given is not None and position is None):
+        return None
+    after = list(before)
+    if node.op_type == "SequenceErase":
+        del after[-1 if position is None else int(position)]
+    else:
+        after.insert(len(after) if position is None else int(position), Element(_input(node, 1)))
+    return after
+
+
+def element_at(node: ir.Node) -> Element | None:
+    """What SequenceAt takes, None if that is known only when the graph runs."""
+    position = known(node.inputs[1])
+    if position is None:
+        return None
+    index, source = int(position), _input(node, 0).producer()
+    if source is not None and source.op_type == "SplitToSequence" and index >= 0:
+        return Element(_input(source, 0), source, index)
+    found = elements(node.inputs[0])
+    if found is None or not -len(found) <= index < len(found):
+        return None
+    return found[index]
+
+
+def _pieces(node: ir.Node) -> int | None:
+    """How many pieces SplitToSequence makes."""
+    given = _input(node, 1)
+    split = known(given)
+    if given is not None and split is None:
+        return None
+    if split is not None and split.ndim:
+        return len(split)
+    shape = _input(node, 0).shape
+    axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 0
+    size = None if shape is None else shape[axis]
+    if not isinstance(size, int):
+        return None
+    return -(-size // (1 if split is None else int(split)))
+
+
+_HOLDERS = frozenset(
+    "Optional SequenceConstruct SequenceEmpty SequenceInsert SequenceErase SplitToSequence".split()
+)
+
+
+def untype(graph: ir.Graph) -> None:
+    """Forget the types of sequences and optionals.
+
+    onnx_ir's shape inference takes them for those of tensors, and onnxruntime refuses the model.
+    """
+    holders: set[ir.Value] = set()
+    for node in graph.all_nodes():
+        inherits = node.op_type in ("Identity", "OptionalGetElement") and node.inputs[0] in holders
+        if node.op_type == "OptionalGetElement" and elements(node.inputs[0]) is None:
+            inherits = False
+        if node.op_type in _HOLDERS or inherits:
+            holders.update(node.outputs)
+    for value in holders:
+        if isinstance(value.type, ir.TensorType):
+            value.type, value.shape = None, None

@@ -1,0 +1,111 @@
+"""What a rule sees of the forward node it differentiates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from onnxcustom.graph.builder import Var
+
+from .emit import GradientBuilder
+
+if TYPE_CHECKING:
+    from .engine import ReverseWalk
+
+__all__ = ["NodeView"]
+
+_MISSING = object()
+
+
+class NodeView:
+    """A forward node, its tensors as variables of the builder that emits the gradient.
+
+    Attributes
+    ----------
+    inputs, outputs : tuple of Var or None
+        None for an optional one that is absent.
+    needs : tuple of bool
+        Which inputs a gradient is asked for; a rule may emit the others as well, dead nodes are
+        removed afterwards.
+    version : int
+        Opset of the node's domain.
+    walk : ReverseWalk
+        The walk that asks, to be repeated inside subgraphs.
+    captured : tuple of onnx_ir.Value
+        Values of enclosing graphs that the node's subgraphs read and a gradient is asked for; a rule
+        of such a node returns (gradients of the inputs, dict of captured value to gradient).
+    """
+
+    def __init__(
+        self,
+        op: GradientBuilder,
+        node: ir.Node,
+        version: int,
+        needs: Sequence[bool],
+        constant: Callable[[ir.Value], np.ndarray | None],
+    ) -> None:
+        self._op = op
+        self.node = node
+        self.version = version
+        self.needs = tuple(needs)
+        # Any: which ones may be None is the operator's business, and each rule knows its operator.
+        self.inputs: tuple[Any, ...] = tuple(None if v is None else op.wrap(v) for v in node.inputs)
+        self.outputs: tuple[Any, ...] = tuple(op.wrap(v) if v.name else None for v in node.outputs)
+        self._constant = constant
+        self.walk: ReverseWalk
+        self.captured: tuple[ir.Value, ...] = ()
+
+    @property
+    def op_type(self) -> str:
+        """Operator."""
+        return self.node.op_type
+
+    @property
+    def name(self) -> str:
+        """Name of the node, or of its first output if it has none."""
+        return self.node.name or str(self.node.outputs[0].name)
+
+    def attr(self, name: str, default: Any = _MISSING) -> Any:
+        """Value of an attribute: as set, else `default`, else the schema's default, else None."""
+        attribute = self.node.attributes.get(name)
+        if attribute is not None:
+            return attribute.as_string() if attribute.type == ir.AttributeType.STRING else attribute.value
+        if default is not _MISSING:
+            return default
+        return _schema_default(self.op_type, self.version, self.node.domain, name)
+
+    def constant(self, i: int) -> np.ndarray | None:
+        """Value of input i if it is known before the graph runs, else None."""
+        value = self.node.inputs[i] if i < len(self.node.inputs) else None
+        return None if value is None else self._constant(value)
+
+    def input(self, i: int) -> Var | None:
+        """Input i, None if it is absent or the node has fewer."""
+        return self.inputs[i] if i < len(self.inputs) else None
+
+    def require_output(self, i: int, dtype: ir.DataType | None = None) -> Var:
+        """Output i of the forward node, declared now if the model did without it."""
+        if i >= len(self.node.outputs):
+            self.node.resize_outputs(i + 1)
+        value = self.node.outputs[i]
+        if not value.name:
+            value.name = self._op.unique(f"{self.node.outputs[0].name}_{i}")
+        if value.dtype is None and dtype is not None:
+            value.dtype = dtype
+        return self._op.wrap(value)
+
+
+def _schema_default(op_type: str, version: int, domain: str, name: str) -> Any:
+    try:
+        schema = onnx.defs.get_schema(op_type, version, domain)
+    except onnx.defs.SchemaError:
+        return None
+    attribute = schema.attributes.get(name)
+    if attribute is None or not attribute.default_value.name:
+        return None
+    value = onnx.helper.get_attribute_value(attribute.default_value)
+    return value.decode() if isinstance(value, bytes) else value

@@ -1,0 +1,159 @@
+"""Engine ``"onnx"``: our own rules, standard ONNX operators only, every onnxruntime."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import onnx_ir as ir
+
+from onnxcustom.exceptions import MissingRuntimeError
+
+from . import rules  # noqa: F401 - registers every rule
+from .build import all_names
+from .carried import untype
+from .emit import GradientBuilder
+from .engine import ReverseWalk, captured_values
+from .expand import expand, expandable
+from .flow import Flow
+from .graphs import add, clean, constants, name_sizes
+from .interface import RULE, Engine, Verdict, is_float, register_engine
+from .registry import find_rule, non_differentiable_reason, refused_reason
+from .simplify import fuse_biases
+
+__all__ = ["OnnxEngine"]
+
+
+class OnnxEngine(Engine):
+    """Gradients by the rules of :mod:`onnxcustom.gradient.rules`."""
+
+    name = "onnx"
+
+    def unavailable(self) -> str | None:
+        """Never: building a gradient takes no onnxruntime."""
+        return None
+
+    def limits(self) -> tuple[int | None, int | None]:
+        """What the installed onnxruntime reads, so that the gradient runs on it."""
+        from onnxcustom.runtime import ort_limits
+
+        try:
+            return ort_limits()
+        except MissingRuntimeError:
+            return None, None
+
+    def min_opset(self, model: ir.Model) -> int:
+        """Rules are written for opset 18 and newer."""
+        return 18
+
+    def verdict(self, model: ir.Model, node: ir.Node, operand: int, outputs: frozenset[int]) -> Verdict:
+        """By the registry; a node with subgraphs is as good as the worst node in them."""
+        found = _verdict(model, node)
+        return _inner_verdict(model, node) or found if found.passes else found
+
+    def differentiate(
+        self,
+        model: ir.Model,
+        sources: Sequence[ir.Value],
+        seeds: Mapping[ir.Value, ir.Value],
+        flow: Flow,
+    ) -> dict[ir.Value, ir.Value]:
+        """Walk backwards from the seeds to the sources."""
+        graph = model.graph
+        if name_sizes(model):
+            untype(graph)
+            for target, seed in seeds.items():
+                seed.shape = None if target.shape is None else ir.Shape(list(target.shape))
+        if any(verdict.how == "function" for verdict in flow.verdicts.values()):
+            seeds = _expand(model, seeds)
+        fuse_biases(graph)
+        op = GradientBuilder(model.opset_imports[""], taken=all_names(graph))
+        walk = ReverseWalk(op, model.opset_imports, constants(graph))
+        found = walk.gradients(list(graph), {v: op.wrap(s) for v, s in seeds.items()}, list(sources))
+        add(model, op)
+        return {value: gradient.value for value, gradient in found.items()}
+
+    def finish(self, model: ir.Model) -> None:
+        """Fold what rules repeat."""
+        clean(model)
+
+
+def _verdict(model: ir.Model, node: ir.Node) -> Verdict:
+    version = model.opset_imports.get("" if node.domain == "ai.onnx" else node.domain, 1)
+    reason = non_differentiable_reason(node.op_type, node.domain)
+    if reason is not None:
+        return Verdict("non-differentiable", reason)
+    if find_rule(node.op_type, node.domain, version) is not None:
+        return RULE
+    reason = refused_reason(node.op_type, node.domain)
+    if reason is not None:
+        return Verdict("refused", reason)
+    how = expandable(node.op_type, node.domain, version)
+    if how is not None:
+        body = "its ONNX function body" if how == "function" else "the standard operators it stands for"
+        return Verdict("function", f"by {body}")
+    return Verdict(
+        "unknown",
+        f"nothing is known of {node.op_type!r} of domain {node.domain or 'ai.onnx'!r}, opset {version}; "
+        "register a rule for it with onnxcustom.gradient.rule, or train only weights behind it.",
+    )
+
+
+def _inner_verdict(model: ir.Model, node: ir.Node) -> Verdict | None:
+    """What stands in the way, or has to be expanded, inside the subgraphs of a node."""
+    found: Verdict | None = None
+    for graph in _subgraphs(node):
+        for inner in _between(graph):
+            verdict = _verdict(model, inner)
+            if verdict.passes:
+                verdict = _inner_verdict(model, inner) or verdict
+            if verdict.how in ("refused", "unknown"):
+                name = inner.name or inner.op_type
+                return Verdict(
+                    verdict.how, f"its subgraph holds {name!r} ({inner.op_type}): {verdict.reason}"
+                )
+            if verdict.how == "function":
+                found = verdict
+    return found
+
+
+def _subgraphs(node: ir.Node) -> list[ir.Graph]:
+    graphs: list[ir.Graph] = []
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            graphs.append(attribute.as_graph())
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            graphs.extend(attribute.as_graphs())
+    return graphs
+
+
+def _between(graph: ir.Graph) -> list[ir.Node]:
+    """Nodes on a way from a floating-point value to a floating-point output of a subgraph."""
+    inside = {v for node in graph for v in node.outputs} | set(graph.initializers.values())
+    active: set[ir.Value] = set()
+    forward: set[ir.Node] = set()
+    for node in graph:
+        if non_differentiable_reason(node.op_type, node.domain) is not None:
+            continue
+        read = [v for v in (*node.inputs, *captured_values(node)) if v is not None]
+        if any(v in active or (v not in inside and is_float(v)) for v in read):
+            forward.add(node)
+            active.update(v for v in node.outputs if is_float(v))
+    needed = {v for v in graph.outputs if is_float(v)}
+    found = []
+    for node in reversed(graph):
+        if node in forward and any(v in needed for v in node.outputs):
+            found.append(node)
+            needed.update(v for v in (*node.inputs, *captured_values(node)) if v is not None and is_float(v))
+    return found
+
+
+def _expand(model: ir.Model, seeds: Mapping[ir.Value, ir.Value]) -> dict[ir.Value, ir.Value]:
+    """Replace nodes by what they stand for; the seeds of the values that are then the outputs."""
+    graph = model.graph
+    places = {value: list(graph.outputs).index(value) for value in seeds}
+    expand(model)
+    untype(graph)
+    return {graph.outputs[place]: seeds[value] for value, place in places.items()}
+
+
+ONNX = register_engine(OnnxEngine())

@@ -1,0 +1,154 @@
+"""Activation functions, each by its local derivative in terms of input and output.
+
+``[condition]`` in a formula is 1 where it holds, else 0. It is emitted as a Cast and a Mul: on
+onnxruntime's CPU a Where takes five times as long.
+"""
+
+from __future__ import annotations
+
+import math
+
+import onnx_ir as ir
+
+from onnxcustom.graph.builder import Var
+
+from ..emit import GradientBuilder
+from ..node import NodeView
+from ..registry import elementwise, rule
+
+
+def slopes(op: GradientBuilder, condition: Var, low: float, like: Var) -> Var:
+    """1 where the condition holds, else `low`."""
+    one = op.cast_like(condition, like)
+    return op.Max(one, low) if 0 <= low <= 1 else one * (1 - low) + low
+
+
+# -- piecewise linear ------------------------------------------------------------------------------
+
+
+@rule("Relu")
+def relu(op: GradientBuilder, node: NodeView, dy: Var) -> Var:
+    """y = max(x, 0):  dx = [y ≠ 0] dy, 0 at x = 0."""
+    return dy * op.cast_like(op.Cast(node.outputs[0], to=ir.DataType.BOOL), dy)
+
+
+@rule("LeakyRelu")
+def leaky_relu(op: GradientBuilder, node: NodeView, dy: Var) -> Var:
+    """y = x > 0 ? x : α x:  dx = (x > 0 ? 1 : α) dy, α at x = 0."""
+    return dy * slopes(op, node.inputs[0] > 0, node.attr("alpha"), dy)
+
+
+@rule("PRelu", broadcasts=True)
+def prelu(op: GradientBuilder, node: NodeView, dy: Var) -> list[Var | None]:
+    """y = x > 0 ? x : a x:  dx = (x > 0 ? 1 : a) dy,  da = min(x, 0) dy."""
+    x, a = node.inputs
+    dx = dy * (op.cast_like(x > 0, dy) * (1 - a) + a) if node.needs[0] else None
+    return [dx, op.Min(x, 0) * dy]
+
+
+@rule("ThresholdedRelu")
+def thresholded_relu(op: GradientBuilder, node: NodeView, dy: Var) -> Var:
+    """y = x > α ? x : 0:  dx = [x > α] dy."""
+    return dy * op.cast_like(node.inputs[0] > node.attr("alpha"), dy)
+
+
+@rule("Shrink")
+def shrink(op: GradientBuilder, node: NodeView, dy: Var) -> Var:
+    """y = x -/+ bias where |x| > λ, else 0:  dx = [|x| > λ] dy."""
+    return dy * op.cast_like(op.Abs(node.inputs[0]) > node.attr("lambd"), dy)
+
+
+@rule("HardSigmoid")
+def hard_sigmoid(op: GradientBuilder, node: NodeView, dy: Var) -> Var:
+    """y = min(max(α x + β, 0), 1):  dx = α [0 < y < 1] dy."""
+    y = node.outputs[0]
+    return dy * (op.cast_like(op.And(y > 0, y < 1), dy) * node.attr("alpha"))
+
+
+@rule("HardSwish")
+def hard_swish(op: GradientBuilder, node: NodeView, dy: Var) -> Var:
+    """y = x h, h = HardSigmoid(x; 1/6, 1/2):  dx = (h + [|x| < 3] x / 6) dy."""
+    x = node.inputs[0]
+    inside = op.cast_like(op.Abs(x) < 3, dy)
+    return dy * (op.HardSigmoid(x, alpha=1 / 6, beta=0.5) + inside * x * (1 / 6))
+
+
+# -- exponential on the left -----------------------------------------------------------------------
+
+
+@rule("Elu")
+def elu(op: GradientBuilder, node: NodeView, dy: Var) -> Var:
+    """y = x > 0 ? x : α (eˣ - 1):  dx = (x > 0 ? 1 : y + α) dy, α at x = 0."""
+    x, y, alpha = node.inputs[0], node.outputs[0], node.attr("alpha")
+    if alpha == 1:
+        return dy * (op.Min(y, 0) + 1)
+    return dy * op.Where(x > 0, op.const(1, like=y), y + alpha)
+
+
+@rule("Celu")
+def celu(op: GradientBuilder, node: NodeView, dy: Var) -> Var:
+    """y = x > 0 ? x : α (e^{x/α} - 1):  dx = (min(y, 0) / α + 1) dy."""
+    return dy * (op.Min(node.outputs[0], 0) * (1 / node.attr("alpha")) + 1)
+
+
+@rule("Selu")
+def selu(op: GradientBuilder, node: NodeView, dy: Var) -> Var:
+    """y = γ (x > 0 ? x : α (eˣ - 1)):  dx = (x > 0 ? γ : y + γ α) dy, γ α at x = 0."""
+    x, y = node.inputs[0], node.outputs[0]
+    gamma = node.attr("gamma")
+    return dy * op.Where(x > 0, op.const(gamma, like=y), y + gamma * node.attr("alpha"))
+
+
+# -- smooth ----------------------------------------------------------------------------------------
+
+
+def softsign(op: GradientBuilder, x: Var, y: Var) -> Var:
+    """y = x / (1 + |x|):  dy/dx = (1 - |y|)²."""
+    root = 1 - op.Abs(y)
+    return root * root
+
+
+def mish(op: GradientBuilder, x: Var, y: Var) -> Var:
+    """y = x t, t = tanh(softplus(x)):  dy/dx = t + x sigmoid(x) (1 - t²)."""
+    t = op.Tanh(op.Softplus(x))
+    # In this order: onnxruntime fuses x sigmoid(x) into an operator that has no float64 kernel.
+    return t + op.Sigmoid(x) * (1 - t * t) * x
+
+
+elementwise("Sigmoid", lambda op, x, y: y * (1 - y))
+elementwise("Softplus", lambda op, x, y: op.Sigmoid(x))
+elementwise("Softsign", softsign)
+elementwise("Mish", mish)
+
+
+@rule("Swish", since=24)
+def swish(op: GradientBuilder, node: NodeView, dy: Var) -> Var:
+    """y = x s, s = sigmoid(α x):  dx = (s + α y (1 - s)) dy."""
+    alpha = node.attr("alpha")
+    x, y = node.inputs[0], node.outputs[0]
+    s = op.Sigmoid(x if alpha == 1 else x * alpha)
+    slope = y * (1 - s)
+    return dy * (s + (slope if alpha == 1 else slope * alpha))
+
+
+@rule("Gelu")
+def gelu(op: GradientBuilder, node: NodeView, dy: Var) -> Var:
+    """y = x Φ(x):  dx = (Φ(x) + x φ(x)) dy, Φ and φ the normal distribution and its density.
+
+    With approximate='tanh', y = x (1 + t) / 2, t = tanh(u), u = √(2/π) (x + 0.044715 x³):
+    dx = ((1 + t) + x (1 - t²) u') dy / 2.
+    """
+    x = node.inputs[0]
+    if node.attr("approximate") == "tanh":
+        c = math.sqrt(2 / math.pi)
+        square = x * x
+        t = op.Tanh(x * (square * (c * 0.044715) + c))
+        slope = x * (square * (3 * c * 0.044715) + c)
+        return dy * ((t + 1) * (slope * (1 - t) + 1) * 0.5)
+    distribution = op.Erf(x * math.sqrt(0.5)) * 0.5 + 0.5
+    density = op.Exp(x * x * -0.5) * (1 / math.sqrt(2 * math.pi))
+    return dy * (distribution + x * density)
+
+
+# One of a row is 1, the others 0: constant between the jumps.
+elementwise("Hardmax", None)
