@@ -1,0 +1,192 @@
+"""``python -m onnxcustom inspect``: what of a model can be trained, said before training.
+
+The data is that of :func:`onnxcustom.gradient_report`; here it becomes text of a given width.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from onnxcustom.gradient.report import GradientReport, OperatorRow, gradient_report
+
+__all__ = ["describe", "inspect_model"]
+
+_SHOWN = 3  # nodes named in one line
+
+
+def inspect_model(path: Path | str, engine: str = "auto", width: int = 100) -> tuple[str, bool]:
+    """Describe how a model would be trained.
+
+    Parameters
+    ----------
+    path : Path or str
+        The model's file. Nothing is built and nothing is run.
+    engine : {'auto', 'onnx', 'ort'}, default='auto'
+        The engine whose answers are wanted.
+    width : int, default=100
+        Columns of the text, 60 at least.
+
+    Returns
+    -------
+    tuple of (str, bool)
+        The text, and whether every weight can be trained.
+
+    Raises
+    ------
+    InvalidModelError
+        If the file holds no valid model.
+    """
+    report = gradient_report(path, engine)
+    return f"{Path(path).name}\n\n{describe(report, width)}", report.trainable
+
+
+def describe(report: GradientReport, width: int = 100) -> str:
+    """Write a report as tables: operators, weights, what is refused, the engine, the verdict.
+
+    Parameters
+    ----------
+    report : GradientReport
+        Of :func:`onnxcustom.gradient_report`.
+    width : int, default=100
+        Columns of the text, 60 at least.
+
+    Returns
+    -------
+    str
+
+    Examples
+    --------
+    >>> import onnx.parser, onnxcustom
+    >>> model = onnx.parser.parse_model('''<ir_version: 8, opset_import: ["": 18]>
+    ... g (float[N, 2] x) => (float[N, 3] y) <float[2, 3] w = {1, 2, 3, 4, 5, 6}> {
+    ...     z = MatMul(x, w)
+    ...     y = Tanh(z)
+    ... }''')
+    >>> print(describe(onnxcustom.gradient_report(model)))
+    Operators, in the form that is trained
+      operator  opset  count  gradient
+      --------  -----  -----  --------
+      MatMul       18      1  rule
+      Tanh         18      1  rule
+    <BLANKLINE>
+    Weights
+      name  shape  dtype    numbers  gradient
+      ----  -----  -------  -------  --------
+      w     2x3    float32        6  trained
+      1 weight, 6 numbers
+    <BLANKLINE>
+    Engine 'onnx': the first choice, and it covers the model
+    Every weight can be trained.
+    """
+    width = max(width, 60)
+    parts = [_operators(report, width), _weights(report, width)]
+    if report.refused:
+        parts.append(_refused(report, width))
+    parts.append("\n".join([*_engine(report, width), *_verdict(report, width)]))
+    return "\n\n".join(parts)
+
+
+# -- sections --------------------------------------------------------------------------------------
+
+
+def _operators(report: GradientReport, width: int) -> str:
+    rows = [
+        (_operator(row.op_type, row.domain), str(row.opset or ""), str(len(row.nodes)), _how(row))
+        for row in report.operators
+    ]
+    table = _table(("operator", "opset", "count", "gradient"), rows, "<>><", width)
+    return "\n".join(["Operators, in the form that is trained", *table])
+
+
+def _how(row: OperatorRow) -> str:
+    """How in a word or two; what is refused is explained in a section of its own."""
+    if row.how == "not needed":
+        return "none comes here"
+    explained = row.reason and row.how not in ("refused", "unknown")
+    return f"{row.how}: {row.reason}" if explained else row.how
+
+
+def _weights(report: GradientReport, width: int) -> str:
+    if not report.weights:
+        return "Weights\n  none"
+    rows = [
+        (w.name, "x".join(map(str, w.shape)) or "scalar", w.dtype, f"{w.size:,}", w.how)
+        for w in report.weights
+    ]
+    table = _table(("name", "shape", "dtype", "numbers", "gradient"), rows, "<<<><", width)
+    total = sum(w.size for w in report.weights)
+    count = len(report.weights)
+    return "\n".join(["Weights", *table, f"  {_plural(count, 'weight')}, {_plural(total, 'number')}"])
+
+
+def _refused(report: GradientReport, width: int) -> str:
+    lines = ["Refused"]
+    for row in report.operators:
+        if row.how in ("refused", "unknown"):
+            shown = ", ".join(map(repr, row.nodes[:_SHOWN]))
+            more = len(row.nodes) - _SHOWN
+            where = shown + (f" and {more:,} more" if more > 0 else "")
+            lines += _wrap(f"{_operator(row.op_type, row.domain)} ({where})", width, 2)
+            lines += _wrap(row.reason, width, 4)
+    return "\n".join(lines)
+
+
+def _engine(report: GradientReport, width: int) -> list[str]:
+    why = report.why or "as asked for"
+    if report.problem:
+        why = f"not available: {report.problem}"
+    return _wrap(f"Engine {report.engine!r}: {why}", width, 0)
+
+
+def _verdict(report: GradientReport, width: int) -> list[str]:
+    if not report.weights:
+        return ["The model holds no weight that could be trained."]
+    held = [w for w in report.weights if w.how not in ("trained", "unused")]
+    if held:
+        text = f"{len(held):,} of {_plural(len(report.weights), 'weight')} cannot be trained"
+        return _wrap(f"{text}; the first is {held[0].name!r}: {held[0].reason}", width, 0)
+    return [f"Every weight can be trained{' by it, where it is available' if report.problem else ''}."]
+
+
+# -- text ------------------------------------------------------------------------------------------
+
+
+def _operator(op_type: str, domain: str) -> str:
+    return f"{domain}.{op_type}" if domain else op_type
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def _wrap(text: str, width: int, indent: int) -> list[str]:
+    space = " " * indent
+    return textwrap.wrap(
+        text, width, initial_indent=space, subsequent_indent=f"{space}  ", break_on_hyphens=False
+    )
+
+
+def _table(titles: Sequence[str], rows: Iterable[Sequence[str]], align: str, width: int) -> list[str]:
+    """Lines of a table: the first column is shortened in the middle, the last wrapped, to fit `width`."""
+    rows = list(rows)
+    sizes = [max(len(row[k]) for row in (titles, *rows)) for k in range(len(titles))]
+    rest = width - 2 - sum(sizes[1:-1]) - 2 * (len(sizes) - 1)
+    sizes[-1] = min(sizes[-1], max(rest - sizes[0], 24))
+    sizes[0] = min(sizes[0], max(rest - sizes[-1], 16))
+    lines = []
+    for row in (titles, ["-" * size for size in sizes], *rows):
+        cells = [_shortened(row[0], sizes[0]), *row[1:-1]]
+        start = "  " + "  ".join(f"{c:{a}{n}}" for c, a, n in zip(cells, align, sizes, strict=False))
+        wrapped = textwrap.wrap(row[-1], sizes[-1], break_on_hyphens=False) or [""]
+        lines.append(f"{start}  {wrapped[0]}".rstrip())
+        lines += [" " * (len(start) + 2) + line for line in wrapped[1:]]
+    return lines
+
+
+def _shortened(text: str, size: int) -> str:
+    if len(text) <= size:
+        return text
+    left = (size - 1) // 2
+    return f"{text[:left]}…{text[len(text) - (size - 1 - left) :]}"
