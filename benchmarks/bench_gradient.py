@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import os
 import resource
 import statistics
@@ -39,7 +40,9 @@ class Network:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, help="processors to use, on Linux [default: all]")
-    parser.add_argument("--seconds", type=float, default=2, help="time for each contestant [default: %(default)s]")
+    parser.add_argument(
+        "--seconds", type=float, default=2, help="time for each contestant [default: %(default)s]"
+    )
     parser.add_argument("--only", nargs="*", help="names of networks to measure [default: all]")
     parser.add_argument("--build", action="store_true", help="measure how long graphs take to build instead")
     return parser.parse_args()
@@ -67,7 +70,7 @@ def with_weights(text: str, shapes: dict[str, tuple[int, ...]]) -> onnx.ModelPro
 def mlp(sizes: tuple[int, ...], batch: int) -> Network:
     """Layers of Gemm-like products with Relu between them."""
     lines, shapes, last = [], {}, "x"
-    for i, (fan_in, fan_out) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for i, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
         shapes |= {f"w{i}": (fan_in, fan_out), f"b{i}": (fan_out,)}
         lines += [f"p{i} = MatMul({last}, w{i})", f"h{i} = Add(p{i}, b{i})"]
         last = f"h{i}"
@@ -87,7 +90,9 @@ def mlp(sizes: tuple[int, ...], batch: int) -> Network:
         return h
 
     x = np.random.default_rng(1).standard_normal((batch, sizes[0])).astype(np.float32)
-    return Network(f"MLP {'-'.join(map(str, sizes))}, batch {batch}", with_weights(text, shapes), {"x": x}, forward)
+    return Network(
+        f"MLP {'-'.join(map(str, sizes))}, batch {batch}", with_weights(text, shapes), {"x": x}, forward
+    )
 
 
 def lenet() -> Network:
@@ -98,7 +103,8 @@ def lenet() -> Network:
         c2 = Conv (m1, k2, a2)  r2 = Relu(c2)
         m2 = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (r2)
         f = Flatten (m2)
-        g1 = Gemm (f, w1, b1)  t1 = Relu(g1)  g2 = Gemm (t1, w2, b2)  t2 = Relu(g2)  y = Gemm (t2, w3, b3) }"""
+        g1 = Gemm (f, w1, b1)  t1 = Relu(g1)  g2 = Gemm (t1, w2, b2)  t2 = Relu(g2)
+        y = Gemm (t2, w3, b3) }"""
     shapes = {
         "k1": (6, 1, 5, 5), "a1": (6,), "k2": (16, 6, 5, 5), "a2": (16,), "w1": (400, 120), "b1": (120,),
         "w2": (120, 84), "b2": (84,), "w3": (84, 10), "b3": (10,),
@@ -162,7 +168,8 @@ def transformer() -> Network:
     """A transformer block: width 256, 4 heads, 128 tokens, batch 8."""
     b, t, d, h = 8, 128, 256, 4
     text = f"""net (float[B, {t}, {d}] x) => (float[B, {t}, {d}] y) <
-        int64[4] split = {{0, {t}, {h}, {d // h}}}, int64[3] join = {{0, {t}, {d}}}, float scale = {{{(d // h) ** -0.5}}}> {{
+        int64[4] split = {{0, {t}, {h}, {d // h}}}, int64[3] join = {{0, {t}, {d}}},
+        float scale = {{{(d // h) ** -0.5}}}> {{
         n1 = LayerNormalization (x, g1, e1)
         q = MatMul(n1, wq)  k = MatMul(n1, wk)  v = MatMul(n1, wv)
         q4 = Reshape(q, split)  k4 = Reshape(k, split)  v4 = Reshape(v, split)
@@ -172,9 +179,11 @@ def transformer() -> Network:
         a = MatMul(p, vt)  at = Transpose <perm = [0, 2, 1, 3]> (a)  aj = Reshape(at, join)
         o = MatMul(aj, wo)  x1 = Add(x, o)
         n2 = LayerNormalization (x1, g2, e2)
-        u = MatMul(n2, wu)  ub = Add(u, bu)  f = Relu(ub)  w = MatMul(f, wd)  wb = Add(w, bd)  y = Add(x1, wb) }}"""
+        u = MatMul(n2, wu)  ub = Add(u, bu)  f = Relu(ub)
+        w = MatMul(f, wd)  wb = Add(w, bd)  y = Add(x1, wb) }}"""
     shapes = {
-        "g1": (d,), "e1": (d,), "wq": (d, d), "wk": (d, d), "wv": (d, d), "wo": (d, d), "g2": (d,), "e2": (d,),
+        "g1": (d,), "e1": (d,), "wq": (d, d), "wk": (d, d), "wv": (d, d), "wo": (d, d),
+        "g2": (d,), "e2": (d,),
         "wu": (d, 4 * d), "bu": (4 * d,), "wd": (4 * d, d), "bd": (d,),
     }  # fmt: skip
 
@@ -192,7 +201,9 @@ def transformer() -> Network:
         return x1 + F.relu(n @ w["wu"] + w["bu"]) @ w["wd"] + w["bd"]
 
     x = np.random.default_rng(1).standard_normal((b, t, d)).astype(np.float32)
-    return Network("transformer block 256, 128 tokens, batch 8", with_weights(text, shapes), {"x": x}, forward)
+    return Network(
+        "transformer block 256, 128 tokens, batch 8", with_weights(text, shapes), {"x": x}, forward
+    )
 
 
 NETWORKS = {
@@ -214,7 +225,9 @@ def seed_of(network: Network) -> np.ndarray:
     """The gradient coming in."""
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(network.model.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        network.model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
     y = session.run(None, network.batch)[0]
     return np.random.default_rng(2).standard_normal(y.shape).astype(np.float32)
 
@@ -305,7 +318,9 @@ def compare(network: Network, functions: dict[str, Callable[[], list[np.ndarray]
     for name, result in results.items():
         for a, b in zip(first, result, strict=True):
             # In the norm: rounding may put single numbers on the other side of a Relu.
-            assert np.linalg.norm(a - b) <= 5e-3 * np.linalg.norm(a) + 1e-6, f"{network.name}: {name} disagrees"
+            assert np.linalg.norm(a - b) <= 5e-3 * np.linalg.norm(a) + 1e-6, (
+                f"{network.name}: {name} disagrees"
+            )
 
 
 def table(arguments: argparse.Namespace) -> None:

@@ -3,18 +3,36 @@
 from __future__ import annotations
 
 import runpy
+import sys
 from pathlib import Path
 
 import pytest
 
-EXAMPLES = sorted((Path(__file__).parents[2] / "_doc" / "examples").glob("plot_*.py"))
+ROOT = Path(__file__).parents[2]
+EXAMPLES = sorted((ROOT / "_doc" / "examples").glob("plot_*.py"))
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
 def test_example(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     matplotlib = pytest.importorskip("matplotlib")
     pytest.importorskip("onnxruntime")
+    if path.stem == "plot_finetune_text_direction":
+        cache = cached_model(monkeypatch)
+        monkeypatch.setenv("ONNXCUSTOM_MODELS", str(cache))
     matplotlib.use("Agg")
     monkeypatch.chdir(tmp_path)
     assert runpy.run_path(str(path))["plt"].get_fignums()
     matplotlib.pyplot.close("all")
+
+
+def cached_model(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder that holds the model of the example, or a skip where it cannot be downloaded."""
+    monkeypatch.syspath_prepend(str(ROOT / "_unittests" / "ut_gradient" / "rules"))
+    from model_cache import fetch
+
+    member = "rapidocr_onnxruntime/models/ch_ppocr_mobile_v2.0_cls_infer.onnx"
+    found = fetch("rapidocr-onnxruntime", "1.4.4", member)
+    if isinstance(found, str):
+        pytest.skip(found)
+    sys.modules.pop("model_cache", None)
+    return found.parents[1]

@@ -76,7 +76,7 @@ def test_several_weights_and_dtypes_share_one_rule():
     states = [np.zeros_like(w) for w in weights]
     for t in (1, 2):
         for i, (w, v) in enumerate(zip(weights, states, strict=True)):
-            rule.update_weights(i, "cpu", w, np.ones_like(w) * (i + 1), 1, v)
+            rule.update_weights(i, "cpu", w, np.full_like(w, i + 1), 1, v)
         rule.update_learning_rate(t)
     for i, w in enumerate(weights):
         np.testing.assert_array_equal(w, np.full_like(w, -2.5 * (i + 1)))

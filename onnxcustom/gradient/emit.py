@@ -362,7 +362,7 @@ def _broadcast_axes(
         return None
     leading = len(wide) - len(narrow)
     axes = list(range(leading))
-    for axis, (w, n) in enumerate(zip(wide[leading:], narrow), start=leading):
+    for axis, (w, n) in enumerate(zip(wide[leading:], narrow, strict=True), start=leading):
         if n == 1:
             if w != 1:
                 axes.append(axis)

@@ -164,7 +164,7 @@ class ReverseWalk:
         gradients = self._check(node, result)
         pairs = [
             (value, self._fit(gradient, view.inputs[i], rule))
-            for i, (value, gradient) in enumerate(zip(node.inputs, gradients))
+            for i, (value, gradient) in enumerate(zip(node.inputs, gradients, strict=True))
             if value is not None and gradient is not None and needs[i]
         ]
         pairs += [(v, dv) for v, dv in by_capture.items() if v in captured]

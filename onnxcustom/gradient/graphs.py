@@ -66,7 +66,9 @@ def differentiate(
     old = list(graph.outputs)
     add(model, op)
     graph.inputs.extend(s.value for s in seeds.values())
-    graph.outputs[:] = [_called(g, name(str(v.name)), v) for g, v in zip(gradients, wanted)] + old
+    graph.outputs[:] = [
+        _called(g, name(str(v.name)), v) for g, v in zip(gradients, wanted, strict=True)
+    ] + old
     clean(model)
     return model
 

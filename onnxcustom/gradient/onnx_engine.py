@@ -10,7 +10,7 @@ from onnxcustom.exceptions import MissingRuntimeError
 
 from . import rules  # noqa: F401 - registers every rule
 from .build import all_names
-from .carried import untype
+from .carried import carried_values, untype
 from .emit import GradientBuilder
 from .engine import ReverseWalk, captured_values
 from .expand import expand, expandable
@@ -49,6 +49,9 @@ class OnnxEngine(Engine):
         """By the registry; a node with subgraphs is as good as the worst node in them."""
         found = _verdict(model, node)
         return _inner_verdict(model, node) or found if found.passes else found
+
+    def carried(self, node: ir.Node) -> Sequence[ir.Value]:
+        return carried_values(node)
 
     def differentiate(
         self,

@@ -240,7 +240,8 @@ def report_of(model: ir.Model, engine: Engine) -> GradientReport:
     depends.update(weights)
     rows = []
     for node in graph:
-        edges = [(i, v) for i, v in operands(node) if v in depends]
+        read = [*operands(node), *((-1, v) for v in engine.carried(node))]
+        edges = [(i, v) for i, v in read if v in depends]
         if edges:
             depends.update(node.outputs)
         verdict = _row_verdict(flow, node, [i for i, v in edges if is_float(v)])

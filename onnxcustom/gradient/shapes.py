@@ -153,7 +153,7 @@ def _pad(node: ir.Node) -> Shape | None:
     shape, pads = _of(node, 0), _numbers(node, 1)
     if shape is None or pads is None or len(node.inputs) > 3 or len(pads) != 2 * len(shape):
         return None if shape is None else [None] * len(shape)
-    sides = zip(shape, pads, pads[len(shape) :])
+    sides = zip(shape, pads[: len(shape)], pads[len(shape) :], strict=True)
     return [d + a + b if isinstance(d, int) else d if a == b == 0 else None for d, a, b in sides]
 
 

@@ -114,7 +114,7 @@ def _is_shape_of(target: list[int] | ir.Value | None, x: ir.Value) -> bool:
         target = None if tensor is None else [int(d) for d in tensor.numpy()]
     if target is None or x.shape is None or len(target) != len(x.shape) or target.count(-1) > 1:
         return False
-    return all(t == -1 or (t > 0 and t == d) for t, d in zip(target, x.shape))
+    return all(t == -1 or (t > 0 and t == d) for t, d in zip(target, x.shape, strict=True))
 
 
 def _absolute(node: ir.Node) -> list[int] | ir.Value | None:
@@ -217,7 +217,7 @@ def _same_shape(a: ir.Value, b: ir.Value | None, one_open: bool = False) -> bool
     """Whether two values certainly have the same shape; of as many elements if `one_open`."""
     if b is None or a.shape is None or b.shape is None or len(a.shape) != len(b.shape):
         return False
-    sizes = [(_size(x), _size(y)) for x, y in zip(a.shape, b.shape)]
+    sizes = [(_size(x), _size(y)) for x, y in zip(a.shape, b.shape, strict=True)]
     unsure = [pair for pair in sizes if None in pair or pair[0] != pair[1]]
     if one_open and len(unsure) == 1:
         # The other dimensions are the same and not empty, and so is the last one.

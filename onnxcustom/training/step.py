@@ -412,7 +412,7 @@ class TrainingStep:
     def is_finite(self) -> bool:
         """Whether no weight and no state holds NaN or infinity."""
         front = self._front()
-        return all(np.isfinite(np.float64(v.numpy())).all() for v in front.values())
+        return all(np.isfinite(v.numpy().astype(np.float64)).all() for v in front.values())
 
     def trained_model(self) -> onnx.ModelProto:
         """The user's model with the present weights and statistics."""

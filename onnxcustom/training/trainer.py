@@ -175,7 +175,9 @@ class Trainer(BaseEstimator):
                     self._record("loss", loss)
                     if validation is not None and self.validation_due():
                         self._record("val_loss", self.validate(*validation))
-                    progress.set_postfix({k: f"{v[-1]:.4g}" for k, v in self.history_.items() if v})
+                    progress.set_postfix(
+                        {k: f"{v[-1]:.4g}" for k, v in self.history_.items() if v}, refresh=False
+                    )
                     progress.update()
                     if step.optimizer.report_epoch(loss):
                         break

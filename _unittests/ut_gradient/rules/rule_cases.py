@@ -81,7 +81,7 @@ class Case:
             self.op_type, names, [f"y{i}" for i in range(self.outputs)], domain=self.domain, **self.attributes
         )
         inputs, initializers = [], []
-        for i, (name, array) in enumerate(zip(names, self.arrays())):
+        for i, (name, array) in enumerate(zip(names, self.arrays(), strict=False)):
             if array is None:
                 continue
             if i in self.constant:
@@ -136,7 +136,9 @@ class Case:
     def differentiable(self) -> list[str]:
         """Names of the inputs to differentiate by."""
         chosen = range(len(self.inputs)) if self.wrt is None else self.wrt
-        return [f"x{i}" for i in chosen if f"x{i}" in self.feeds() and self.feeds()[f"x{i}"].dtype.kind == "f"]
+        return [
+            f"x{i}" for i in chosen if f"x{i}" in self.feeds() and self.feeds()[f"x{i}"].dtype.kind == "f"
+        ]
 
     def evaluator(self, model: onnx.ModelProto) -> Any:
         """A function from feeds to outputs."""
@@ -175,10 +177,14 @@ def check_case(case: Case) -> None:
     model = ir.from_proto(case.model())
     floats = [o for o in range(len(outputs)) if np.asarray(outputs[o]).dtype.kind == "f"]
     seeds = {
-        f"{model.graph.outputs[o].name}_grad": np.asarray(rng.normal(size=np.shape(outputs[o])), dtype=outputs[o].dtype)
+        f"{model.graph.outputs[o].name}_grad": np.asarray(
+            rng.normal(size=np.shape(outputs[o])), dtype=outputs[o].dtype
+        )
         for o in floats
     }
-    expected = _finite_differences(case, forward, feeds, names, [(o, s) for o, s in zip(floats, seeds.values())], rng)
+    expected = _finite_differences(
+        case, forward, feeds, names, [(o, s) for o, s in zip(floats, seeds.values(), strict=False)], rng
+    )
     gradients = None
     for shapes in ("static", "dynamic", "unranked") if case.dynamic else ("static",):
         proto = case.gradient(shapes, names)
@@ -187,14 +193,16 @@ def check_case(case: Case) -> None:
         run = case.evaluator(proto)
         needed = {i.name for i in proto.graph.input}
         result = run({k: v for k, v in {**feeds, **seeds}.items() if k in needed})
-        found = dict(zip(names, result))
+        found = dict(zip(names, result, strict=False))
         for name in names:
             assert found[name].shape == feeds[name].shape, (shapes, name, found[name].shape)
             assert found[name].dtype == feeds[name].dtype, (shapes, name, found[name].dtype)
         _compare(case, shapes, expected, found)
         gradients = gradients or found
-        for a, b in zip(gradients.values(), found.values()):
-            np.testing.assert_allclose(b, a, rtol=1e-4 if case.dtype == np.float32 else 1e-9, atol=1e-6, err_msg=shapes)
+        for a, b in zip(gradients.values(), found.values(), strict=False):
+            np.testing.assert_allclose(
+                b, a, rtol=1e-4 if case.dtype == np.float32 else 1e-9, atol=1e-6, err_msg=shapes
+            )
     _check_subsets(case, {**feeds, **seeds}, names, gradients)
 
 
@@ -213,7 +221,9 @@ def _finite_differences(
         direction = np.asarray(rng.normal(size=feeds[name].shape), dtype=case.dtype)
         sides = []
         for sign in (1, -1):
-            moved = forward({**feeds, name: np.asarray(feeds[name] + sign * step * direction, dtype=case.dtype)})
+            moved = forward(
+                {**feeds, name: np.asarray(feeds[name] + sign * step * direction, dtype=case.dtype)}
+            )
             sides.append(sum(np.sum(np.float64(s) * np.float64(moved[o])) for o, s in seeds))
         found[name] = (direction, (sides[0] - sides[1]) / (2 * step))
     return found
@@ -229,7 +239,9 @@ def _compare(case: Case, shapes: str, expected: dict, found: dict[str, np.ndarra
         )
 
 
-def _check_subsets(case: Case, feeds: dict, names: list[str], gradients: dict[str, np.ndarray] | None) -> None:
+def _check_subsets(
+    case: Case, feeds: dict, names: list[str], gradients: dict[str, np.ndarray] | None
+) -> None:
     """Asking for fewer gradients changes none of them."""
     assert gradients is not None
     for size in range(1, len(names)):
@@ -237,5 +249,7 @@ def _check_subsets(case: Case, feeds: dict, names: list[str], gradients: dict[st
             proto = case.gradient("static", subset)
             needed = {i.name for i in proto.graph.input}
             result = case.evaluate(proto, {k: v for k, v in feeds.items() if k in needed})
-            for name, value in zip(subset, result):
-                np.testing.assert_allclose(value, gradients[name], rtol=1e-9 if case.dtype == np.float64 else 1e-4, atol=1e-7)
+            for name, value in zip(subset, result, strict=False):
+                np.testing.assert_allclose(
+                    value, gradients[name], rtol=1e-9 if case.dtype == np.float64 else 1e-4, atol=1e-7
+                )

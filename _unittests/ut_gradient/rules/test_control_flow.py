@@ -9,9 +9,8 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
-from onnxcustom.gradient.rules import activation, arithmetic, control_flow, linear, reduction  # noqa: F401
-
 from onnxcustom.gradient.graphs import differentiate
+from onnxcustom.gradient.rules import activation, arithmetic, control_flow, linear, reduction  # noqa: F401
 
 HEADER = '<ir_version: 8, opset_import: ["": 18]>'
 
@@ -112,7 +111,9 @@ CASES = {
 def run(model: onnx.ModelProto, feeds: dict) -> list:
     # This optimization puts a kernel in place of float64 products that exists for float32 only.
     session = onnxruntime.InferenceSession(
-        model.SerializeToString(), providers=["CPUExecutionProvider"], disabled_optimizers=["MatmulTransposeFusion"]
+        model.SerializeToString(),
+        providers=["CPUExecutionProvider"],
+        disabled_optimizers=["MatmulTransposeFusion"],
     )
     names = {i.name for i in session.get_inputs()}
     return session.run(None, {k: v for k, v in feeds.items() if k in names})
@@ -124,15 +125,25 @@ def check(model: onnx.ModelProto, feeds: dict, wrt: list[str], name: str = "{}_g
     gradient = ir.to_proto(differentiate(ir.from_proto(model), wrt, outputs, name.format))
     onnx.checker.check_model(gradient)
     generator = np.random.default_rng(1)
-    seeds = {name.format(o): generator.normal(size=v.shape) for o, v in zip(outputs, run(model, feeds), strict=True)}
+    seeds = {
+        name.format(o): generator.normal(size=v.shape)
+        for o, v in zip(outputs, run(model, feeds), strict=True)
+    }
     found = dict(zip(wrt, run(gradient, {**feeds, **seeds}), strict=False))
     for name in wrt:
         direction, step = generator.normal(size=feeds[name].shape), 1e-6
         sides = [
-            sum(np.sum(s * y) for s, y in zip(seeds.values(), run(model, {**feeds, name: feeds[name] + h * direction}), strict=True))
+            sum(
+                np.sum(s * y)
+                for s, y in zip(
+                    seeds.values(), run(model, {**feeds, name: feeds[name] + h * direction}), strict=True
+                )
+            )
             for h in (step, -step)
         ]
-        assert np.sum(found[name] * direction) == pytest.approx((sides[0] - sides[1]) / (2 * step), rel=1e-6, abs=1e-8)
+        assert np.sum(found[name] * direction) == pytest.approx(
+            (sides[0] - sides[1]) / (2 * step), rel=1e-6, abs=1e-8
+        )
     return gradient
 
 

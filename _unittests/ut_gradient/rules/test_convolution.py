@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 from rule_cases import Case, check_case
 
-import onnxcustom.gradient.rules.convolution
-
 random = np.random.default_rng(0)
 
 

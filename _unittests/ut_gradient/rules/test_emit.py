@@ -237,7 +237,7 @@ def test_simplify(name: str) -> None:
 )
 def test_fuse_biases(bias: str, fused: int) -> None:
     model = onnx.parser.parse_model(
-        f"""<ir_version: 8, opset_import: ["": 18]> 
+        f"""<ir_version: 8, opset_import: ["": 18]>
         g (float[N, 4] x, float[4, 5] w, {bias} b) => (float[N, 5] y)
         {{ p = MatMul(x, w)  y = Add(b, p) }}"""
     )
@@ -249,7 +249,7 @@ def test_fuse_biases(bias: str, fused: int) -> None:
 
 def test_fuse_biases_leaves_values_that_are_read() -> None:
     model = onnx.parser.parse_model(
-        """<ir_version: 8, opset_import: ["": 18]> 
+        """<ir_version: 8, opset_import: ["": 18]>
         g (float[N, 4] x, float[4, 5] w, float[5] b) => (float[N, 5] y, float[N, 5] p)
         { p = MatMul(x, w)  y = Add(b, p) }"""
     )

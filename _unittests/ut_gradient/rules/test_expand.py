@@ -41,7 +41,7 @@ def node_model(
     """A model of one node and its feeds."""
     arrays = [a if a is None or a.dtype.kind != "f" else a.astype(dtype) for a in inputs]
     names = ["" if a is None else f"x{i}" for i, a in enumerate(arrays)]
-    feeds = {n: a for n, a in zip(names, arrays) if n}
+    feeds = {n: a for n, a in zip(names, arrays, strict=False) if n}
     node = onnx.helper.make_node(op_type, names, outputs, domain=domain, name="node", **attributes)
     elem = onnx.helper.np_dtype_to_tensor_dtype
     shape = {
@@ -67,13 +67,13 @@ def run(model: onnx.ModelProto, feeds: dict, optimize: bool = False) -> dict[str
     )
     names = {i.name for i in session.get_inputs()}
     values = session.run(None, {k: v for k, v in feeds.items() if k in names})
-    return dict(zip([o.name for o in session.get_outputs()], values))
+    return dict(zip([o.name for o in session.get_outputs()], values, strict=False))
 
 
 def reference(model: onnx.ModelProto, feeds: dict) -> dict[str, np.ndarray]:
     evaluator = ReferenceEvaluator(model)
     values = evaluator.run(None, {k: v for k, v in feeds.items() if k in evaluator.input_names})
-    return dict(zip(evaluator.output_names, values))
+    return dict(zip(evaluator.output_names, values, strict=False))
 
 
 def expanded(model: onnx.ModelProto) -> ir.Model:

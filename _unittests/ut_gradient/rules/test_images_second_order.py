@@ -7,21 +7,6 @@ import pytest
 from rule_cases import Case
 from second_order import check_second_order
 
-from onnxcustom.gradient.rules import (
-    arithmetic,
-    convolution,
-    einsum,
-    indexing,
-    linear,
-    normalization,
-    pooling,
-    reduction,
-    resize,
-    sampling,
-    shaping,
-    slicing,
-)
-
 
 def r(*shape: int) -> np.ndarray:
     return np.random.default_rng(0).normal(size=shape)

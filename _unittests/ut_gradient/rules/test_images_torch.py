@@ -8,21 +8,6 @@ import numpy as np
 import pytest
 from rule_cases import Case
 
-from onnxcustom.gradient.rules import (
-    arithmetic,
-    convolution,
-    einsum,
-    indexing,
-    linear,
-    normalization,
-    pooling,
-    reduction,
-    resize,
-    sampling,
-    shaping,
-    slicing,
-)
-
 torch = pytest.importorskip("torch")
 F = torch.nn.functional
 rng = np.random.default_rng(0)

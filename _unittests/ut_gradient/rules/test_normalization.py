@@ -7,7 +7,6 @@ import onnx_ir as ir
 import pytest
 from rule_cases import Case, check_case
 
-import onnxcustom.gradient.rules.normalization
 from onnxcustom.gradient.graphs import differentiate
 
 random = np.random.default_rng(0)

@@ -489,3 +489,33 @@ def test_engines_agree(name: str) -> None:
     assert set(results[0]) == set(results[1])
     for output, value in results[0].items():
         np.testing.assert_allclose(results[1][output], value, rtol=1e-3, atol=1e-4, err_msg=output)
+
+
+# -- gradients through integers and sequences -------------------------------------------------------------------------
+
+
+def test_quantization_aware_training() -> None:
+    """Straight through the integers, to the weight and to the input."""
+    model = weighted(
+        """g (float[N, 3] x) => (float[N, 3] y) <float s = {0.1}, int8 z = {0}> {
+            a = QuantizeLinear(w, s, z)  b = DequantizeLinear(a, s, z)
+            c = QuantizeLinear(x, s, z)  d = DequantizeLinear(c, s, z)  y = Mul(b, d) }""",
+        '<ir_version: 8, opset_import: ["" : 18]>',
+        w=(3,),
+    )
+    graph = gradient_graph(model, engine="onnx")
+    names = GradientNames.of(graph)
+    assert set(names.gradients) == {"x", "w"}
+    x, w, dy = (np.array(v, np.float32) for v in ([[1, -20, 0.34]], [0.5, 1, -2], [[1, 2, 3]]))
+    found = create_session(graph).run(list(names.gradients.values()), {"x": x, "w": w, "y_grad": dy})
+    clipped = np.clip(np.round(x / np.float32(0.1)), -128, 127) * 0.1
+    np.testing.assert_allclose(found[0], dy * w * (np.abs(x) < 12.8), rtol=1e-5)
+    np.testing.assert_allclose(found[1], (dy * clipped)[0], rtol=1e-5)
+
+
+def test_weights_through_a_sequence() -> None:
+    text = """g (float[N, 3] x) => (float[N, 3] y) {
+        i = Constant <value_int = 0> ()  t = Mul(x, w)  s = SequenceConstruct(t, x)  y = SequenceAt(s, i) }"""
+    made = Differentiated(weighted(text, w=(3,)))
+    gradients, _ = made.check({"x": np.ones((2, 3), np.float32)}, step=1e-6)
+    assert set(gradients) == {"x", "w"}

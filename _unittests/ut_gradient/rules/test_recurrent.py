@@ -74,7 +74,7 @@ class Recurrent:
     def model(self, dtype: Any, shapes: str = "static", outputs: list[str] | None = None) -> onnx.ModelProto:
         arrays = self.arrays()
         outputs = outputs or self.outputs.split()
-        names = [n if a is not None else "" for n, a in zip(NAMES, arrays)]
+        names = [n if a is not None else "" for n, a in zip(NAMES, arrays, strict=False)]
         while not names[-1]:
             names.pop()
         declared = [o if o in outputs else "" for o in OUTPUTS[: 3 if self.op_type == "LSTM" else 2]]
@@ -91,7 +91,7 @@ class Recurrent:
             onnx.helper.make_tensor_value_info(
                 n, elem if a.dtype.kind == "f" else onnx.TensorProto.INT32, shape(n, a)
             )
-            for n, a in zip(NAMES, arrays)
+            for n, a in zip(NAMES, arrays, strict=False)
             if a is not None
         ]
         ranks = {"y": 4, "y_h": 3, "y_c": 3}
@@ -106,7 +106,7 @@ class Recurrent:
     def feeds(self, dtype: Any) -> dict[str, np.ndarray]:
         return {
             n: a.astype(dtype) if a.dtype.kind == "f" else a
-            for n, a in zip(NAMES, self.arrays())
+            for n, a in zip(NAMES, self.arrays(), strict=False)
             if a is not None
         }
 
@@ -115,7 +115,7 @@ class Recurrent:
 
     def reference(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         values = recurrent(self.op_type, [feeds.get(n) for n in NAMES], self.attributes)
-        return dict(zip(OUTPUTS, values))
+        return dict(zip(OUTPUTS, values, strict=False))
 
 
 ALL = {"RNN": "b h0", "GRU": "b h0", "LSTM": "b h0 c0 p"}
@@ -193,7 +193,7 @@ for name in FUNCTIONS:
                     inputs=ALL[kind],
                     outputs=OUT[kind],
                     scale=0.5,
-                )  # fmt: skip
+                )
             )
 
 
@@ -223,7 +223,7 @@ def run(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> dict[str, np.nd
     )
     names = {i.name for i in session.get_inputs()}
     values = session.run(None, {k: v for k, v in feeds.items() if k in names})
-    return dict(zip([o.name for o in session.get_outputs()], values))
+    return dict(zip([o.name for o in session.get_outputs()], values, strict=False))
 
 
 def gradient_graph(case: Recurrent, dtype: Any, shapes: str, wrt: list[str]) -> onnx.ModelProto:
@@ -404,7 +404,7 @@ def test_torch(op_type: str, bidirectional: bool) -> None:
     y, last = module(x, h0 if c0 is None else (h0, c0))
     given = seeds(case, np.float32)
     loss = (y.reshape(T, N, len(suffixes), H).transpose(1, 2) * torch.from_numpy(given["y_grad"])).sum()
-    for value, name in zip([last] if c0 is None else last, ("y_h", "y_c")):
+    for value, name in zip([last] if c0 is None else last, ("y_h", "y_c"), strict=False):
         loss = loss + (value * torch.from_numpy(given[f"{name}_grad"])).sum()
     loss.backward()
     found = run(gradient_graph(case, np.float32, "static", case.differentiable()), {**feeds, **given})

@@ -8,9 +8,6 @@ import onnx_ir as ir
 import pytest
 from rule_cases import Case, check_case
 
-import onnxcustom.gradient.rules.linear
-import onnxcustom.gradient.rules.pooling
-import onnxcustom.gradient.rules.resize
 from onnxcustom.exceptions import GradientNotImplementedError
 from onnxcustom.gradient.graphs import differentiate
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from rule_cases import Case, check_case
 
-import onnxcustom.gradient.rules.sampling
 from onnxcustom.exceptions import GradientNotImplementedError
 
 random = np.random.default_rng(0)

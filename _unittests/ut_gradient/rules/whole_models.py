@@ -95,13 +95,16 @@ class Conv(OpRun):
     ):
         n = x.ndim - 2
         strides, dilations = strides or [1] * n, dilations or [1] * n
-        extent = [(k - 1) * d + 1 for k, d in zip(w.shape[2:], dilations)]
+        extent = [(k - 1) * d + 1 for k, d in zip(w.shape[2:], dilations, strict=True)]
         if auto_pad in ("SAME_UPPER", "SAME_LOWER"):
-            total = [max((-(-i // s) - 1) * s + e - i, 0) for i, s, e in zip(x.shape[2:], strides, extent)]
+            total = [
+                max((-(-i // s) - 1) * s + e - i, 0)
+                for i, s, e in zip(x.shape[2:], strides, extent, strict=True)
+            ]
             small, large = [t // 2 for t in total], [t - t // 2 for t in total]
             pads = [*small, *large] if auto_pad == "SAME_UPPER" else [*large, *small]
         pads = pads or [0] * (2 * n)
-        x = np.pad(x, [(0, 0), (0, 0), *zip(pads[:n], pads[n:])])
+        x = np.pad(x, [(0, 0), (0, 0), *zip(pads[:n], pads[n:], strict=True)])
         view = sliding_window_view(x, extent, axis=tuple(range(2, n + 2)))
         view = view[(slice(None),) * 2 + tuple(slice(None, None, s) for s in strides + dilations)]
         images, sizes = x.shape[0], view.shape[2 : n + 2]
@@ -131,7 +134,7 @@ class Pad(OpRun):
         assert mode in (b"constant", "constant")
         sides = np.asarray(pads).reshape(2, x.ndim)
         crop = np.maximum(-sides, 0)
-        x = x[tuple(slice(a, n - b) for n, a, b in zip(x.shape, *crop))]
+        x = x[tuple(slice(a, n - b) for n, a, b in zip(x.shape, *crop, strict=True))]
         return (np.pad(x, np.maximum(sides, 0).T, constant_values=0 if value is None else value),)
 
 
@@ -199,7 +202,9 @@ class Differentiated:
         """Gradients and outputs, by onnxruntime."""
         values = self.session.run(None, dict(feeds))
         n = len(self.names.gradients)
-        return dict(zip(self.names.gradients, values)), dict(zip(self.names.outputs, values[n:], strict=True))
+        return dict(zip(self.names.gradients, values, strict=False)), dict(
+            zip(self.names.outputs, values[n:], strict=True)
+        )
 
     def derivative(
         self, feeds: Mapping[str, np.ndarray], directions: Mapping[str, np.ndarray], step: float
