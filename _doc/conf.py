@@ -67,6 +67,12 @@ def skip_metadata_routing(app, what, name, obj, skip, options):
     return True if name.startswith("set_") and name.endswith("_request") else None
 
 
+def show_formulas(app, what, name, obj, options, lines):
+    """The docstring of a rule is its formula, not markup."""
+    if name.startswith("onnxcustom.gradient.rules.") and what == "function":
+        lines[:] = ["::", "", *(f"   {line}" for line in lines), ""]
+
+
 def write_operator_table(app, docname, source):
     """Put what the registry of rules says into the page of operators."""
     if docname == "operators":
@@ -75,4 +81,5 @@ def write_operator_table(app, docname, source):
 
 def setup(app):
     app.connect("autodoc-skip-member", skip_metadata_routing)
+    app.connect("autodoc-process-docstring", show_formulas)
     app.connect("source-read", write_operator_table)

@@ -84,7 +84,7 @@ X_test, y_test = draw_lines(256, seed=1)
 # Four times over 384 lines.
 
 network = OnnxClassifier(
-    model, optimizer="adam", learning_rate=1e-3, batch_size=32, max_iter=4, random_state=0, engine="onnx"
+    model, optimizer="adam", learning_rate=1e-3, batch_size=16, max_iter=4, random_state=0, engine="onnx"
 ).fit(X_train, y_train)
 
 

@@ -26,6 +26,9 @@ MODELS = {
         t = Mul(x, w)  s = LogSoftmax(t) y = Exp(s) }""",
     "constant": """g (double[2] x) => (double[2] y) <double[2] w = {1, 2}> {
         d = Exp(w) e = Tanh(d) y = Mul(x, e) }""",
+    "captured": """g (double[N,2] x, bool c) => (double[N,2] y) <double[2] w = {1, 2}> {
+        z = If(c) <then_branch = t () => (double[N,2] a) { a = Mul(x, w) },
+                   else_branch = e () => (double[N,2] b) { b = Add(x, w) }>  y = Tanh(z) }""",
 }
 
 

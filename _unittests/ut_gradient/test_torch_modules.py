@@ -110,7 +110,12 @@ class MobileBlock(nn.Module):
 
 def cnn():
     return nn.Sequential(
-        nn.Conv2d(2, 3, 3, padding=1), batch_norm(3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(27, 2)
+        nn.Conv2d(2, 3, 3, padding=1),
+        batch_norm(3),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(27, 2),
     )
 
 

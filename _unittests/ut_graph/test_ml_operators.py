@@ -133,6 +133,11 @@ def classifier(rows, transform, labels, coefficients=None, intercepts=None, **mo
 @pytest.mark.parametrize(("rows", "transform", "labels"), CLASSIFIERS)
 def test_classifier(rows, transform, labels):
     model = classifier(rows, transform, labels)
+    if labels and len(labels) == 1:
+        try:
+            create_session(model)
+        except EvaluationError as error:
+            pytest.skip(f"this onnxruntime wants two labels: {error}")
     if rows == 1 and transform == "PROBIT" and labels and len(labels) == 2:
         # Half of what this kernel returns was never written; there is nothing to be equal to.
         assert weights(model) == {}

@@ -8,6 +8,7 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
+from onnx_ir.traversal import RecursiveGraphIterator
 
 from onnxcustom.exceptions import (
     DifferentiationError,
@@ -17,7 +18,7 @@ from onnxcustom.exceptions import (
 )
 from onnxcustom.graph import load, prepare, to_proto, trainable_values
 from onnxcustom.graph.builder import Builder
-from onnxcustom.graph.traversal import all_names
+from onnxcustom.graph.traversal import all_names, subgraphs
 
 from .flow import Flow, analyse
 from .interface import Engine, is_float, refusal_error, select_engine
@@ -334,8 +335,22 @@ def tidy(model: ir.Model) -> None:
     """Sort the nodes, drop Identity, unused nodes, initializers and opset imports; inputs stay."""
     model.graph.sort()
     _drop_identities(model.graph)
+    _drop_unused(model.graph)
     RemoveUnusedNodesPass()(model)
     RemoveUnusedOpsetsPass()(model)
+
+
+def _drop_unused(graph: ir.Graph) -> None:
+    """Remove unused nodes; what their subgraphs read is then unused too, which onnx_ir's pass overlooks."""
+    ends = set(graph.outputs)
+    for node in reversed(list(graph)):
+        if any(v in ends or v.uses() for v in node.outputs):
+            continue
+        for graph_inside in subgraphs(node):
+            for inner in RecursiveGraphIterator(graph_inside):
+                for i in range(len(inner.inputs)):
+                    inner.replace_input_with(i, None)
+        graph.remove(node, safe=True)
 
 
 def _drop_identities(graph: ir.Graph) -> None:

@@ -18,6 +18,7 @@ from onnxcustom.exceptions import (
     UnknownOperatorError,
 )
 from onnxcustom.graph.builder import Var
+from onnxcustom.graph.traversal import subgraphs
 
 from .carried import carried_values
 from .emit import GradientBuilder
@@ -35,20 +36,14 @@ def captured_values(node: ir.Node) -> list[ir.Value]:
     optionals (see :func:`~onnxcustom.gradient.carried.carried_values`).
     """
     found: dict[ir.Value, None] = dict.fromkeys(carried_values(node))
-    for attribute in node.attributes.values():
-        graphs: Sequence[ir.Graph] = ()
-        if attribute.type == ir.AttributeType.GRAPH:
-            graphs = (attribute.as_graph(),)
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            graphs = tuple(attribute.as_graphs())
-        for graph in graphs:
-            inside = set(graph.inputs) | set(graph.initializers.values())
-            for inner in graph:
-                inside.update(inner.outputs)
-            read = [v for inner in graph for v in (*inner.inputs, *captured_values(inner)) if v is not None]
-            for value in (*read, *graph.outputs):
-                if value not in inside:
-                    found.setdefault(value)
+    for graph in subgraphs(node):
+        inside = set(graph.inputs) | set(graph.initializers.values())
+        for inner in graph:
+            inside.update(inner.outputs)
+        read = [v for inner in graph for v in (*inner.inputs, *captured_values(inner)) if v is not None]
+        for value in (*read, *graph.outputs):
+            if value not in inside:
+                found.setdefault(value)
     return list(found)
 
 

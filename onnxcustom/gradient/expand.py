@@ -22,6 +22,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass, ShapeInferencePass
 
 from onnxcustom.graph.builder import Var
+from onnxcustom.graph.traversal import all_names, unique_name
 
 from .emit import GradientBuilder
 from .node import NodeView
@@ -105,7 +106,7 @@ def expand(model: ir.Model) -> set[tuple[str, str]]:
     for _ in range(_ROUNDS):
         if not any(_wanted(model, node) for node in model.graph.all_nodes()):
             break
-        taken = taken or _names(model)
+        taken = taken or all_names(model.graph)
         ShapeInferencePass(data_prop=True)(model)
         # Types flow from expanded nodes to those behind them; where they do not, try without.
         found = _expand_once(model, taken, strict=True) or _expand_once(model, taken, strict=False)
@@ -213,7 +214,7 @@ def _call_body(model: ir.Model, node: ir.Node, taken: set[str]) -> bool:
     proto.domain, proto.name = _FUNCTIONS, call
     del proto.opset_import[:]
     proto.opset_import.extend(onnx.helper.make_opsetid(d, v) for d, v in model.opset_imports.items())
-    _make_names_unique(proto, taken, node.name or node.op_type)
+    _make_namesunique_name(proto, taken, node.name or node.op_type)
     function = ir.serde.deserialize_function(proto)
     model.functions[function.identifier()] = function
     node.domain, node.op_type = _FUNCTIONS, call
@@ -255,7 +256,7 @@ def _name_outputs(node: ir.Node, taken: set[str]) -> None:
     """Outputs left out get a name: the body may read them."""
     for value in node.outputs:
         if not value.name:
-            value.name = _unique(f"{node.op_type}_output", taken)
+            value.name = unique_name(f"{node.op_type}_output", taken)
 
 
 def _set_defaults(node: ir.Node, schema: Any) -> None:
@@ -281,7 +282,7 @@ def _valid_at(proto: onnx.FunctionProto, model: ir.Model) -> bool:
     return True
 
 
-def _make_names_unique(proto: onnx.FunctionProto, taken: set[str], prefix: str) -> None:
+def _make_namesunique_name(proto: onnx.FunctionProto, taken: set[str], prefix: str) -> None:
     """Names of a body become unique in the model, subgraphs included."""
     new: dict[str, str] = {name: name for name in (*proto.input, *proto.output)}
 
@@ -289,18 +290,18 @@ def _make_names_unique(proto: onnx.FunctionProto, taken: set[str], prefix: str) 
         for node in nodes:
             for i, name in enumerate(node.output):
                 if name and name not in new:
-                    new[name] = _unique(f"{prefix}_{name}", taken)
+                    new[name] = unique_name(f"{prefix}_{name}", taken)
                 node.output[i] = new.get(name, name)
             for graph in (a.g for a in node.attribute if a.type == onnx.AttributeProto.GRAPH):
                 for value in graph.input:
-                    new[value.name] = _unique(f"{prefix}_{value.name}", taken)
+                    new[value.name] = unique_name(f"{prefix}_{value.name}", taken)
                     value.name = new[value.name]
                 rename(graph.node)
                 for value in graph.output:
                     value.name = new.get(value.name, value.name)
             for i, name in enumerate(node.input):
                 node.input[i] = new.get(name, name)
-            node.name = _unique(f"{prefix}_{node.op_type}", taken)
+            node.name = unique_name(f"{prefix}_{node.op_type}", taken)
 
     rename(proto.node)
 
@@ -322,22 +323,3 @@ def _schema(op_type: str, version: int, domain: str) -> Any:  # onnx's stubs lac
         return onnx.defs.get_schema(op_type, version, _domain(domain))
     except onnx.defs.SchemaError:
         return None
-
-
-def _unique(base: str, taken: set[str]) -> str:
-    name, k = base, 0
-    while name in taken:
-        k += 1
-        name = f"{base}_{k}"
-    taken.add(name)
-    return name
-
-
-def _names(model: ir.Model) -> set[str]:
-    taken: set[str] = set()
-    for graph in model.graphs():
-        taken.update(str(v.name) for v in (*graph.inputs, *graph.initializers.values()) if v.name)
-        for node in graph:
-            taken.update(str(v.name) for v in node.outputs if v.name)
-            taken.add(str(node.name))
-    return taken

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 import onnx_ir as ir
 
 from onnxcustom.exceptions import MissingRuntimeError
+from onnxcustom.graph.traversal import all_names, subgraphs
 
 from . import rules  # noqa: F401 - registers every rule
-from .build import all_names
 from .carried import carried_values, untype
 from .emit import GradientBuilder
 from .engine import ReverseWalk, captured_values
@@ -104,7 +104,7 @@ def _verdict(model: ir.Model, node: ir.Node) -> Verdict:
 def _inner_verdict(model: ir.Model, node: ir.Node) -> Verdict | None:
     """What stands in the way, or has to be expanded, inside the subgraphs of a node."""
     found: Verdict | None = None
-    for graph in _subgraphs(node):
+    for graph in subgraphs(node):
         for inner in _between(graph):
             verdict = _verdict(model, inner)
             if verdict.passes:
@@ -117,16 +117,6 @@ def _inner_verdict(model: ir.Model, node: ir.Node) -> Verdict | None:
             if verdict.how == "function":
                 found = verdict
     return found
-
-
-def _subgraphs(node: ir.Node) -> list[ir.Graph]:
-    graphs: list[ir.Graph] = []
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            graphs.append(attribute.as_graph())
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            graphs.extend(attribute.as_graphs())
-    return graphs
 
 
 def _between(graph: ir.Graph) -> list[ir.Node]:

@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
+from bare_gradient import differentiate
 from onnx.reference import ReferenceEvaluator
-
-from onnxcustom.gradient.graphs import differentiate
 
 __all__ = ["Case", "check_case"]
 

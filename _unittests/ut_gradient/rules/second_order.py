@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
+from bare_gradient import differentiate
 from rule_cases import STEP, Case
-
-from onnxcustom.gradient.graphs import differentiate
 
 __all__ = ["check_second_order"]
 

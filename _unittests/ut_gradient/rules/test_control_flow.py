@@ -8,8 +8,8 @@ import onnx.parser
 import onnx_ir as ir
 import onnxruntime
 import pytest
+from bare_gradient import differentiate
 
-from onnxcustom.gradient.graphs import differentiate
 from onnxcustom.gradient.rules import activation, arithmetic, control_flow, linear, reduction  # noqa: F401
 
 HEADER = '<ir_version: 8, opset_import: ["": 18]>'

@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
+from bare_gradient import differentiate
 from rule_cases import Case, check_case
-
-from onnxcustom.gradient.graphs import differentiate
 
 random = np.random.default_rng(0)
 BOTH = ((np.float64, "auto"), (np.float32, "ort"))

@@ -15,6 +15,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
+from bare_gradient import differentiate
 from recurrent_reference import FUNCTIONS, TAKES, recurrent
 
 import onnxcustom.gradient.rules.activation
@@ -29,7 +30,6 @@ import onnxcustom.gradient.rules.reduction
 import onnxcustom.gradient.rules.shaping
 import onnxcustom.gradient.rules.slicing  # noqa: F401
 from onnxcustom.exceptions import GradientNotImplementedError
-from onnxcustom.gradient.graphs import differentiate
 
 GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
 T, N, I, H = 4, 3, 2, 3

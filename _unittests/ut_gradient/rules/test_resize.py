@@ -6,10 +6,10 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from bare_gradient import differentiate
 from rule_cases import Case, check_case
 
 from onnxcustom.exceptions import GradientNotImplementedError
-from onnxcustom.gradient.graphs import differentiate
 
 random = np.random.default_rng(0)
 
