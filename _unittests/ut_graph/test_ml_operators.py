@@ -135,8 +135,8 @@ def test_classifier(rows, transform, labels):
     model = classifier(rows, transform, labels)
     if labels and len(labels) == 1:
         try:
-            create_session(model)
-        except EvaluationError as error:
+            onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        except onnxruntime.capi.onnxruntime_pybind11_state.Fail as error:
             pytest.skip(f"this onnxruntime wants two labels: {error}")
     if rows == 1 and transform == "PROBIT" and labels and len(labels) == 2:
         # Half of what this kernel returns was never written; there is nothing to be equal to.

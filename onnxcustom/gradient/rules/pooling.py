@@ -44,7 +44,7 @@ def max_pool(op: GradientBuilder, node: NodeView, dy: Var | None, *_: Any) -> Va
     if _undone_by_unpool(x, window):
         return op.MaxUnpool(dy, indices, kernel_shape=window.kernel, strides=window.strides)
     flat = [op.Reshape(part, _FLAT) for part in (op.zeros_like(x), indices, dy)]
-    return op.reshape_like(op.ScatterElements(*flat, axis=0, reduction="add"), x)
+    return op.reshape_like(op.scatter_add(*flat), x)
 
 
 def _undone_by_unpool(x: Var, window: Window) -> bool:

@@ -62,9 +62,7 @@ def grid_sample(op: GradientBuilder, node: NodeView, dy: Var) -> list[Var | None
     if node.needs[0]:
         weight = op.Reshape(_product([t.weight for t in taps], op), np.array([0, 1, neighbours, -1]))
         values = op.Reshape(dy * weight, shape)
-        dx = op.reshape_like(
-            op.ScatterElements(op.zeros_like(flat), index, values, axis=2, reduction="add"), x
-        )
+        dx = op.reshape_like(op.scatter_add(op.zeros_like(flat), index, values, axis=2), x)
     if node.needs[1] and _mode(node) != "nearest":
         read = op.Reshape(op.GatherElements(flat, index, axis=2), np.array([0, 0, neighbours, -1]))
         by_neighbour = op.ReduceSum(read * dy, np.array([1]), keepdims=0)  # [N, neighbours, Q]
