@@ -6,6 +6,7 @@ import pickle
 
 import numpy as np
 import onnx
+import onnxruntime
 import pandas as pd
 import pytest
 from skl2onnx import to_onnx
@@ -486,7 +487,7 @@ def test_a_loss_for_another_output():
     X, y = three()
     est = LogisticRegression().fit(X, y)
     model = to_onnx(est, X[:1], target_opset=OPSETS, options={id(est): {"zipmap": "columns"}})
-    with pytest.raises(InvalidModelError, match=r"3 classes, \[0, 1, 2\], and output 'i0' has 1 column"):
+    with pytest.raises(InvalidModelError, match=r"'i0', 'i1', 'i2'.*zipmap=False"):
         OnnxClassifier(model).fit(X, y)
     model = to_onnx(est, X[:1], target_opset=OPSETS, options={id(est): {"zipmap": False}})
     clf = OnnxClassifier(model, loss={"probabilities": "log_loss"}).fit(X, y)
@@ -571,3 +572,44 @@ def test_cross_validation_and_pipelines(linear_model):
 @pytest.mark.parametrize("cls", [OnnxRegressor, OnnxClassifier])
 def test_checks_of_scikit_learn_that_know_no_data(linear_model, cls, check):
     check(cls.__name__, cls(linear_model(10)))
+
+
+def test_columns_of_one_tensor_are_refused_unless_one_is_named():
+    X = np.random.default_rng(0).normal(size=(100, 4)).astype(np.float32)
+    y = (X[:, 0] > 0).astype(int)
+    model = to_onnx(LogisticRegression().fit(X, y), X[:1], target_opset=OPSETS, options={"zipmap": "columns"})
+    with pytest.raises(InvalidModelError, match=r"'i0', 'i1'.*zipmap=False"):
+        OnnxClassifier(model).fit(X, y)
+    named = OnnxClassifier(model, loss={"i1": "log_loss"}, learning_rate=0.1, random_state=0).fit(X, y)
+    assert named.score(X, y) > 0.95
+
+
+def test_a_selected_probability_is_no_score():
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 18]>
+        g (float[N, 4] x) => (float[N, 1] p) <float[4, 1] w = {3, 0, 0, 0}, int64[1] first = {0}> {
+            z = MatMul (x, w)  s = Sigmoid (z)  p = Gather <axis = 1> (s, first) }"""
+    )
+    X = np.random.default_rng(0).normal(size=(100, 4)).astype(np.float32)
+    y = (X[:, 0] > 0).astype(int)
+    assert OnnxClassifier(model, learning_rate=0.1, random_state=0).fit(X, y).score(X, y) > 0.95
+
+
+def test_distances_are_no_scores():
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 18]>
+        g (float[N, 2] x) => (int64[N] label, float[N, 3] d) <float[2, 3] w = {1, 2, 3, 4, 5, 6}> {
+            d = MatMul (x, w)  label = ArgMin <axis = 1, keepdims = 0> (d) }"""
+    )
+    with pytest.raises(InvalidModelError, match=r"ArgMin.*distances"):
+        OnnxClassifier(model).fit(np.ones((3, 2), dtype=np.float32), [0, 1, 2])
+
+
+def test_a_model_newer_than_the_runtime_is_handed_out_in_a_version_it_reads():
+    text = '<ir_version: 10, opset_import: ["": 23]> g (float[N, 2] x) => (float[N, 1] y) '
+    model = onnx.parser.parse_model(text + "<float[2, 1] w = {0, 0}> { y = MatMul (x, w) }")
+    X = np.random.default_rng(0).normal(size=(64, 2)).astype(np.float32)
+    reg = OnnxRegressor(model, learning_rate=0.1, random_state=0).fit(X, tuple(X.sum(axis=1)))
+    trained = reg.get_trained_onnx()
+    session = onnxruntime.InferenceSession(trained.SerializeToString(), providers=["CPUExecutionProvider"])
+    np.testing.assert_allclose(session.run(None, {"x": X})[0].ravel(), reg.predict(X), rtol=1e-5)

@@ -459,3 +459,17 @@ def test_a_step_is_one_run(mlp_model, monkeypatch):
     monkeypatch.setattr(binding, "execute", lambda s: (calls.append("run"), execute(s)))
     step.run_batch(values)
     assert calls == ["x", "y_expected", "run"]
+
+
+@pytest.mark.parametrize("inner", ["d_expected", "sample_weight"])
+def test_scores_of_a_model_that_uses_names_of_ours(inner):
+    model = onnx.parser.parse_model(
+        f"""<ir_version: 8, opset_import: ["": 18]>
+        g (double[N, 3] a) => (double[N, 1] d) <double[3, 1] w = {{1, 2, 3}}, double[1] b = {{0}}> {{
+            {inner} = MatMul (a, w)  d = Add ({inner}, b) }}"""
+    )
+    X = np.random.default_rng(0).normal(size=(4, 3))
+    step = TrainingStep(model)
+    wanted = 0.5 * (X @ [1.0, 2.0, 3.0]) ** 2
+    np.testing.assert_allclose(step.scores(X, np.zeros(4)), wanted)
+    np.testing.assert_allclose(step.scores(X, np.zeros(4), np.arange(4.0)), np.arange(4) * wanted)

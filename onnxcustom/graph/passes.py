@@ -312,7 +312,7 @@ class InferShapesPass(ir.passes.InPlacePass):
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Infer in place; declared types of inputs and outputs stay."""
+        """Infer in place; declared types of inputs and outputs stay, unless the graph contradicts them."""
         graph = model.graph
         large = [
             v for v in graph.initializers.values() if v.const_value is None or v.const_value.nbytes > 1024
@@ -327,6 +327,10 @@ class InferShapesPass(ir.passes.InPlacePass):
             graph.inputs[:] = own
             for value in large:
                 graph.initializers.add(value)
+        for output in proto.graph.output:
+            # Exporters declare wrong shapes, which onnxruntime only warns about.
+            if output.type.HasField("tensor_type"):
+                output.type.tensor_type.ClearField("shape")
         try:
             inferred = onnx.shape_inference.infer_shapes(
                 proto, check_type=False, strict_mode=False, data_prop=True
@@ -338,6 +342,16 @@ class InferShapesPass(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified=True)
 
 
+def _contradicts(declared: ir.Shape, kind: onnx.TypeProto) -> bool:
+    """Whether the shape that was inferred cannot be the one declared."""
+    if not kind.HasField("tensor_type") or not kind.tensor_type.HasField("shape"):
+        return False
+    dims = [d.dim_value if d.HasField("dim_value") else None for d in kind.tensor_type.shape.dim]
+    if len(dims) != len(declared):
+        return True
+    return any(isinstance(a, int) and b is not None and a != b for a, b in zip(declared, dims, strict=True))
+
+
 def _take_types(graph: ir.Graph, proto: onnx.GraphProto) -> None:
     """Give the values of `graph` the types of its twin `proto`, branches included."""
     infos = {info.name: info.type for info in (*proto.value_info, *proto.output)}
@@ -345,7 +359,10 @@ def _take_types(graph: ir.Graph, proto: onnx.GraphProto) -> None:
         for value in node.outputs:
             kind = infos.get(value.name or "")
             if kind is None or (
-                value.is_graph_output() and value.type is not None and value.shape is not None
+                value.is_graph_output()
+                and value.type is not None
+                and value.shape is not None
+                and not _contradicts(value.shape, kind)
             ):
                 continue
             field = kind.WhichOneof("value")

@@ -148,6 +148,10 @@ def check_gradient(
     h = _STEP[precision] if step is None else step
     # Not the stream that random_feeds draws from: xᵀ x would hide a transposed gradient.
     rows = _compare(names, point, gradient_of, function, np.random.default_rng([seed, 1]), h)
+    if not rows:
+        raise AssertionError(
+            "There is nothing to compare: the model has no gradient with respect to anything."
+        )
     for row in rows:
         if not row.error <= limit:
             raise AssertionError(

@@ -19,7 +19,7 @@ from onnxcustom.runtime import parse_device
 
 from .compose import compose_forward
 from .data_loader import draw_seed
-from .inference import Forward
+from .inference import Forward, runnable
 from .labels import (
     FITTING_NAMES,
     are_independent,
@@ -193,7 +193,7 @@ class OnnxRegressor(RegressorMixin, _OnnxEstimator):
 
     def make_step(self, X: Any, y: Any) -> TrainingStep:
         """A new training step at the model's own weights."""
-        self._flat = getattr(y, "ndim", np.ndim(y) if isinstance(y, list) else 2) == 1
+        self._flat = not isinstance(y, Mapping) and np.ndim(y) == 1
         return self._make("squared_error" if self.loss is None else self.loss)
 
     def predict(self, X: Any) -> Any:
@@ -370,7 +370,7 @@ class OnnxClassifier(ClassifierMixin, _OnnxEstimator):
         specs = input_specs(model)
         feeds = as_inputs(X, specs)
         rows = next((spec.rows for spec in specs if spec.rows is not None), 32)
-        fresh = prepare(load(self.model))
+        fresh = runnable(load(self.model))
         graph = compose_forward(fresh, [prediction_tensors(fresh)[output]], [])
         return Forward(graph, parse_device(self.device)).run({k: v[:rows] for k, v in feeds.items()})[0]
 

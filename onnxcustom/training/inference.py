@@ -2,15 +2,48 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
-from onnxcustom.runtime import Device, create_session, run_values, to_ortvalue
+from onnxcustom.exceptions import InvalidModelError
+from onnxcustom.graph import prepare, to_ir, to_proto
+from onnxcustom.graph.opsets import SetIrVersionPass
+from onnxcustom.runtime import Device, create_session, ort_limits, run_values, to_ortvalue
 
-__all__ = ["Forward"]
+logger = logging.getLogger("onnxcustom")
+
+__all__ = ["Forward", "loadable", "runnable"]
+
+
+def runnable(model: Any) -> ir.Model:
+    """A model, prepared, in versions that the installed onnxruntime reads."""
+    max_opset, max_ir = ort_limits()
+    return prepare(model, max_opset=max_opset, max_ir=max_ir)
+
+
+def loadable(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A model as it is if the installed onnxruntime reads it, else in versions that it reads.
+
+    A model that cannot be had in these versions is returned as it is.
+    """
+    max_opset, max_ir = ort_limits()
+    opset = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=1)
+    if opset <= max_opset and model.ir_version <= max_ir:
+        return model
+    try:
+        if opset > max_opset:
+            return to_proto(prepare(model, max_opset=max_opset, max_ir=max_ir))
+        own = to_ir(model)
+        SetIrVersionPass(max_ir)(own)
+        return to_proto(own)
+    except InvalidModelError as exc:
+        logger.warning("The trained model stays at opset %d, IR version %d: %s", opset, model.ir_version, exc)
+        return model
 
 
 class Forward:
@@ -26,15 +59,20 @@ class Forward:
         Where it runs.
     threads : int, optional
         Threads of onnxruntime.
+
+    Attributes
+    ----------
+    inputs : list of str
+        What the graph takes.
     """
 
     def __init__(self, model: ir.Model, device: Device, threads: int | None = None) -> None:
         self.device = device
-        self._inputs = [str(v.name) for v in model.graph.inputs]
+        self.inputs = [str(v.name) for v in model.graph.inputs]
         self._outputs = [str(v.name) for v in model.graph.outputs]
         self._session = create_session(model, device, threads=threads)
 
     def run(self, feeds: Mapping[str, Any]) -> list[np.ndarray]:
         """Outputs for OrtValues or arrays by input name; names the graph lacks are ignored."""
-        values = {n: to_ortvalue(feeds[n], self.device) for n in self._inputs}
+        values = {n: to_ortvalue(feeds[n], self.device) for n in self.inputs}
         return [v.numpy() for v in run_values(self._session, values, self._outputs)]

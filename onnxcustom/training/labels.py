@@ -45,7 +45,43 @@ def probability_output(model: ir.Model) -> str:
             "probabilities: there is nothing to train."
         )
     recognised = [name for name in tensors if find_logits(model, name) is not None or tensors[name] != name]
-    return (recognised or list(tensors))[0]
+    chosen = (recognised or list(tensors))[0]
+    if not recognised:
+        _check_one_tensor(model, list(tensors))
+    _check_label(model, chosen)
+    return chosen
+
+
+def _check_one_tensor(model: ir.Model, names: list[str]) -> None:
+    """Refuse outputs that are columns of one tensor: each alone says half of what is to be trained."""
+    sources: dict[ir.Value, list[str]] = {}
+    for value in model.graph.outputs:
+        node = value.producer()
+        while node is not None and node.op_type in _MOVES and node.inputs[0] is not None:
+            value = node.inputs[0]
+            node = value.producer()
+        if node is not None and node.op_type in _SELECTIONS and node.inputs[0] is not None:
+            sources.setdefault(node.inputs[0], []).append(str(value.name))
+    for columns in sources.values():
+        if len(columns) > 1:
+            raise InvalidModelError(
+                f"The outputs {names} hold the probability of one class each, as skl2onnx writes them with "
+                "zipmap='columns': convert with zipmap=False, so that one output holds all of them."
+            )
+
+
+def _check_label(model: ir.Model, output: str) -> None:
+    """Refuse scores whose smallest one is the label, such as distances to clusters."""
+    waiting = [v for v in model.graph.outputs if v.dtype is None or not v.dtype.is_floating_point()]
+    while waiting:
+        node = waiting.pop().producer()
+        if node is not None and node.op_type == "ArgMin":
+            raise InvalidModelError(
+                f"The model's label is the place of its smallest number (node {node.name!r}, ArgMin): output "
+                f"{output!r} holds distances, no scores to train a classifier on; OnnxRegressor trains them."
+            )
+        if node is not None and node.op_type in _MOVES | _SELECTIONS:
+            waiting.extend(v for v in node.inputs if v is not None)
 
 
 def fitting_loss(model: ir.Model, output: str, first_scores: Callable[[], np.ndarray]) -> BaseLearningLoss:
@@ -64,7 +100,8 @@ def fitting_loss(model: ir.Model, output: str, first_scores: Callable[[], np.nda
 
 # Operators whose results may be probabilities though no Sigmoid or Softmax is in sight.
 _BOUNDED = frozenset("Clip Div Exp HardSigmoid Max Min Pow Sigmoid Softmax Where".split())
-_MOVES = frozenset("Cast Flatten Identity Reshape Squeeze Unsqueeze ZipMap".split())
+_MOVES = frozenset("Cast Flatten Identity Reshape Squeeze Transpose Unsqueeze ZipMap".split())
+_SELECTIONS = frozenset("ArrayFeatureExtractor Gather GatherElements Slice Split".split())
 
 
 def _are_probabilities(scores: np.ndarray, last: str) -> bool:
@@ -78,7 +115,7 @@ def _last_operator(model: ir.Model, output: str) -> str:
     """The operator that computes an output, behind what only moves or copies numbers."""
     value: ir.Value | None = next(v for v in model.graph.outputs if v.name == output)
     node = None if value is None else value.producer()
-    while node is not None and node.op_type in _MOVES:
+    while node is not None and node.op_type in _MOVES | _SELECTIONS:
         value = node.inputs[0]
         node = None if value is None else value.producer()
     return "" if node is None else node.op_type

@@ -29,7 +29,7 @@ from onnxcustom.runtime import Binding, Device, create_session, parse_device, to
 
 from .buffers import DoubleBuffer, Scalar
 from .compose import ComposedStep, compose_forward, compose_scores, compose_step, trunk
-from .inference import Forward
+from .inference import Forward, loadable, runnable
 from .modes import ModeSettings
 from .targets import Target, prediction_tensors, select_targets
 from .validation import TensorSpec, as_inputs, as_sample_weight, as_targets, tensor_specs
@@ -288,7 +288,12 @@ class TrainingStep:
                 prepared(self._proto, self.engine), self.targets, self._inputs, weighted=weighted
             )
             self._scores[weighted] = Forward(graph, self.device, self.threads)
-        return self._run(self._scores[weighted], self.feeds(X, y, sample_weight))[0]
+        # The two graphs may call their inputs differently, where a tensor of the model has the name.
+        step, scores = self._graph(weighted), self._scores[weighted]
+        feeds = self.feeds(X, y, sample_weight)
+        asked = step.batch[len(step.inputs) :]
+        renamed = dict(zip(asked, scores.inputs[-len(asked) :], strict=True))
+        return self._run(scores, {renamed.get(name, name): array for name, array in feeds.items()})[0]
 
     def predict(self, X: Any) -> dict[str, np.ndarray]:
         """Floating-point outputs of the model with the present weights, by name.
@@ -296,7 +301,7 @@ class TrainingStep:
         What a classifier's ZipMap reads stands for the list of dicts it makes of it.
         """
         if self._forward is None:
-            model = prepare(self._proto)
+            model = runnable(self._proto)
             tensors = prediction_tensors(model)
             self._predicted = list(tensors)
             graph = compose_forward(model, list(tensors.values()), self._inputs)
@@ -416,7 +421,8 @@ class TrainingStep:
 
     def trained_model(self) -> onnx.ModelProto:
         """The user's model with the present weights and statistics."""
-        return replace_constants(replace_weights(self._proto, self.weights()), self.statistics())
+        trained = replace_constants(replace_weights(self._proto, self.weights()), self.statistics())
+        return loadable(trained)
 
     # -- pickling --------------------------------------------------------------------------------
 

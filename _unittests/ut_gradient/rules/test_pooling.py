@@ -162,3 +162,13 @@ def test_norm_of_zeros(op_type: str) -> None:
     np.testing.assert_array_equal(
         case.evaluate(case.gradient("static", ["x0"]), feeds)[0], np.zeros((1, 1, 2))
     )
+
+
+def test_overlapping_maxima_in_float16() -> None:
+    case = Case(
+        "MaxPool", [np.array([[[1.0, 5.0, 2.0]]])], {"kernel_shape": [2]}, dtype=np.float16, runtime="ort"
+    )
+    feeds = {**case.feeds(), "y0_grad": np.array([[[2.0, 3.0]]], np.float16)}
+    dx, _ = case.evaluate(case.gradient("static", ["x0"]), feeds)
+    assert dx.dtype == np.float16
+    np.testing.assert_array_equal(dx, [[[0, 5, 0]]])

@@ -104,3 +104,12 @@ def test_unknown_rank_is_refused() -> None:
     case = Case("GridSample", [r(1, 1, 3, 3), positions(1, 2, 2, 2)], opset=20)
     with pytest.raises(GradientNotImplementedError, match="rank"):
         case.gradient("unranked", ["x0"])
+
+
+def test_float16() -> None:
+    center = np.zeros((1, 1, 2, 2))  # twice the middle of an image of 3 x 3
+    case = Case("GridSample", [r(1, 1, 3, 3), center], opset=20, dtype=np.float16, runtime="ort")
+    feeds = {**case.feeds(), "y0_grad": np.array([[[[2.0, 3.0]]]], np.float16)}
+    dx, *_ = case.evaluate(case.gradient("static", ["x0"]), feeds)
+    assert dx.dtype == np.float16
+    np.testing.assert_array_equal(dx, 5 * np.eye(3)[1] * np.eye(3)[1][:, None] * np.ones((1, 1, 1, 1)))
