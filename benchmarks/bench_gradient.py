@@ -7,6 +7,7 @@ or is not installed.
 
     python benchmarks/bench_gradient.py --threads 1
     python benchmarks/bench_gradient.py --build
+    python benchmarks/bench_gradient.py --memory
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import itertools
 import os
 import resource
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 
@@ -45,6 +48,8 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--only", nargs="*", help="names of networks to measure [default: all]")
     parser.add_argument("--build", action="store_true", help="measure how long graphs take to build instead")
+    parser.add_argument("--memory", action="store_true", help="measure memory instead")
+    parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -237,7 +242,7 @@ def by_engine(network: Network, engine: str) -> tuple[Callable[[], list[np.ndarr
     from onnxcustom import gradient_graph, weights
     from onnxcustom.exceptions import OnnxCustomError
     from onnxcustom.gradient import GradientNames
-    from onnxcustom.runtime import Binding, create_session
+    from onnxcustom.runtime import Binding, create_session, to_ortvalue
 
     found = weights(network.model)
     try:
@@ -248,11 +253,13 @@ def by_engine(network: Network, engine: str) -> tuple[Callable[[], list[np.ndarr
     binding = Binding(create_session(graph))
     for name, value in {**network.batch, **found, next(iter(names.seeds.values())): seed_of(network)}.items():
         binding.bind_input(name, value)
-    for name in names.gradients.values():
-        binding.bind_output(name)
+    gradients = [np.empty_like(found[name]) for name in names.gradients]
+    for name, gradient in zip(names.gradients.values(), gradients, strict=True):
+        binding.bind_output(name, to_ortvalue(gradient))
 
     def run() -> list[np.ndarray]:
-        return [v.numpy() for v in binding.run()]
+        binding.execute()
+        return gradients
 
     return run, len(graph.graph.node)
 
@@ -277,20 +284,36 @@ def by_torch(network: Network) -> Callable[[], list[np.ndarray]] | None:
     return run
 
 
-def peak(function: Callable[[], object] | None) -> float | None:
-    """Megabytes by which the process's peak grows over one run, measured in a process of its own."""
-    if function is None or not hasattr(os, "fork"):
-        return None
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
+def contestant(network: Network, name: str) -> Callable[[], object] | None:
+    """One contestant by name."""
+    if name == "PyTorch":
+        return by_torch(network)
+    found = by_engine(network, name)
+    return found and found[0]
+
+
+def print_peak(key: str, name: str) -> None:
+    """Megabytes by which the first run raises the peak of this process; to be called in a fresh one."""
+    function = contestant(NETWORKS[key](), name)
+    if function is not None:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         function()
-        os.write(write, str((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024).encode())
-        os._exit(0)
-    os.waitpid(child, 0)
-    os.close(write)
-    return float(os.read(read, 100) or 0)
+        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+
+
+def memory_table(arguments: argparse.Namespace) -> None:
+    """Peak memory of one forward and backward run, each in a process of its own."""
+    names = ("onnx", "ort", "PyTorch")
+    print(
+        f"MB by which the first run raises the peak\n\n{'network':<44}{names[0]:>10}{names[1]:>10}{names[2]:>10}"
+    )
+    for key in arguments.only or NETWORKS:
+        line = f"{NETWORKS[key]().name:<44}"
+        for name in names:
+            command = [sys.executable, __file__, "--peak", key, name]
+            found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+            line += f"{float(found[-1]):>10.1f}" if found else f"{'-':>10}"
+        print(line)
 
 
 def measure(functions: dict[str, Callable[[], object]], seconds: float) -> dict[str, float]:
@@ -313,7 +336,7 @@ def measure(functions: dict[str, Callable[[], object]], seconds: float) -> dict[
 
 def compare(network: Network, functions: dict[str, Callable[[], list[np.ndarray]]]) -> None:
     """All contestants must agree before they are timed."""
-    results = {name: function() for name, function in functions.items()}
+    results = {name: [np.array(g) for g in function()] for name, function in functions.items()}
     first = next(iter(results.values()))
     for name, result in results.items():
         for a, b in zip(first, result, strict=True):
@@ -362,7 +385,14 @@ def main() -> None:
     if arguments.threads:
         # Before any library is imported: each sizes its pool by what the process may use.
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.threads])
-    build_table() if arguments.build else table(arguments)
+    if arguments.peak:
+        print_peak(*arguments.peak)
+    elif arguments.memory:
+        memory_table(arguments)
+    elif arguments.build:
+        build_table()
+    else:
+        table(arguments)
 
 
 if __name__ == "__main__":
