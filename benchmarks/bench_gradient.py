@@ -304,9 +304,8 @@ def print_peak(key: str, name: str) -> None:
 def memory_table(arguments: argparse.Namespace) -> None:
     """Peak memory of one forward and backward run, each in a process of its own."""
     names = ("onnx", "ort", "PyTorch")
-    print(
-        f"MB by which the first run raises the peak\n\n{'network':<44}{names[0]:>10}{names[1]:>10}{names[2]:>10}"
-    )
+    head = "".join(f"{name:>10}" for name in names)
+    print(f"MB by which the first run raises the peak\n\n{'network':<44}{head}")
     for key in arguments.only or NETWORKS:
         line = f"{NETWORKS[key]().name:<44}"
         for name in names:
