@@ -219,7 +219,9 @@ def test_external_model_saved_over_itself(tmp_path):
     np.testing.assert_array_equal(weights(target)["w"], np.arange(200, dtype=np.float32))
 
 
-@pytest.mark.parametrize("name", ["", "../out.data", "/absolute/out.data", "sub/out.data", "model.onnx", ".."])
+@pytest.mark.parametrize(
+    "name", ["", "../out.data", "/absolute/out.data", "sub/out.data", "model.onnx", ".."]
+)
 def test_external_name_leads_elsewhere(tmp_path, name):
     with pytest.raises(InvalidModelError, match="without folder"):
         save(large(), tmp_path / "model.onnx", external_data=name)
