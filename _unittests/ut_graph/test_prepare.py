@@ -305,3 +305,14 @@ def test_large_models_take_time_in_proportion():
         counts.append(calls)
         assert len(weights(prepared)) == n // 2
     assert counts[1] < 5 * counts[0]
+
+
+def test_a_declared_output_shape_that_the_graph_contradicts_is_corrected():
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 18]>
+        g (float[N, 3] x) => (float[N, 4] y, float[M, 2] z) <float[3, 2] w = {1, 2, 3, 4, 5, 6}> {
+            y = MatMul (x, w)  z = Relu (y) }"""
+    )
+    y, z = prepare(model).graph.outputs
+    assert list(y.shape)[1] == 2
+    assert str(z.shape[0]) == "M"  # nothing contradicts it

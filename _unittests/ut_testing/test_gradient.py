@@ -116,3 +116,12 @@ def test_to_double():
     (y,) = create_session(made).run(None, {"x": np.array([1.0, 2.0]), "c": np.array(True)})
     assert y.dtype == np.float64
     np.testing.assert_array_equal(y, [4.5, 6.5])
+
+
+def test_nothing_to_compare_is_no_success():
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 18]>
+        g (int64[N] i) => (float[N] y) { y = Cast <to = 1> (i) }"""
+    )
+    with pytest.raises(AssertionError, match="nothing to compare"):
+        check_gradient(model)
