@@ -2,11 +2,13 @@
 
 import logging
 import os
+import pydoc
 import sys
 from pathlib import Path
 
 import onnxcustom
 from onnxcustom.gradient.coverage import coverage_rst
+from onnxcustom.optim.table import options_rst, rules_rst, schedules_rst
 
 # A package of furo's turns on all messages at level INFO.
 for name in ("onnx_ir", "onnxcustom"):
@@ -73,13 +75,37 @@ def show_formulas(app, what, name, obj, options, lines):
         lines[:] = ["::", "", *(f"   {line}" for line in lines), ""]
 
 
-def write_operator_table(app, docname, source):
-    """Put what the registry of rules says into the page of operators."""
-    if docname == "operators":
-        source[0] = source[0].replace("%TABLE%", coverage_rst())
+#: What pages say that is made from docstrings.
+GENERATED = {
+    "operators": {"%TABLE%": coverage_rst},
+    "optimizers": {"%RULES%": rules_rst, "%OPTIONS%": options_rst, "%SCHEDULES%": schedules_rst},
+}
+
+
+def write_generated(app, docname, source):
+    """Put what the registries say into the pages that leave room for it."""
+    for mark, generate in GENERATED.get(docname, {}).items():
+        source[0] = source[0].replace(mark, generate())
+
+
+def resolve_public_name(app, env, node, contnode):
+    """A name that a package passes on, as onnxcustom.optim does Adam: documented where it is defined."""
+    if node.get("refdomain") != "py":
+        return None
+    target, module = node["reftarget"], node.get("py:module") or ""
+    for path in (target, f"{module}.{target}", f"{module.rpartition('.')[0]}.{target}"):
+        found = pydoc.locate(path) if path.startswith("onnxcustom.") else None
+        name = f"{getattr(found, '__module__', '')}.{getattr(found, '__qualname__', '')}"
+        if found is not None and name != path:
+            domain = env.get_domain("py")
+            return domain.resolve_xref(
+                env, node["refdoc"], app.builder, node["reftype"], name, node, contnode
+            )
+    return None
 
 
 def setup(app):
     app.connect("autodoc-skip-member", skip_metadata_routing)
     app.connect("autodoc-process-docstring", show_formulas)
-    app.connect("source-read", write_operator_table)
+    app.connect("source-read", write_generated)
+    app.connect("missing-reference", resolve_public_name)

@@ -6,6 +6,7 @@ many times as long as engine 'onnx' each took. '-' means that the contestant can
 or is not installed.
 
     python benchmarks/bench_gradient.py --threads 1
+    python benchmarks/bench_gradient.py --nodes
     python benchmarks/bench_gradient.py --build
     python benchmarks/bench_gradient.py --memory
 """
@@ -47,6 +48,7 @@ def parse_arguments() -> argparse.Namespace:
         "--seconds", type=float, default=2, help="time for each contestant [default: %(default)s]"
     )
     parser.add_argument("--only", nargs="*", help="names of networks to measure [default: all]")
+    parser.add_argument("--nodes", action="store_true", help="count nodes, of any and of one batch, instead")
     parser.add_argument("--build", action="store_true", help="measure how long graphs take to build instead")
     parser.add_argument("--memory", action="store_true", help="measure memory instead")
     parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
@@ -144,9 +146,9 @@ def residual() -> Network:
     return Network("residual block 64x28x28, batch 8", with_weights(text, shapes), {"x": x}, forward)
 
 
-def lstm() -> Network:
+def lstm(batch: int) -> Network:
     """One LSTM of 128 units over 64 steps."""
-    steps, batch, size = 64, 8, 128
+    steps, size = 64, 128
     text = f"""net (float[{steps}, {batch}, {size}] x) => (float[{steps}, 1, {batch}, {size}] y) {{
         y = LSTM <hidden_size = {size}> (x, w, r, b) }}"""
     shapes = {"w": (1, 4 * size, size), "r": (1, 4 * size, size), "b": (1, 8 * size)}
@@ -166,7 +168,8 @@ def lstm() -> Network:
         return y.unsqueeze(1)
 
     x = np.random.default_rng(1).standard_normal((steps, batch, size)).astype(np.float32)
-    return Network("LSTM 64 steps, 128 units, batch 8", with_weights(text, shapes), {"x": x}, forward)
+    name = f"LSTM 64 steps, 128 units, batch {batch}"
+    return Network(name, with_weights(text, shapes), {"x": x}, forward)
 
 
 def transformer() -> Network:
@@ -218,7 +221,8 @@ NETWORKS = {
     "mlp-large": lambda: mlp((784, 1024, 1024, 1), 512),
     "lenet": lenet,
     "residual": residual,
-    "lstm": lstm,
+    "lstm": lambda: lstm(8),
+    "lstm-32": lambda: lstm(32),
     "transformer": transformer,
 }
 
@@ -365,6 +369,36 @@ def table(arguments: argparse.Namespace) -> None:
         )
 
 
+def count_nodes(network: Network, engine: str, batch: int | None) -> int | None:
+    """Nodes of the gradient by all weights, for a batch of any size or of one."""
+    from onnxcustom import gradient_graph
+    from onnxcustom.exceptions import OnnxCustomError
+
+    model = onnx.ModelProto()
+    model.CopyFrom(network.model)
+    for value in (*model.graph.input, *model.graph.output):
+        first = value.type.tensor_type.shape.dim[0]
+        if batch is not None and first.dim_param:
+            first.dim_value = batch
+    try:
+        return len(gradient_graph(model, inputs=[], engine=engine).graph.node)
+    except OnnxCustomError:
+        return None
+
+
+def node_table(arguments: argparse.Namespace) -> None:
+    """Nodes of every network's gradient, the forward part included."""
+    engines = ("onnx", "ort")
+    head = "".join(f"{f'{engine}, {batch}':>14}" for batch in ("any", "one") for engine in engines)
+    print(f"Nodes, for a batch of any size and of one\n\n{'network':<44}{'model':>7}{head}")
+    for key in arguments.only or NETWORKS:
+        network = NETWORKS[key]()
+        size = len(next(iter(network.batch.values())))
+        counts = [count_nodes(network, engine, batch) for batch in (None, size) for engine in engines]
+        line = "".join(f"{'-' if count is None else count:>14}" for count in counts)
+        print(f"{network.name:<44}{len(network.model.graph.node):>7}{line}")
+
+
 def build_table() -> None:
     """How long it takes to build gradient graphs of ever longer models."""
     from onnxcustom import gradient_graph
@@ -388,6 +422,8 @@ def main() -> None:
         print_peak(*arguments.peak)
     elif arguments.memory:
         memory_table(arguments)
+    elif arguments.nodes:
+        node_table(arguments)
     elif arguments.build:
         build_table()
     else:

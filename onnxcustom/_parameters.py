@@ -6,16 +6,37 @@ import dataclasses
 import inspect
 import math
 import numbers
+from dataclasses import MISSING
 from typing import Any
+
+import numpy as np
 
 from onnxcustom.exceptions import UnknownNameError
 
-__all__ = ["Parameters", "check_number", "check_parameters", "flag", "integer", "number"]
+__all__ = [
+    "Parameters",
+    "check_number",
+    "check_parameters",
+    "choice",
+    "flag",
+    "integer",
+    "number",
+    "optional",
+]
 
 
-def number(default: float, interval: str) -> Any:
-    """A dataclass field that holds a real number of `interval`, written as in ``"[0, 1)"``."""
-    return dataclasses.field(default=default, metadata={"range": interval})
+def number(default: float, interval: str, scheduled: bool = False, kw_only: Any = MISSING) -> Any:
+    """A dataclass field that holds a real number of `interval`, written as in ``"[0, 1)"``.
+
+    With `scheduled`, the field of an update rule may hold a schedule or a function of the step too.
+    """
+    metadata = {"range": interval, "scheduled": scheduled}
+    return dataclasses.field(default=default, kw_only=kw_only, metadata=metadata)
+
+
+def optional(interval: str) -> Any:
+    """A dataclass field that holds a real number of `interval`, or None, its default."""
+    return dataclasses.field(default=None, metadata={"range": interval, "optional": True})
 
 
 def integer(default: int, interval: str) -> Any:
@@ -23,9 +44,14 @@ def integer(default: int, interval: str) -> Any:
     return dataclasses.field(default=default, metadata={"range": interval, "integer": True})
 
 
-def flag(default: bool) -> Any:
+def choice(default: str, *others: str) -> Any:
+    """A dataclass field that holds one of a few words."""
+    return dataclasses.field(default=default, metadata={"choice": (default, *others)})
+
+
+def flag(default: bool, kw_only: Any = MISSING) -> Any:
     """A dataclass field that holds True or False."""
-    return dataclasses.field(default=default, metadata={"flag": True})
+    return dataclasses.field(default=default, kw_only=kw_only, metadata={"flag": True})
 
 
 def check_parameters(instance: Any) -> None:
@@ -34,7 +60,7 @@ def check_parameters(instance: Any) -> None:
     Raises
     ------
     ValueError
-        A number outside its range; the message says the range.
+        A number outside its range; the message says the range. Another word than the choices.
     TypeError
         Something else in place of a number, or of True or False.
     """
@@ -42,8 +68,15 @@ def check_parameters(instance: Any) -> None:
         value = getattr(instance, field.name)
         name = f"{field.name} of {type(instance).__name__}"
         if "range" in field.metadata:
+            if (field.metadata.get("scheduled") and callable(getattr(value, "value", value))) or (
+                field.metadata.get("optional") and value is None
+            ):
+                continue
             check_number(name, value, field.metadata["range"], field.metadata.get("integer", False))
-        elif "flag" in field.metadata and str(value) not in ("True", "False"):
+        elif "choice" in field.metadata and value not in field.metadata["choice"]:
+            words = ", ".join(map(repr, field.metadata["choice"]))
+            raise ValueError(f"{name} must be one of {words}, not {value!r}.")
+        elif "flag" in field.metadata and not isinstance(value, (bool, np.bool_)):
             raise TypeError(f"{name} must be True or False, not {value!r}.")
 
 

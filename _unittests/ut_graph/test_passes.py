@@ -350,3 +350,41 @@ def test_sites_travel():
     passes.LiftConstantsPass()(copy)
     node = next(iter(ir_model.functions.values())).graph.node(0)
     assert {site_of(v).node for v in copy.graph.initializers.values()} == {node}
+
+
+def test_remove_unused_lets_go_of_what_removed_subgraphs_read():
+    model = parse(
+        """g (float[N] x, bool c) => (float[N] y) <float[1] w = {2}> {
+             a = Abs(x)  b = Mul(a, w)
+             dead = If(c) <
+               then_branch = t () => (float[N] e) {
+                 f = Neg(b)
+                 e = If(c) < then_branch = tt () => (float[N] p) { p = Exp(b) },
+                             else_branch = te () => (float[N] q) { q = Identity(f) } > },
+               else_branch = s () => (float[N] h) { h = Sin(b) } >
+             y = Cos(x)
+           }"""
+    )
+    made, modified = apply(passes.RemoveUnusedPass(), model, x=np.ones(2, np.float32), c=np.array(True))
+    assert modified
+    assert operators(made) == ["Cos"]
+    assert list(made.graph.initializers) == []
+    assert [v.name for v in made.graph.inputs] == ["x", "c"]
+
+
+def test_remove_unused_looks_into_subgraphs_that_stay():
+    model = parse(
+        """g (float[N] x, bool c) => (float[N] y) {
+             a = Abs(x)  b = Neg(x)
+             y = If(c) <
+               then_branch = t () => (float[N] e) {
+                 dead = If(c) < then_branch = tt () => (float[N] p) { p = Exp(a) },
+                                else_branch = te () => (float[N] q) { q = Identity(a) } >
+                 e = Sin(b) },
+               else_branch = s () => (float[N] h) { h = Cos(b) } >
+           }"""
+    )
+    made, modified = apply(passes.RemoveUnusedPass(), model, x=np.ones(2, np.float32), c=np.array(True))
+    assert modified
+    assert operators(made) == ["Neg", "If", "Sin", "Cos"]
+    assert not passes.RemoveUnusedPass()(made).modified

@@ -27,7 +27,7 @@ from onnxcustom.optim import (
     rule_names,
     select_optimizer,
 )
-from onnxcustom.optim.base import RULES, SELECTED
+from onnxcustom.optim.registry import RULES, SELECTED
 
 CLASSES = [LearningRateSGD, LearningRateSGDNesterov, SGD, NAG, Adam]
 
@@ -181,7 +181,8 @@ def test_hyper_parameters_are_frozen():
 
 def test_get_and_set_params():
     rule = Adam(0.5).init_learning_rate()
-    assert rule.get_params() == {"learning_rate": 0.5, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8}
+    own = {"learning_rate": 0.5, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8}
+    assert own.items() <= rule.get_params().items()
     assert rule.set_params(beta1=0.3) is rule
     assert (rule.beta1, rule.learning_rate) == (0.3, 0.5)
     with pytest.raises(RuntimeError):

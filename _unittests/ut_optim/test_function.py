@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from onnxcustom import optim
 from onnxcustom.exceptions import InvalidDataError
 from onnxcustom.optim import SGD, Adam, BaseLearningRate, LearningRateSGD, LearningRateSGDNesterov
 from onnxcustom.runtime import to_ortvalue
@@ -146,7 +147,7 @@ class Forgetful(BaseLearningRate):
 
 def test_a_rule_that_forgets_state_is_told():
     with pytest.raises(ValueError, match=r"Forgetful.update returned state"):
-        Forgetful().update_model()
+        optim.update_model(Forgetful())
 
 
 BAD: list[tuple[str, dict[str, Any], type[Exception], str]] = [
@@ -210,7 +211,7 @@ def test_opset_out_of_range(opset):
 
 def test_integers_cannot_be_updated():
     with pytest.raises(InvalidDataError, match="floating-point"):
-        SGD().update_model(np.int32)
+        optim.update_model(SGD(), dtype=np.int32)
 
 
 def test_state_made_at_the_first_step_owns_its_memory():

@@ -9,6 +9,7 @@ import pytest
 from sklearn.linear_model import SGDRegressor
 from sklearn.neural_network import MLPRegressor
 
+from onnxcustom import optim
 from onnxcustom.optim import LearningRateSGD, LearningRateSGDNesterov
 
 
@@ -106,3 +107,25 @@ def test_rates_fall_from_eta0(schedule):
 
 def test_constant_stays():
     assert set(LearningRateSGD(learning_rate="constant").loop(10)) == {0.01}
+
+
+@pytest.mark.parametrize("name", ["ccSGD", "ccsgd"])
+def test_the_deprecated_name_is_sgd(name):
+    assert optim.ccSGD is type(optim.create(name)) is optim.SGD
+
+
+def test_lazy_update_is_true_or_false():
+    assert optim.SGD().lazy_update is True
+    with pytest.raises(TypeError, match="lazy_update of SGD must be True or False"):
+        optim.SGD(lazy_update="row_sparse")
+
+
+def test_the_state_of_the_test_rule_repeats_the_weight():
+    rule = optim.create("test", rescale_grad=0.5).init_learning_rate()
+    w = np.array([1.0, 2.0])
+    (copy,) = rule.init_state(w).values()
+    np.testing.assert_array_equal(copy, w)
+    for _ in range(2):
+        rule.update_weights(0, "cpu", w, np.array([2.0, -4.0]), 1, copy)
+        np.testing.assert_array_equal(copy, w)
+    np.testing.assert_array_equal(w, [3.0, -2.0])

@@ -89,6 +89,41 @@ def test_double_transpose_and_product():
     np.testing.assert_allclose(create_session(model).run(None, {"x": x})[0], x.T @ x)
 
 
+class OldRuntime:
+    """An onnxruntime whose optimizations make operators that it has no kernels for."""
+
+    def __init__(self, version, missing):
+        self.__version__, self.missing, self.tried = version, missing, []
+
+    def InferenceSession(self, source, *, disabled_optimizers, **_):
+        self.tried.append(sorted(disabled_optimizers))
+        for operator, optimization in self.missing.items():
+            if optimization not in disabled_optimizers:
+                raise RuntimeError(f"Failed to find kernel for com.microsoft.{operator}(1)")
+        return source
+
+
+@pytest.mark.parametrize(
+    ("version", "always"), [("1.17.3", ["AttentionFusion"]), ("1.19.2", []), ("1.31.0", [])]
+)
+def test_optimizations_to_what_has_no_kernel_are_left_out(version, always):
+    missing = {"FusedMatMul": "MatmulTransposeFusion", "FusedGemm": "GemmActivationFusion"}
+    old = OldRuntime(version, missing)
+    assert sessions._session(old, b"model", None, [], None) == b"model"
+    assert old.tried == [
+        always,
+        sorted([*always, "MatmulTransposeFusion"]),
+        sorted([*always, *missing.values()]),
+    ]
+
+
+def test_another_missing_kernel_is_an_error():
+    old = OldRuntime("1.19.2", {"Erf": "NoSuchFusion"})
+    with pytest.raises(RuntimeError, match="Erf"):
+        sessions._session(old, b"model", None, [], None)
+    assert old.tried == [[]]
+
+
 def test_limits_are_those_of_the_runtime(model):
     opset, ir_version = ort_limits()
     assert opset >= 17

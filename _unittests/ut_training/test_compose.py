@@ -95,11 +95,11 @@ def test_inputs_and_outputs_of_a_step(mlp_model, weighted):
     batch = ["x", "y_expected", *(["sample_weight"] if weighted else [])]
     assert step.batch == batch
     assert [v.name for v in graph.inputs] == [*batch, *step.weights, *states, step.learning_rate, step.step]
-    assert [v.name for v in graph.outputs] == [step.loss, *step.updates.values()]
-    assert list(step.updates) == [*step.weights, *states]
+    assert [v.name for v in graph.outputs] == [step.loss, *step.whole.values()]
+    assert list(step.whole) == [*step.weights, *states]
     assert all(v.dtype == ir.DataType.FLOAT for v in (*graph.inputs, *graph.outputs))
     by_name = {v.name: v for v in (*graph.inputs, *graph.outputs)}
-    for old, new in step.updates.items():
+    for old, new in step.whole.items():
         assert list(by_name[old].shape) == list(by_name[new].shape)
 
 
@@ -117,7 +117,7 @@ def test_the_metadata_says_which_is_which(mlp_model):
 def test_weighted_and_unweighted_graphs_share_names(mlp_model):
     names = [("sample", "sample_weight"), ("sample_weight_1", "b1")]
     one, other = (step_of(mlp_model([3, 2, 1], names=names), weighted=w) for w in (False, True))
-    assert one.updates == other.updates
+    assert one.whole == other.whole
     assert one.expected == other.expected
 
 

@@ -243,6 +243,33 @@ def test_backward_may_be_called_again(dense):
     np.testing.assert_array_equal(first, second)
 
 
+EMPTY = {
+    "dense": (DENSE, (0, 3)),
+    "convolution": (
+        """g (double[N,1,4,4] x) => (double[N,2] y, double[N,1,8,8] z)
+        <double[2,1,4,4] w = {WEIGHTS}, float[4] s = {1.0, 1.0, 2.0, 2.0}> {
+            a = Cast <to = 1> (x)  v = Cast <to = 1> (w)  h = Conv(a, v)  f = Flatten(h)
+            y = Cast <to = 11> (f)  r = Resize <mode = "linear"> (a, "", s)
+            z = Cast <to = 11> (r) }""".replace("WEIGHTS", ", ".join("1" * 32)),
+        (0, 1, 4, 4),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", EMPTY)
+def test_an_empty_batch_has_zeros_for_gradients(case):
+    """As in PyTorch: a sum over no rows."""
+    text, shape = EMPTY[case]
+    model = parse(text)
+    function = OrtGradientForwardBackward(model, engine="onnx").new_instance()
+    values = [np.zeros(shape), *weights(model).values()]
+    outputs = [v.numpy() for v in function.forward(values, training=True)]
+    assert {y.shape[0] for y in outputs} == {0}
+    found = [v.numpy() for v in function.backward([np.zeros(y.shape) for y in outputs])]
+    assert [(g.shape, g.dtype) for g in found] == [(v.shape, v.dtype) for v in values]
+    assert not any(g.any() for g in found)
+
+
 def test_without_training_nothing_is_kept(dense):
     function = dense.new_instance()
     function.forward(arrays())

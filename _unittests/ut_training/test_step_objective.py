@@ -20,8 +20,7 @@ from onnxcustom.objective import (
     QuantileLearningLoss,
     SquareLearningLoss,
 )
-from onnxcustom.optim import create
-from onnxcustom.optim.base import rule_names
+from onnxcustom.optim import create, rule_names
 from onnxcustom.training.step import TrainingStep
 
 ort = pytest.importorskip("onnxruntime")
@@ -172,8 +171,12 @@ def test_every_rule_updates_as_it_does_alone(mlp_model, rule, dtype):
     """The gradient comes from plain descent at rate 1, the update from the rule's own function."""
     X, y = batch(dtype=dtype)
     model = mlp_model([3, 2, 1], dtype=dtype)
-    step = TrainingStep(model, optimizer=create(rule))
+    # Alone, a rule does not know which weights are biases, nor their names.
+    step = TrainingStep(model, optimizer=create(rule, wd_mult={"*": 1.0}))
     alone = create(rule).init_learning_rate()
+    if alone.stochastic:
+        pytest.skip("its numbers depend on the weight's name")
+    skipped = [n for n in step.weights() if rule == "lars" and n.startswith("b")]
     state = {}
     for t in range(1, 4):
         before = step.weights()
@@ -181,6 +184,8 @@ def test_every_rule_updates_as_it_does_alone(mlp_model, rule, dtype):
         probe.run(X, y)
         step.run(X, y)
         for i, (name, w) in enumerate(before.items()):
+            if name in skipped:
+                continue
             slope = w - probe.weights()[name]
             made = alone.update_weights(i, "cpu", w.copy(), slope, 1, state.get(name))
             new = made[0] if alone.needs_grad else made

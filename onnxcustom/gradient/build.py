@@ -7,8 +7,7 @@ from typing import Any
 
 import onnx
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
-from onnx_ir.traversal import RecursiveGraphIterator
+from onnx_ir.passes.common import RemoveUnusedOpsetsPass
 
 from onnxcustom.exceptions import (
     DifferentiationError,
@@ -18,7 +17,8 @@ from onnxcustom.exceptions import (
 )
 from onnxcustom.graph import load, prepare, to_proto, trainable_values
 from onnxcustom.graph.builder import Builder
-from onnxcustom.graph.traversal import all_names, subgraphs
+from onnxcustom.graph.passes import RemoveUnusedPass
+from onnxcustom.graph.traversal import all_names
 
 from .flow import Flow, analyse
 from .interface import Engine, is_float, refusal_error, select_engine
@@ -74,6 +74,13 @@ def gradient_graph(
         If the model is not valid.
     MissingRuntimeError
         If the engine's onnxruntime is not installed.
+
+    Notes
+    -----
+    A batch without rows is the runtime's affair: onnxruntime 1.31 computes zeros, while 1.19 and older have
+    kernels that refuse a sum over nothing (Gemm), leave what was in memory for it (MatMul), get its shape
+    wrong (ReduceSum), or end the process (Einsum). :class:`~onnxcustom.OrtGradientForwardBackward` gives
+    zeros on all of them, without running the graph.
 
     Examples
     --------
@@ -335,22 +342,8 @@ def tidy(model: ir.Model) -> None:
     """Sort the nodes, drop Identity, unused nodes, initializers and opset imports; inputs stay."""
     model.graph.sort()
     _drop_identities(model.graph)
-    _drop_unused(model.graph)
-    RemoveUnusedNodesPass()(model)
+    RemoveUnusedPass()(model)
     RemoveUnusedOpsetsPass()(model)
-
-
-def _drop_unused(graph: ir.Graph) -> None:
-    """Remove unused nodes; what their subgraphs read is then unused too, which onnx_ir's pass overlooks."""
-    ends = set(graph.outputs)
-    for node in reversed(list(graph)):
-        if any(v in ends or v.uses() for v in node.outputs):
-            continue
-        for graph_inside in subgraphs(node):
-            for inner in RecursiveGraphIterator(graph_inside):
-                for i in range(len(inner.inputs)):
-                    inner.replace_input_with(i, None)
-        graph.remove(node, safe=True)
 
 
 def _drop_identities(graph: ir.Graph) -> None:

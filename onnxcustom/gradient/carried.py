@@ -13,7 +13,17 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-__all__ = ["Element", "carried_values", "element_at", "elements", "held", "known", "quantizer", "untype"]
+__all__ = [
+    "Element",
+    "carried_values",
+    "element_at",
+    "elements",
+    "held",
+    "is_holder",
+    "known",
+    "quantizer",
+    "untype",
+]
 
 
 def carried_values(node: ir.Node) -> list[ir.Value]:
@@ -139,8 +149,19 @@ def _pieces(node: ir.Node) -> int | None:
 
 
 _HOLDERS = frozenset(
-    "Optional SequenceConstruct SequenceEmpty SequenceInsert SequenceErase SplitToSequence".split()
+    "Optional SequenceConstruct SequenceEmpty SequenceInsert SequenceErase SequenceMap "
+    "SplitToSequence".split()
 )
+
+
+def is_holder(value: ir.Value) -> bool:
+    """Whether a value is a sequence or an optional, as far as that can be told without its type."""
+    if isinstance(value.type, (ir.SequenceType, ir.OptionalType)):
+        return True
+    node = value.producer()
+    while node is not None and node.op_type == "Identity" and node.inputs[0] is not None:
+        node = node.inputs[0].producer()
+    return node is not None and node.op_type in _HOLDERS and node.domain in ("", "ai.onnx")
 
 
 def untype(graph: ir.Graph) -> None:

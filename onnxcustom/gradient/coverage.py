@@ -8,7 +8,7 @@ import onnx
 
 from . import rules  # noqa: F401 - registers every rule
 from .expand import expandable, expansions
-from .registry import find_rule, non_differentiable_reason, refused_reason, registered
+from .registry import find_rule, non_differentiable_reason, refusals, refused_reason, registered
 
 __all__ = ["HOWS", "NEWEST_OPSET", "Coverage", "coverage", "coverage_rst"]
 
@@ -66,7 +66,7 @@ def coverage(opset: int = NEWEST_OPSET) -> list[Coverage]:
         if schema.domain == "" and schema.since_version <= opset:
             newest[schema.name] = max(newest.get(schema.name, 0), schema.since_version)
     rows = [_row(name, "", since, opset) for name, since in sorted(newest.items())]
-    known = {(r.domain, r.op_type) for r in registered()} | set(expansions())
+    known = {(r.domain, r.op_type) for r in registered()} | set(expansions()) | set(refusals())
     return rows + [_row(op_type, domain, 1, 1) for domain, op_type in sorted(known) if domain]
 
 
@@ -74,6 +74,9 @@ def _row(op_type: str, domain: str, since: int, version: int) -> Coverage:
     rule = find_rule(op_type, domain, version)
     if rule is not None:
         return Coverage(op_type, domain, since, "rule", _formula(rule.function))
+    if not domain and onnx.defs.get_schema(op_type, version).deprecated:
+        detail = "the operator that replaced it; models of the opsets that had it are converted"
+        return Coverage(op_type, domain, since, "function", detail)
     for how, reason in (
         ("non-differentiable", non_differentiable_reason(op_type, domain)),
         ("refused", refused_reason(op_type, domain)),
@@ -82,7 +85,7 @@ def _row(op_type: str, domain: str, since: int, version: int) -> Coverage:
             return Coverage(op_type, domain, since, how, reason)
     way = expandable(op_type, domain, version)
     if way is not None:
-        detail = "ONNX's function body" if way == "function" else "the standard operators it was fused from"
+        detail = "ONNX's function body" if way == "function" else "the standard operators it stands for"
         return Coverage(op_type, domain, since, "function", detail)
     return Coverage(op_type, domain, since, "unknown")
 

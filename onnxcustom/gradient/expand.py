@@ -21,14 +21,16 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass, ShapeInferencePass
 
+from onnxcustom.exceptions import GradientNotImplementedError
 from onnxcustom.graph.builder import Var
 from onnxcustom.graph.traversal import all_names, unique_name
 
+from .carried import untype
 from .emit import GradientBuilder
 from .node import NodeView
 from .registry import find_rule, non_differentiable_reason, refused_reason
 
-__all__ = ["expand", "expandable", "expansion", "expansions"]
+__all__ = ["expand", "expandable", "expansion", "expansions", "refusal"]
 
 _EXPANSIONS: dict[tuple[str, str], Callable[..., Any]] = {}
 # Bodies call operators that have a body themselves; ONNX nests them two deep.
@@ -107,13 +109,20 @@ def expand(model: ir.Model) -> set[tuple[str, str]]:
         if not any(_wanted(model, node) for node in model.graph.all_nodes()):
             break
         taken = taken or all_names(model.graph)
-        ShapeInferencePass(data_prop=True)(model)
+        _infer(model)
         # Types flow from expanded nodes to those behind them; where they do not, try without.
         found = _expand_once(model, taken, strict=True) or _expand_once(model, taken, strict=False)
         if not found:
             break
         expanded |= found
+    if expanded:  # shapes known beforehand spare the rules nodes
+        _infer(model)
     return expanded
+
+
+def _infer(model: ir.Model) -> None:
+    ShapeInferencePass(data_prop=True)(model)
+    untype(model.graph)
 
 
 def _expand_once(model: ir.Model, taken: set[str], strict: bool) -> set[tuple[str, str]]:
@@ -149,6 +158,18 @@ def _wanted(model: ir.Model, node: ir.Node) -> bool:
 
 
 # -- expansions ------------------------------------------------------------------------------------
+
+
+def refusal(node: NodeView, what: str) -> GradientNotImplementedError:
+    """The exception that a node as it stands is not expanded, and what to do; for expansions to raise."""
+    return GradientNotImplementedError(
+        f"Node {node.name!r} ({node.op_type}, domain {node.node.domain or 'ai.onnx'}, opset {node.version}) "
+        f"cannot be differentiated: {what}.",
+        node=node.name,
+        op_type=node.op_type,
+        domain=node.node.domain,
+        opset=node.version,
+    )
 
 
 def _apply(model: ir.Model, graph: ir.Graph, node: ir.Node, taken: set[str]) -> None:

@@ -10,10 +10,10 @@ import onnx_ir as ir
 from onnx_ir.passes.common import (
     CommonSubexpressionEliminationPass,
     IdentityEliminationPass,
-    RemoveUnusedNodesPass,
     ShapeInferencePass,
 )
 
+from onnxcustom.graph.passes import RemoveUnusedPass
 from onnxcustom.graph.traversal import all_names, subgraphs
 
 from .emit import GradientBuilder
@@ -75,7 +75,7 @@ def add(model: ir.Model, op: GradientBuilder) -> None:
 def clean(model: ir.Model) -> None:
     """Remove what nobody asked for, what is computed twice, and what other nodes make superfluous."""
     names = [v.name for v in model.graph.outputs]
-    RemoveUnusedNodesPass()(model)
+    RemoveUnusedPass()(model)
     CommonSubexpressionEliminationPass()(model)
     op = GradientBuilder(model.opset_imports[""], taken=all_names(model.graph))
     simplify(model.graph, op)
@@ -84,7 +84,7 @@ def clean(model: ir.Model) -> None:
     if not any(any(True for _ in subgraphs(node)) for node in model.graph):
         # The pass drops an Identity that hands a value of an enclosing graph out of a subgraph.
         IdentityEliminationPass()(model)
-    RemoveUnusedNodesPass()(model)
+    RemoveUnusedPass()(model)
     _restore_outputs(model.graph, names)
 
 

@@ -98,6 +98,22 @@ class NodeView:
             value.dtype = dtype
         return self._op.wrap(value)
 
+    def replace_output(self, i: int, by: Var) -> None:
+        """Let everything that reads output i of the forward node read `by` instead, in its name.
+
+        For a rule that has to compute the output again anyway, with what the gradient needs besides;
+        a forward node that nothing reads any more is removed. Nothing happens if there is no such output.
+        """
+        value = self.node.outputs[i] if i < len(self.node.outputs) else None
+        if value is None or not value.name:
+            return
+        name, new = value.name, by.value
+        new.shape = new.shape if value.shape is None else value.shape
+        new.type = new.type if value.type is None else value.type
+        value.replace_all_uses_with(new, replace_graph_outputs=True)
+        value.name = self._op.unique(f"{name}_replaced")
+        new.name = name
+
 
 def _schema_default(op_type: str, version: int, domain: str, name: str) -> Any:
     try:

@@ -23,6 +23,7 @@ __all__ = [
     "find_rule",
     "non_differentiable",
     "non_differentiable_reason",
+    "refusals",
     "refuse",
     "refused_reason",
     "registered",
@@ -184,6 +185,11 @@ def non_differentiable_reason(op_type: str, domain: str) -> str | None:
 def refused_reason(op_type: str, domain: str) -> str | None:
     """Why an operator is refused, None if it is not."""
     return _REFUSED.get(_key(op_type, domain))
+
+
+def refusals() -> Iterator[tuple[str, str]]:
+    """Domain and type of every operator that is refused."""
+    yield from _REFUSED
 
 
 def registered() -> Iterator[Rule]:

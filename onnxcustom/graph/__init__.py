@@ -6,6 +6,7 @@ from onnxcustom.graph.builder import Builder, Var
 from onnxcustom.graph.classifier import Logits, class_labels, find_logits
 from onnxcustom.graph.io import ModelLike, load, save, to_ir, to_proto
 from onnxcustom.graph.prepare import prepare
+from onnxcustom.graph.roles import Role, weight_roles
 from onnxcustom.graph.weights import (
     constants,
     rename_weights,
@@ -19,6 +20,7 @@ __all__ = [
     "Builder",
     "Logits",
     "ModelLike",
+    "Role",
     "Var",
     "class_labels",
     "constants",
@@ -32,5 +34,6 @@ __all__ = [
     "to_ir",
     "to_proto",
     "trainable_values",
+    "weight_roles",
     "weights",
 ]

@@ -7,7 +7,7 @@ numbers become constants of the dtype of the operand beside them, and names are 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -171,6 +171,7 @@ class Builder:
         self.initializers: list[ir.Value] = []
         self.domains: dict[str, int] = {}
         self._constants: dict[tuple, Var] = {}
+        self._made: dict[Hashable, Var] = {}
         self._counters: dict[str, int] = {}
 
     # -- names ---------------------------------------------------------------------------------
@@ -213,6 +214,12 @@ class Builder:
             tensor = ir.tensor(array, name=name)
             self._constants[key] = Var(self, self.initializer(name, tensor))
         return self._constants[key]
+
+    def once(self, key: Hashable, make: Callable[[], Var]) -> Var:
+        """What `make` emits, the first time only: later calls with the key get the same variable."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
 
     def initializer(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
         """A new initializer called `name` exactly."""

@@ -60,8 +60,10 @@ _MICROSOFT: dict[str, tuple[int, ...]] = {
     "LayerNormalization": (0, 1, 2), "SimplifiedLayerNormalization": (0, 1),
     "SkipLayerNormalization": (0, 1, 2, 3, 4), "SkipSimplifiedLayerNormalization": (0, 1, 2, 3),
     "EmbedLayerNormalization": (2, 3, 4, 5, 6), "GroupNorm": (0, 1, 2), "BiasSoftmax": (0, 1),
-    "BiasSplitGelu": (0, 1), "BiasAdd": (0, 1, 2), "Attention": (0, 1, 2), "MultiHeadAttention": (0, 1, 2, 3),
-    "NhwcConv": (0, 1, 2),
+    "BiasSplitGelu": (0, 1), "BiasAdd": (0, 1, 2), "Attention": (0, 1, 2, 5),
+    "MultiHeadAttention": (0, 1, 2, 3, 5), "RotaryEmbedding": (0,), "SkipGroupNorm": (0, 1, 2, 3, 4),
+    "NhwcConv": (0, 1, 2), "NhwcFusedConv": (0, 1, 2, 3), "FusedMatMulActivation": (0, 1),
+    "GemmFastGelu": (0, 1, 2),
 }  # fmt: skip
 
 _ONNX = _table()
@@ -78,12 +80,12 @@ _OPAQUE = frozenset(
 
 _LINEAR = frozenset(
     "Conv ConvTranspose DeformConv Gemm MatMul FusedMatMul FusedGemm FusedConv TransposeMatMul "
-    "NhwcConv".split()
+    "NhwcConv NhwcFusedConv FusedMatMulActivation GemmFastGelu".split()
 )
 _NORMALIZATION = frozenset(
     "BatchNormalization InstanceNormalization GroupNormalization LayerNormalization RMSNormalization "
     "SimplifiedLayerNormalization SkipLayerNormalization SkipSimplifiedLayerNormalization "
-    "EmbedLayerNormalization GroupNorm".split()
+    "EmbedLayerNormalization GroupNorm SkipGroupNorm".split()
 )
 # Types that can carry a gradient: those of eight bits and fewer only store.
 FLOATS = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT, ir.DataType.DOUBLE})

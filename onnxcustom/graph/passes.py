@@ -11,11 +11,11 @@ import logging
 import numpy as np
 import onnx
 import onnx_ir as ir
-from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass
+from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass, RemoveUnusedNodesPass
 
 from onnxcustom.exceptions import InvalidModelError
 from onnxcustom.graph.sites import site_of
-from onnxcustom.graph.traversal import unique_name, value_names
+from onnxcustom.graph.traversal import subgraphs, unique_name, value_names
 
 __all__ = [
     "BypassIdentityPass",
@@ -25,6 +25,7 @@ __all__ = [
     "InlineFunctionsPass",
     "LiftConstantsPass",
     "MergeSharedConstantsPass",
+    "RemoveUnusedPass",
     "SeparateOutputsPass",
     "UniqueNamesPass",
     "constant_array",
@@ -378,3 +379,46 @@ def _take_types(graph: ir.Graph, proto: onnx.GraphProto) -> None:
             elif attribute.type == ir.AttributeType.GRAPHS and not attribute.is_ref():
                 for inner, inner_proto in zip(attribute.as_graphs(), attributes[name].graphs, strict=True):
                     _take_types(inner, inner_proto)
+
+
+class RemoveUnusedPass(ir.passes.InPlacePass):
+    """Remove nodes that no output depends on, and initializers that nobody reads.
+
+    The common pass counts what the subgraphs of a removed node read as read for ever, which keeps the
+    nodes it came from; here a removed node lets go of all it read first. Initializers of subgraphs go, too.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Remove in place."""
+        modified = _remove_unused(model.graph, _all_outputs(model.graph))
+        return ir.passes.PassResult(model, modified=bool(RemoveUnusedNodesPass()(model).modified or modified))
+
+
+def _all_outputs(graph: ir.Graph) -> set[ir.Value]:
+    """Outputs of a graph and of all graphs in it; a branch may hand out a value from around it."""
+    found = set(graph.outputs)
+    for node in ir.traversal.RecursiveGraphIterator(graph):
+        for inner in subgraphs(node):
+            found.update(inner.outputs)
+    return found
+
+
+def _remove_unused(graph: ir.Graph, ends: set[ir.Value]) -> bool:
+    """Remove nodes whose outputs nobody reads, the last ones first; True if there were some."""
+    modified = False
+    for node in reversed(list(graph)):
+        if any(v in ends or v.uses() for v in node.outputs):
+            for inner in subgraphs(node):
+                modified |= _remove_unused(inner, ends)
+                for name, value in list(inner.initializers.items()):
+                    if not (value in ends or value.uses() or value.is_graph_input()):
+                        del inner.initializers[name]
+                        modified = True
+            continue
+        for inner in subgraphs(node):
+            for reader in ir.traversal.RecursiveGraphIterator(inner):
+                for i in range(len(reader.inputs)):
+                    reader.replace_input_with(i, None)
+        graph.remove(node, safe=True)
+        modified = True
+    return modified

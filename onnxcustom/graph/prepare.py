@@ -102,7 +102,7 @@ def structure(model: ir.Model, default_opset: int = _DEFAULT_OPSET) -> None:
     passes.BypassIdentityPass()(model)
     passes.MergeSharedConstantsPass()(model)
     passes.UniqueNamesPass()(model)
-    common.RemoveUnusedNodesPass()(model)
+    passes.RemoveUnusedPass()(model)
     opset = model.opset_imports[""]
     common.RemoveUnusedOpsetsPass()(model)
     model.opset_imports[""] = opset
@@ -136,7 +136,7 @@ def _convert_opset(model: ir.Model, opset: int | None, max_opset: int | None) ->
     passes.LiftConstantsPass()(model)
     common.LiftSubgraphInitializersToMainGraphPass()(model)
     passes.UniqueNamesPass()(model)
-    common.RemoveUnusedNodesPass()(model)
+    passes.RemoveUnusedPass()(model)
 
 
 def _linear_input_unknown(model: ir.Model) -> bool:

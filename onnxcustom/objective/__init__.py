@@ -19,7 +19,6 @@ from .penalties import (
     Penalty,
     PenaltyTerms,
     PerWeightLearningPenalty,
-    find_biases,
     register_penalty,
     select_penalties,
 )
@@ -56,7 +55,6 @@ __all__ = [
     "QuantileLearningLoss",
     "SoftmaxCrossEntropyLearningLoss",
     "SquareLearningLoss",
-    "find_biases",
     "register_loss",
     "register_penalty",
     "select_penalties",

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from onnxcustom._parameters import Parameters, check_number
 from onnxcustom._registry import Registry
 from onnxcustom.exceptions import UnknownNameError
+from onnxcustom.graph import weight_roles
 from onnxcustom.graph.builder import Builder, Var
 
 from .rows import shaped
@@ -27,7 +28,6 @@ __all__ = [
     "Penalty",
     "PenaltyTerms",
     "PerWeightLearningPenalty",
-    "find_biases",
     "register_penalty",
     "select_penalties",
 ]
@@ -59,7 +59,7 @@ class Penalty(Parameters, ABC):
     weights : str or list of str, optional
         Names of the weights to penalise, or patterns of :mod:`fnmatch` (``'layer1.*'``); None for all.
     biases : bool, default=True
-        Whether biases are penalised too (see :func:`find_biases`).
+        Whether biases are penalised too (what is only ever added, see :func:`onnxcustom.graph.weight_roles`).
     """
 
     def __init__(self, weights: str | Sequence[str] | None = None, biases: bool = True) -> None:
@@ -475,56 +475,8 @@ def select_penalties(penalty: Any, model: ir.Model, names: Sequence[str]) -> dic
     ValueError
         A parameter out of range.
     """
-    return Penalty.select(penalty).resolve(names, find_biases(model, names))
+    return Penalty.select(penalty).resolve(names, _biases(model, names))
 
 
-# Operators whose operands from this position on are added to their result, not multiplied.
-_BIAS_OPERANDS = {
-    "Add": (0, 1),
-    "Sub": (1,),
-    "Gemm": (2,),
-    "Conv": (2,),
-    "ConvTranspose": (2,),
-    "DeformConv": (3,),
-    "LSTM": (3,),
-    "GRU": (3,),
-    "RNN": (3,),
-    "BatchNormalization": (2,),
-    "InstanceNormalization": (2,),
-    "LayerNormalization": (2,),
-    "GroupNormalization": (2,),
-}
-_PASS_THROUGH = frozenset({"Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Expand", "Transpose"})
-
-
-def find_biases(model: ir.Model, names: Iterable[str]) -> set[str]:
-    """Weights that are only ever added: last operand of Gemm, Conv or a normalization, operand of Add.
-
-    Shapes do not tell: skl2onnx writes biases as matrices of one row, and a linear model of one
-    output has a matrix of one column.
-
-    Parameters
-    ----------
-    model : onnx_ir.Model
-        Prepared model.
-    names : iterable of str
-        Weights to look at.
-
-    Returns
-    -------
-    set of str
-        Those that are biases.
-    """
-    values = {v.name: v for v in (*model.graph.initializers.values(), *model.graph.inputs)}
-    return {name for name in names if name in values and _only_added(values[name])}
-
-
-def _only_added(value: ir.Value) -> bool:
-    uses = list(value.uses())
-    for node, position in uses:
-        if node.op_type in _PASS_THROUGH and position == 0:
-            if not _only_added(node.outputs[0]):
-                return False
-        elif position not in _BIAS_OPERANDS.get(node.op_type, ()):
-            return False
-    return bool(uses)
+def _biases(model: ir.Model, names: Iterable[str]) -> set[str]:
+    return {name for name, role in weight_roles(model, names).items() if role == "bias"}

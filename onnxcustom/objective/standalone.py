@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from onnxcustom.exceptions import InvalidDataError
 from onnxcustom.graph.builder import Builder
+from onnxcustom.graph.passes import RemoveUnusedPass
 
 if TYPE_CHECKING:
     from .base import Loss
@@ -39,7 +39,7 @@ def make_model(op: Builder, inputs: Sequence, outputs: Sequence[tuple[str, Any]]
         ignore_unknown=True,
     )
     model = ir.Model(graph, ir_version=version, producer_name="onnxcustom")
-    RemoveUnusedNodesPass()(model)
+    RemoveUnusedPass()(model)
     return model
 
 

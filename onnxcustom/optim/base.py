@@ -1,53 +1,53 @@
-"""The base of every update rule: its clock, its registry, and everything derived from its formula."""
+"""The base of every update rule: its formula, its clock, and everything derived from the two."""
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import inspect
 import math
 import numbers
-from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from abc import ABCMeta, abstractmethod
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
-import onnx
 
 from onnxcustom._parameters import check_number, check_parameters
-from onnxcustom._registry import Registry
 from onnxcustom._versioning import check_version, stamp_version
 from onnxcustom.exceptions import InvalidDataError, UnknownNameError
 from onnxcustom.graph.builder import Builder, Var
+from onnxcustom.graph.roles import Role
 
-from .function import InPlaceUpdates, State, build_update_model
+from .apply import apply_rule
+from .function import State
+from .in_place import InPlaceUpdates
+from .options import SharedOptions
+from .registry import RULES, SELECTED, UnknownOptionError, resolve_options, rule_names
 from .schedules import Schedule, as_schedule
 
-__all__ = [
-    "RULES",
-    "SELECTED",
-    "BaseLearningRate",
-    "State",
-    "UnknownOptionError",
-    "create",
-    "register",
-    "rule_names",
-]
+__all__ = ["BaseLearningRate", "State"]
 
-Rule = TypeVar("Rule", bound="type[BaseLearningRate]")
 Self = TypeVar("Self", bound="BaseLearningRate")
 
 
-class UnknownOptionError(UnknownNameError, TypeError):
-    """An update rule was given an option it does not have; the message lists those it has."""
+class RuleType(ABCMeta):
+    """Classes whose constructor understands options under their other names."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        return super().__call__(*args, **resolve_options(cls, kwargs))  # type: ignore[arg-type]
 
 
-class BaseLearningRate(ABC):
+class BaseLearningRate(SharedOptions, metaclass=RuleType):
     """Base of every update rule.
 
     A rule is one pure function, :meth:`update`, written with the graph builder. Its ONNX function,
-    the update of weights in place and its part of a training step are derived from it. The
-    instance itself holds hyper-parameters, which are frozen, and a clock, which is not: the step
-    counted from 1, and the learning rate of that step. Weights and state belong to whoever trains,
-    so that one instance can serve several models.
+    the update of weights in place and its part of a training step are derived from it, and what
+    rules share (:class:`~onnxcustom.optim.options.SharedOptions`: clipping, rescaling, decay, L1,
+    master copies) is put around it by :meth:`apply`. The instance itself holds hyper-parameters,
+    which are frozen, and a clock, which is not: the step counted from 1, and the learning rate of
+    that step. Weights and state belong to whoever trains, so that one instance can serve several
+    models.
 
     A rule is usually a dataclass, its hyper-parameters declared with their ranges::
 
@@ -55,7 +55,7 @@ class BaseLearningRate(ABC):
         @dataclass(repr=False, eq=False)
         class Momentum(BaseLearningRate):
             learning_rate: Any = 0.01
-            beta: float = number(0.9, "[0, 1)")
+            beta: float = number(0.9, "[0, 1)", scheduled=True)
             state = ("m",)
 
             def update(self, op, w, g, s, lr, t):
@@ -70,19 +70,43 @@ class BaseLearningRate(ABC):
         Number, schedule or function of the step.
     """
 
-    #: Options under other names, understood by :func:`create` and :meth:`select`.
-    aliases: ClassVar[dict[str, str]] = {"lr": "learning_rate"}
+    #: Options under other names.
+    aliases: ClassVar[dict[str, str]] = {
+        "lr": "learning_rate",
+        "weight_decay": "wd",
+        "grad_clip": "clip_gradient",
+        "grad_scale": "rescale_grad",
+        "momentum_scheduler": "momentum",
+    }
+    #: What is done to the gradient before the formula, in this order. Without ``'decay'`` the
+    #: formula itself says what becomes of ``self.wd``.
+    order: ClassVar[tuple[str, ...]] = ("rescale", "clip", "decay")
+
+    #: Whether the formula draws random numbers, so that every weight needs a graph of its own.
+    stochastic: ClassVar[bool] = False
+
+    #: Whether ``lazy_update`` makes sense: what happens to a row of a table depends on that row only.
+    by_rows: ClassVar[bool] = False
+
+    #: Whether NaN in a gradient may leave no NaN in the weight, as where only signs count.
+    swallows_nan: ClassVar[bool] = False
+
+    #: In :meth:`update`, what the weight is to the model.
+    role: Role = "unknown"
+    #: In :meth:`update`, a number of the weight's own.
+    stream: int = 0
 
     learning_rate: Any
-    _schedule: Schedule | None = None
-    _value: float | None = None
+    _schedules: dict[str, Schedule] | None = None
+    _values: dict[str, float]
     _t = 1
     _epoch = 1
     _updates: InPlaceUpdates | None = None
 
     def __post_init__(self) -> None:
         check_parameters(self)
-        self.make_schedule()  # refuses a bad learning rate now rather than at the first step
+        self.check_options()
+        self.make_schedules()  # refuses a bad learning rate now rather than at the first step
         self.__dict__["_sealed"] = True
 
     # -- the formula ---------------------------------------------------------------------------
@@ -101,8 +125,8 @@ class BaseLearningRate(ABC):
         op : Builder
             Builder of the graph.
         w, g : Var
-            Weight and gradient of the objective, of one shape and dtype. Whatever the gradient has
-            to be divided by, it was already.
+            Weight and gradient of the objective, of one shape and dtype. What the options shared by
+            all rules ask for was done already.
         s : State
             State of this weight.
         lr : Var
@@ -130,16 +154,100 @@ class BaseLearningRate(ABC):
         """
         return {name: np.zeros(weight.shape, weight.dtype) for name in self.state}
 
+    def create_state(self, weight: np.ndarray) -> dict[str, np.ndarray]:
+        """All that is kept for a weight: :meth:`init_state`, and its master copy if there is one.
+
+        Parameters
+        ----------
+        weight : ndarray
+            Initial value of the weight.
+
+        Returns
+        -------
+        dict of str to ndarray
+            With ``multi_precision`` the state of a float16 weight is float32, and ``'master'`` is the
+            weight in that precision.
+        """
+        weight = np.asarray(weight)
+        if not (self.multi_precision and weight.dtype == np.float16):
+            return self.init_state(weight)
+        master = weight.astype(np.float32)
+        return {**self.init_state(master), "master": master}
+
     @property
     def needs_grad(self) -> bool:
         """Whether the rule keeps state from one update to the next, made of past gradients."""
         return bool(self.state)
 
+    @property
+    def hides_nonfinite(self) -> bool:
+        """Whether NaN or infinity in a gradient may leave no trace in the weight."""
+        return self.swallows_nan or self.clip_gradient is not None
+
+    def bound(self: Self, **values: Any) -> Self:
+        """A copy to emit graphs with, some hyper-parameters replaced by scalars of a graph.
+
+        :meth:`update` reads them like numbers, so that a formula is written once, whether momentum
+        is a number or a schedule.
+        """
+        view = object.__new__(type(self))
+        view.__dict__.update(self.__dict__, **values)
+        return view
+
+    def apply(
+        self,
+        op: Builder,
+        w: Var,
+        g: Var,
+        s: State,
+        lr: Var,
+        t: Var,
+        *,
+        name: str | None = None,
+        role: Role = "unknown",
+        index: int | None = None,
+        values: Mapping[str, Var] | None = None,
+    ) -> tuple[Var, dict[str, Var]]:
+        """Emit everything that happens to one weight: the shared options, and :meth:`update`.
+
+        Parameters
+        ----------
+        op, w, g, s, lr, t
+            As for :meth:`update`, before anything was done to the gradient; learning rate and step are
+            cast to the dtype of the weight where it differs.
+        name, role, index
+            What :meth:`multipliers` takes.
+        values : mapping of str to Var, optional
+            Scalars that stand for hyper-parameters with a schedule.
+
+        Returns
+        -------
+        tuple of (Var, dict of str to Var)
+            The new weight, and the new state under the names of :meth:`create_state`.
+        """
+        return apply_rule(self, op, w, g, s, lr, t, name=name, role=role, index=index, values=values or {})
+
     # -- the clock -----------------------------------------------------------------------------
 
     def make_schedule(self) -> Schedule:
-        """A new schedule for the hyper-parameters, at its beginning."""
+        """A new schedule for the learning rate, at its beginning."""
         return as_schedule(self.learning_rate)
+
+    def make_schedules(self) -> dict[str, Schedule]:
+        """New schedules for everything that has one, at their beginning: the learning rate first."""
+        schedules = {"learning_rate": self.make_schedule()}
+        schedules.update({name: as_schedule(getattr(self, name)) for name in self.scheduled})
+        return schedules
+
+    @property
+    def scheduled(self) -> tuple[str, ...]:
+        """Hyper-parameters, beside the learning rate, that have a schedule."""
+        fields = dataclasses.fields(self)
+        return tuple(
+            f.name
+            for f in fields
+            if f.metadata.get("scheduled") and not isinstance(getattr(self, f.name), numbers.Real)
+        )
 
     def init_learning_rate(self: Self) -> Self:
         """Set the clock to the first step of the first epoch.
@@ -148,8 +256,8 @@ class BaseLearningRate(ABC):
         -------
         self
         """
-        self._schedule = self.make_schedule()
-        self._t = self._epoch = 1
+        self._schedules = self.make_schedules()
+        self._t, self._epoch = self.begin_num_update + 1, 1
         return self._refresh()
 
     def update_learning_rate(self: Self, t: int) -> Self:
@@ -158,7 +266,7 @@ class BaseLearningRate(ABC):
         Parameters
         ----------
         t : int
-            Number of updates done; the next step is ``t + 1``.
+            Number of updates done, without :attr:`begin_num_update`; the next step is ``t + 1`` after it.
 
         Returns
         -------
@@ -171,11 +279,11 @@ class BaseLearningRate(ABC):
         ValueError
             The schedule gave something that is no learning rate.
         """
-        if self._schedule is None:
+        if self._schedules is None:
             raise self._not_started()
         if t < 0:
             raise ValueError(f"t is the number of updates done, it must be in [0, inf), not {t!r}.")
-        self._t = int(t) + 1
+        self._t = int(t) + 1 + self.begin_num_update
         return self._refresh()
 
     def report_epoch(self, loss: float) -> bool:
@@ -192,14 +300,14 @@ class BaseLearningRate(ABC):
             True if the schedule sees no use in going on: ``'adaptive'`` says so when the loss has
             stalled at a rate of 1e-6 or less.
         """
-        if self._schedule is None:
+        if self._schedules is None:
             raise self._not_started()
         if not math.isfinite(loss):
             raise InvalidDataError(f"The loss of an epoch must be finite, not {loss!r}.")
         self._epoch += 1
-        stop = self._schedule.report_epoch(float(loss))
+        stops = [schedule.report_epoch(float(loss)) for schedule in self._schedules.values()]
         self._refresh()
-        return stop
+        return stops[0]
 
     def set_learning_rate(self: Self, learning_rate: Any) -> Self:
         """Use another learning rate from the current step on; clock and hyper-parameters stay.
@@ -214,10 +322,10 @@ class BaseLearningRate(ABC):
         self
         """
         chosen = _rate_of(learning_rate)
-        schedule = as_schedule(chosen)
+        as_schedule(chosen)  # refuses what is none before anything changes
         self.__dict__["learning_rate"] = chosen
-        if self._schedule is not None:
-            self._schedule = schedule
+        if self._schedules is not None:
+            self._schedules["learning_rate"] = self.make_schedule()
             self._refresh()
         return self
 
@@ -230,14 +338,43 @@ class BaseLearningRate(ABC):
         RuntimeError
             Before :meth:`init_learning_rate`.
         """
-        if self._value is None:
+        return self.values["learning_rate"]
+
+    @property
+    def values(self) -> dict[str, float]:
+        """Learning rate and every scheduled hyper-parameter of the current step, by name.
+
+        Raises
+        ------
+        RuntimeError
+            Before :meth:`init_learning_rate`.
+        """
+        if self._schedules is None:
             raise self._not_started()
-        return self._value
+        return self._values
 
     @property
     def t(self) -> int:
         """The current step, counted from 1: the one that uses :attr:`value`."""
         return self._t
+
+    def continues(self, other: BaseLearningRate) -> bool:
+        """Whether this rule can go on with the clock and the state of another: only rates may differ."""
+        if type(self) is not type(other):
+            return False
+        mine, others = self.get_params(), other.get_params()
+        rates = {"learning_rate", "eta0", "frozen", "lr_mult", "wd_mult"}
+        return repr({**mine, **dict.fromkeys(rates)}) == repr({**others, **dict.fromkeys(rates)})
+
+    def take_clock(self, other: BaseLearningRate) -> None:
+        """Go on at the step where another rule is; schedules that are the same go on, too."""
+        self.init_learning_rate()
+        assert self._schedules is not None
+        for name, schedule in (other._schedules or {}).items():
+            if name in self._schedules and repr(schedule) == repr(self._schedules[name]):
+                self._schedules[name] = copy.deepcopy(schedule)
+        self._t, self._epoch = other._t, other._epoch
+        self._refresh()
 
     def loop(self, n: int = 1000) -> Iterator[float]:
         """Yield the learning rates of the first `n` steps; the clock starts again.
@@ -254,47 +391,35 @@ class BaseLearningRate(ABC):
             self.update_learning_rate(t)
 
     def _refresh(self: Self) -> Self:
-        assert self._schedule is not None
-        value = self._schedule.value(self._t, self._epoch)
-        if type(value) is float and 0.0 <= value < math.inf:  # once a step: the common case is quick
-            self._value = value
-            return self
-        try:
-            check_number("learning rate", value, "[0, inf)")
-        except (TypeError, ValueError) as exc:
-            raise ValueError(
-                f"{self._schedule!r} gave {value!r} at step {self._t}; "
-                "a learning rate is a number in [0, inf)."
-            ) from exc
-        self._value = float(value)
+        assert self._schedules is not None
+        values = {}
+        for name, schedule in self._schedules.items():  # once a step: the common case is quick
+            value = schedule.value(self._t, self._epoch)
+            if type(value) is not float or name != "learning_rate" or not 0.0 <= value < math.inf:
+                value = self._checked(name, value)
+            values[name] = value
+        self._values = values
         return self
+
+    def _checked(self, name: str, value: Any) -> float:
+        """What a schedule gave, if it is a number of the hyper-parameter's range."""
+        fields = {f.name: f.metadata.get("range") for f in dataclasses.fields(self)}
+        interval = fields.get(name) or "[0, inf)"
+        what = name.replace("_", " ")
+        try:
+            check_number(what, value, interval)
+        except (TypeError, ValueError) as exc:
+            assert self._schedules is not None
+            raise ValueError(
+                f"{self._schedules[name]!r} gave {value!r} at step {self._t}; "
+                f"a {what} is a number in {interval}."
+            ) from exc
+        return float(value)
 
     def _not_started(self) -> RuntimeError:
         return RuntimeError(f"The clock of {type(self).__name__} was not started: call init_learning_rate().")
 
     # -- running it ----------------------------------------------------------------------------
-
-    def update_model(
-        self, dtype: Any = np.float32, shape: tuple[int, ...] | None = None, opset: int = 18
-    ) -> onnx.ModelProto:
-        """The update of one weight as an ONNX model.
-
-        Parameters
-        ----------
-        dtype : dtype, default=float32
-            Dtype of weight and gradient.
-        shape : tuple of int, optional
-            Their shape; any by default.
-        opset : int, default=18
-            Version of the ONNX domain.
-
-        Returns
-        -------
-        onnx.ModelProto
-            Inputs ``weight``, ``gradient``, the state, ``learning_rate``, ``t`` and ``batch_size``,
-            by which the gradient is divided; outputs ``new_weight`` and ``new_<state>``.
-        """
-        return build_update_model(self, np.dtype(dtype), shape, opset)
 
     def build_onnx_function(self, opset: int, device: Any, n_tensors: int) -> None:
         """Make what :meth:`update_weights` runs.
@@ -396,14 +521,14 @@ class BaseLearningRate(ABC):
             return class_name
         if isinstance(class_name, str):
             table = SELECTED if class_name in SELECTED else RULES
-            return _make(table.find(class_name), class_name, kwargs)
+            return table.find(class_name)(**kwargs)
         if isinstance(class_name, type) and issubclass(class_name, BaseLearningRate):
-            return _make(class_name, class_name.__name__, kwargs)
+            return class_name(**kwargs)
         sgd = SELECTED.find("SGD")
         if isinstance(class_name, numbers.Real) and not isinstance(class_name, bool):
-            return _make(sgd, "sgd", {"eta0": class_name, **kwargs})
+            return sgd(**{"eta0": class_name, **kwargs})
         if isinstance(class_name, Schedule) or callable(class_name):
-            return _make(sgd, "sgd", {"learning_rate": class_name, **kwargs})
+            return sgd(**{"learning_rate": class_name, **kwargs})
         raise UnknownNameError(
             f"{class_name!r} is no update rule: give an instance, a number, a schedule or one of "
             f"{rule_names()}."
@@ -414,6 +539,14 @@ class BaseLearningRate(ABC):
         """Names of the hyper-parameters, in the order of the constructor."""
         parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
         return [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+
+    @classmethod
+    def option_aliases(cls) -> dict[str, str]:
+        """Other names of options, those of the base classes included."""
+        merged: dict[str, str] = {}
+        for base in reversed(cls.__mro__):
+            merged.update(vars(base).get("aliases", {}))
+        return merged
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """Hyper-parameters by name, as scikit-learn asks for them."""
@@ -426,7 +559,7 @@ class BaseLearningRate(ABC):
         -------
         self
         """
-        _check_options(type(self), params)
+        params = resolve_options(type(self), params)
         fresh = type(self)(**{**self.get_params(), **params})
         self.__dict__.clear()
         self.__dict__.update(fresh.__dict__)
@@ -442,10 +575,13 @@ class BaseLearningRate(ABC):
 
     def __repr_extended__(self) -> str:
         """What ``repr`` says beside the hyper-parameters."""
-        return "" if self._value is None else f", value={self._value!r}"
+        return "" if self._schedules is None else f", value={self.value!r}"
 
     def __repr__(self) -> str:
-        text = ", ".join(f"{k}={v!r}" for k, v in self.get_params().items())
+        # The shared options are many: those that were left alone say nothing.
+        shared = {f.name: f.default for f in dataclasses.fields(SharedOptions)}
+        given = {k: v for k, v in self.get_params().items() if k not in shared or v != shared[k]}
+        text = ", ".join(f"{k}={v!r}" for k, v in given.items())
         return f"{type(self).__name__}({text}{self.__repr_extended__()})"
 
     def __getstate__(self) -> dict[str, Any]:
@@ -468,88 +604,3 @@ def _rate_of(learning_rate: Any) -> Any:
             "give it as optimizer."
         )
     return learning_rate.make_schedule()
-
-
-# -- registry ----------------------------------------------------------------------------------
-
-RULES: Registry[type[BaseLearningRate]] = Registry("update rule")
-#: Names that mean something else to `select` and `learning_rate=` than to `create`.
-SELECTED: Registry[type[BaseLearningRate]] = Registry("update rule")
-
-
-def register(*args: Any, select: tuple[str, ...] = ()) -> Any:
-    """Make a rule known to :func:`create` and :meth:`BaseLearningRate.select`.
-
-    Used as ``@register``, or as ``@register("name", ...)`` to give it names beside that of the class.
-
-    Parameters
-    ----------
-    *args : str
-        More names.
-    select : tuple of str
-        Names it has in :meth:`BaseLearningRate.select` only, before those of any other rule.
-
-    Raises
-    ------
-    ValueError
-        A name that another rule has.
-    """
-    if len(args) == 1 and isinstance(args[0], type):
-        return register()(args[0])
-
-    def add(cls: Rule) -> Rule:
-        RULES.register(*args)(cls)
-        if select:
-            SELECTED.register(*select)(cls)
-        return cls
-
-    return add
-
-
-def rule_names() -> list[str]:
-    """Names of all registered rules."""
-    return sorted(RULES.names())
-
-
-def create(name: str, **kwargs: Any) -> BaseLearningRate:
-    """An update rule by name.
-
-    Parameters
-    ----------
-    name : str
-        Name of a registered rule, in any case.
-    **kwargs
-        Its options; ``lr`` stands for ``learning_rate``.
-
-    Returns
-    -------
-    BaseLearningRate
-
-    Raises
-    ------
-    UnknownNameError
-        No such rule, or no such option (also a TypeError); the message lists those there are.
-
-    Examples
-    --------
-    >>> create("Adam", learning_rate=0.1)
-    Adam(learning_rate=0.1, beta1=0.9, beta2=0.999, epsilon=1e-08)
-    """
-    return _make(RULES.find(name), name, kwargs)
-
-
-def _make(cls: type[BaseLearningRate], name: str, kwargs: dict[str, Any]) -> BaseLearningRate:
-    """An instance of a rule, aliases of options understood."""
-    options = {cls.aliases.get(k, k): v for k, v in kwargs.items()}
-    _check_options(cls, options)
-    if len(options) < len(kwargs):
-        raise UnknownOptionError(f"{sorted(kwargs)} name one option of {name!r} twice.")
-    return cls(**options)
-
-
-def _check_options(cls: type[BaseLearningRate], options: dict[str, Any]) -> None:
-    """Refuse options the rule does not have."""
-    known = cls.parameter_names()
-    unknown = [k for k in options if k not in known]
-    if unknown:
-        raise UnknownOptionError(f"{cls.__name__} has no option {unknown}; it has {known}.")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from .base import BaseLearningRate, create
+from .base import BaseLearningRate
+from .registry import create
 
 __all__ = ["select_optimizer"]
 
@@ -38,7 +39,7 @@ def select_optimizer(optimizer: Any = None, learning_rate: Any = None) -> BaseLe
     --------
     >>> from onnxcustom.optim import LearningRateSGD
     >>> select_optimizer("adam", 0.1)
-    Adam(learning_rate=0.1, beta1=0.9, beta2=0.999, epsilon=1e-08)
+    Adam(learning_rate=0.1, beta1=0.9, beta2=0.999, epsilon=1e-08, lazy_update=True)
     >>> select_optimizer("adam", LearningRateSGD(0.1)).learning_rate
     InverseScaling(eta0=0.1, power_t=0.25)
     """

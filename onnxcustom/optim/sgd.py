@@ -1,18 +1,22 @@
-"""Stochastic gradient descent and its momentum variants."""
+"""Stochastic gradient descent, its momentum variants, and the rule to test others with."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
+
 from onnxcustom._parameters import flag, number
 from onnxcustom.graph.builder import Builder, Var
 
-from .base import BaseLearningRate, register
+from .base import BaseLearningRate
 from .function import State
+from .registry import register
 from .schedules import Adaptive, Fixed, InverseScaling, Optimal, Schedule
+from .transforms import is_zero
 
-__all__ = ["NAG", "SGD", "LearningRateSGD", "LearningRateSGDNesterov"]
+__all__ = ["NAG", "SGD", "LearningRateSGD", "LearningRateSGDNesterov", "Test", "ccSGD"]
 
 
 @register(select=("SGD",))
@@ -21,6 +25,9 @@ class LearningRateSGD(BaseLearningRate):
     r"""Stochastic gradient descent with the schedules of ``sklearn.linear_model.SGDRegressor``.
 
     .. math:: w \leftarrow w - \eta_t g
+
+    Variant: ``sklearn.linear_model.SGDRegressor`` without penalty, step for step when it is given one
+    row at a time; ``'optimal'`` differs, its first rate is `eta0` here.
 
     Parameters
     ----------
@@ -53,7 +60,8 @@ class LearningRateSGD(BaseLearningRate):
 
     References
     ----------
-    L. Bottou, Stochastic Gradient Descent Tricks, 2012.
+    L. Bottou, Stochastic Gradient Descent Tricks, 2012,
+    https://www.microsoft.com/en-us/research/publication/stochastic-gradient-tricks/
     """
 
     eta0: float = number(0.01, "[0, inf)")
@@ -93,8 +101,9 @@ class LearningRateSGDNesterov(LearningRateSGD):
         v &\leftarrow \mu v - \eta_t g \\
         w &\leftarrow w + v \quad\text{or, with Nesterov's,}\quad w + \mu v - \eta_t g
 
-    The velocity includes the learning rate, as in ``sklearn.neural_network.MLPRegressor``, Keras and
-    MXNet's SGD; PyTorch keeps it out.
+    Variant: the velocity includes the learning rate, as in ``sklearn.neural_network.MLPRegressor``,
+    Keras and Sutskever et al. 2013; PyTorch and :class:`NAG` leave it out, which is the same while the
+    learning rate is constant.
 
     Parameters
     ----------
@@ -112,7 +121,7 @@ class LearningRateSGDNesterov(LearningRateSGD):
     https://proceedings.mlr.press/v28/sutskever13.html
     """
 
-    momentum: float = number(0.9, "[0, 1]")
+    momentum: Any = number(0.9, "[0, 1]", scheduled=True)
     nesterov: bool = flag(True)
 
     state = ("velocity",)
@@ -123,44 +132,60 @@ class LearningRateSGDNesterov(LearningRateSGD):
         return (w + (self.momentum * v - step) if self.nesterov else w + v), {"velocity": v}
 
 
-@register
+@register("ccSGD")
 @dataclass(repr=False, eq=False)
 class SGD(BaseLearningRate):
     r"""Stochastic gradient descent, with classical momentum on request.
 
     .. math::
 
-        m &\leftarrow \mu m + \eta_t g \\
+        m &\leftarrow \mu m + \eta_t (g + wd\,w) \\
         w &\leftarrow w - m
 
-    The velocity includes the learning rate [MXNet, Keras, Sutskever et al. 2013]; PyTorch's is
-    :math:`m \leftarrow \mu m + g`, :math:`w \leftarrow w - \eta_t m`, the same while the learning
-    rate is constant.
+    The gradient is clipped before it is rescaled, and decay comes last:
+    :math:`g = rescale\_grad \cdot \mathrm{clip}(\nabla)`.
+
+    Variant: the velocity includes the learning rate [MXNet, Keras, Sutskever et al. 2013]; PyTorch's
+    and optax's is :math:`m \leftarrow \mu m + g`, :math:`w \leftarrow w - \eta_t m`, the same while the
+    learning rate is constant.
 
     Parameters
     ----------
     learning_rate : float, Schedule or callable, default=0.01
         Number in [0, inf), schedule, or function of the step.
-    momentum : float, default=0.0
+    momentum : float, Schedule or callable, default=0.0
         :math:`\mu`, in [0, 1]; with 0 no state is kept.
+    lazy_update : bool, default=True
+        Whether a training step may update only the rows of the batch in a weight that the model
+        reads through Gather alone, momentum included; other rows are left as they are.
 
     References
     ----------
-    B. Polyak, Some methods of speeding up the convergence of iteration methods, 1964.
+    B. Polyak, Some methods of speeding up the convergence of iteration methods, 1964,
+    https://doi.org/10.1016/0041-5553(64)90137-5
     """
 
     learning_rate: Any = 0.01
-    momentum: float = number(0.0, "[0, 1]")
+    momentum: Any = number(0.0, "[0, 1]", scheduled=True)
+    lazy_update: bool = flag(True)
+
+    by_rows = True
+
+    order = ("clip", "rescale", "decay")
 
     @property
     def state(self) -> tuple[str, ...]:
-        return ("momentum",) if self.momentum else ()
+        return () if is_zero(self.momentum) else ("momentum",)
 
     def update(self, op: Builder, w: Var, g: Var, s: State, lr: Var, t: Var) -> tuple[Var, dict[str, Var]]:
-        if not self.momentum:
+        if is_zero(self.momentum):
             return w - lr * g, {}
         m = self.momentum * s.momentum + lr * g
         return w - m, {"momentum": m}
+
+
+#: What MXNet called another implementation of the same.
+ccSGD = SGD
 
 
 @register
@@ -173,30 +198,73 @@ class NAG(BaseLearningRate):
         m &\leftarrow \mu m + g \\
         w &\leftarrow w - \eta_t (g + \mu m)
 
-    The velocity leaves the learning rate out [MXNet, ``torch.optim.SGD(nesterov=True)``];
-    :class:`LearningRateSGDNesterov` has it in.
+    Variant: the velocity leaves the learning rate out [MXNet, ``torch.optim.SGD(nesterov=True)``,
+    ``optax.sgd(nesterov=True)``]; :class:`LearningRateSGDNesterov` has it in. Weight decay is part of
+    both :math:`g`, as in PyTorch.
 
     Parameters
     ----------
     learning_rate : float, Schedule or callable, default=0.01
         Number in [0, inf), schedule, or function of the step.
-    momentum : float, default=0.0
+    momentum : float, Schedule or callable, default=0.0
         :math:`\mu`, in [0, 1]; with 0, plain gradient descent, no state is kept.
 
     References
     ----------
     Y. Nesterov, A method of solving a convex programming problem with convergence rate O(1/k²), 1983.
+    I. Sutskever et al., On the importance of initialization and momentum in deep learning, 2013,
+    https://proceedings.mlr.press/v28/sutskever13.html
     """
 
     learning_rate: Any = 0.01
-    momentum: float = number(0.0, "[0, 1]")
+    momentum: Any = number(0.0, "[0, 1]", scheduled=True)
 
     @property
     def state(self) -> tuple[str, ...]:
-        return ("momentum",) if self.momentum else ()
+        return () if is_zero(self.momentum) else ("momentum",)
 
     def update(self, op: Builder, w: Var, g: Var, s: State, lr: Var, t: Var) -> tuple[Var, dict[str, Var]]:
-        if not self.momentum:
+        if is_zero(self.momentum):
             return w - lr * g, {}
         m = self.momentum * s.momentum + g
         return w - lr * (g + self.momentum * m), {"momentum": m}
+
+
+@register
+@dataclass(repr=False, eq=False)
+class Test(BaseLearningRate):
+    r"""The rule to test updaters with: the gradient is added, and the state repeats the weight.
+
+    .. math::
+
+        w &\leftarrow w + g - wd\,w \\
+        c &\leftarrow w
+
+    Where no other option is given, :math:`g = rescale\_grad \cdot \nabla`. The learning rate is used by
+    `l1` and decoupled decay only.
+
+    Variant: MXNet's, which knows no option but `rescale_grad`.
+
+    Parameters
+    ----------
+    learning_rate : float, Schedule or callable, default=0.01
+        Number in [0, inf), schedule, or function of the step.
+
+    References
+    ----------
+    T. Chen et al., MXNet: A Flexible and Efficient Machine Learning Library for Heterogeneous
+    Distributed Systems, 2015, https://arxiv.org/abs/1512.01274
+    """
+
+    learning_rate: Any = 0.01
+
+    __test__ = False  # for pytest, which takes a class of this name for tests
+    order = ("rescale", "clip")
+    state = ("copy",)
+
+    def init_state(self, weight: np.ndarray) -> dict[str, np.ndarray]:
+        return {"copy": np.array(weight)}
+
+    def update(self, op: Builder, w: Var, g: Var, s: State, lr: Var, t: Var) -> tuple[Var, dict[str, Var]]:
+        new = w + (g if is_zero(self.wd) else g - self.wd * w)
+        return new, {"copy": new}

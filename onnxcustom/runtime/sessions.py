@@ -87,15 +87,27 @@ def create_session(
             shutil.rmtree(folder, ignore_errors=True)
 
 
+# Optimizations that put a node in place of others which has no kernel for float64, by that node.
+_WITHOUT_DOUBLE = {"FusedMatMul": "MatmulTransposeFusion", "FusedGemm": "GemmActivationFusion"}
+
+
 def _session(ort: Any, source: Any, options: Any, providers: Any, provider_options: Any) -> Any:
     arguments = {"sess_options": options, "providers": providers, "provider_options": provider_options}
-    try:
-        return ort.InferenceSession(source, **arguments)
-    except Exception as exc:
-        if "MatmulTransposeFusion" not in str(exc):
-            raise
-        # onnxruntime 1.19.2 fuses Transpose and MatMul of doubles into an operator it has no kernel for.
-        return ort.InferenceSession(source, disabled_optimizers=["MatmulTransposeFusion"], **arguments)
+    # Up to 1.18 this one ends the process on a LayerNormalization without bias, as gradients have it.
+    off = ["AttentionFusion"] if _version(ort) < (1, 19) else []
+    while True:
+        try:
+            return ort.InferenceSession(source, disabled_optimizers=off, **arguments)
+        except Exception as exc:
+            text = str(exc)
+            found = [p for n, p in _WITHOUT_DOUBLE.items() if (n in text or p in text) and p not in off]
+            if not found:
+                raise
+            off = [*off, *found]
+
+
+def _version(ort: Any) -> tuple[int, ...]:
+    return tuple(int(n) for n in ort.__version__.split(".")[:2] if n.isdigit())
 
 
 def check_providers(providers: Any) -> list[Any]:

@@ -9,13 +9,15 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper
 
 from onnxcustom.exceptions import DifferentiationError, InvalidDataError, OnnxCustomError
 from onnxcustom.gradient import GradientNames, gradient_graph
 from onnxcustom.graph import constants, load, weights
 
-__all__ = ["Checked", "GradientCheck", "check_gradient", "random_feeds", "to_double"]
+from .precision import feeds_as, is_float, to_double, to_single
+
+__all__ = ["Checked", "GradientCheck", "check_gradient", "random_feeds"]
 
 Feeds = Mapping[str, np.ndarray]
 Function = Callable[[Feeds], Sequence[np.ndarray]]
@@ -91,7 +93,8 @@ def check_gradient(
 
     One inner product checks a whole Jacobian: for random gradients s of the outputs and a random
     direction d, Σ g d = (f(x + h d) - f(x - h d)) / 2h with f = Σ s y [autograd's ``check_vjp``]. Everything
-    is done in float64, by casting the model, where the kernels exist; a gradient wrong by 0.1 % fails.
+    is done in float64, by casting the model, where the kernels exist, else in float32, never in 16 bits: the
+    difference quotient would have no digits left. A gradient wrong by 0.1 % fails.
 
     Parameters
     ----------
@@ -140,6 +143,7 @@ def check_gradient(
         # Onto the type of the model's tensor: a list or float64 is welcome for a float32 input.
         point[name] = np.asarray(value, dtype=point[name].dtype if name in point else None)
     names, gradient_of, precision = _gradient(proto, point, gradient, engine, wrt, inputs, outputs)
+    proto = to_single(proto)
     parameters = [n for n in names.weights if n in names.gradients or n in point]
     function, exact = _function(proto, names, parameters, point)
     if not exact:
@@ -188,7 +192,7 @@ def random_feeds(model: onnx.ModelProto, seed: int = 0, dim: int = 3) -> dict[st
             continue
         shape = [d.dim_value if d.HasField("dim_value") else dim for d in tensor.shape.dim]
         dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type)
-        if np.issubdtype(dtype, np.floating):
+        if is_float(dtype):
             feeds[info.name] = np.asarray(rng.normal(size=shape)).astype(dtype)
         else:
             feeds[info.name] = np.zeros(shape, dtype)
@@ -215,16 +219,13 @@ def _gradient(
         except DifferentiationError as exc:
             problem = exc
     expected = None if single is None else GradientNames.of(single)
+    wide = to_double(model)
     try:
-        double = (
-            to_double(given)
-            if given is not None
-            else gradient_graph(to_double(model), wrt, inputs, outputs, engine)
-        )
+        double = to_double(given) if given is not None else gradient_graph(wide, wrt, inputs, outputs, engine)
         names = GradientNames.of(double)
         if expected is None or names.gradients == expected.gradients:
             function = _session_function(double)
-            function(_as_double({**point, **_seed_shapes(double, names, model, point)}))
+            function({**point, **_seed_shapes(names, wide, point)})
             return names, function, "float64"
     except (OnnxCustomError, TypeError):
         pass
@@ -232,23 +233,20 @@ def _gradient(
         raise problem
     assert single is not None
     assert expected is not None
-    return expected, _session_function(single), "float32"
+    return expected, _session_function(to_single(single)), "float32"
 
 
-def _seed_shapes(
-    gradient: onnx.ModelProto, names: GradientNames, model: onnx.ModelProto, point: Feeds
-) -> dict[str, np.ndarray]:
+def _seed_shapes(names: GradientNames, model: onnx.ModelProto, point: Feeds) -> dict[str, np.ndarray]:
     """Zeros for the gradients of the outputs."""
     session = _session_function(model)
-    feeds = {i.name: point[i.name] for i in model.graph.input if i.name in point}
-    values = dict(zip(names.outputs, session(feeds), strict=False))
+    values = dict(zip(names.outputs, session(point), strict=False))
     return {seed: np.zeros_like(values[output]) for output, seed in names.seeds.items()}
 
 
 def _function(
     model: onnx.ModelProto, names: GradientNames, parameters: Sequence[str], point: Feeds
 ) -> tuple[Function, bool]:
-    """The model as a function of its inputs and weights, and whether it computes in float64."""
+    """The model as a function of its inputs and weights, in any precision, and whether it is float64's."""
     from onnxcustom.graph import prepare, to_proto
 
     # The reference evaluator takes BatchNormalization before opset 14 for training.
@@ -271,8 +269,11 @@ def _function(
             continue
         if _agree(got, expected):
             return (lambda f, function=function: function(_as_double(f))), True
-    dtypes = {k: v.dtype for k, v in feeds.items()}
-    return lambda f: plain({k: v.astype(dtypes[k]) for k, v in f.items()}), False
+    return plain, False
+
+
+def _as_double(feeds: Feeds) -> dict[str, np.ndarray]:
+    return feeds_as(feeds, dict.fromkeys(feeds, np.dtype(np.float64)))
 
 
 def _agree(double: Sequence[np.ndarray], single: Sequence[np.ndarray]) -> bool:
@@ -289,6 +290,11 @@ def _session_function(model: onnx.ModelProto) -> Function:
     from onnxcustom.runtime import create_session, run_values, to_ortvalue
 
     session = create_session(model, threads=1)
+    dtypes = {
+        i.name: helper.tensor_dtype_to_np_dtype(i.type.tensor_type.elem_type)
+        for i in model.graph.input
+        if i.type.HasField("tensor_type")
+    }
     inputs = [i.name for i in session.get_inputs()]
     outputs = [o.name for o in session.get_outputs()]
 
@@ -296,7 +302,7 @@ def _session_function(model: onnx.ModelProto) -> Function:
         missing = [n for n in inputs if n not in feeds]
         if missing:
             raise InvalidDataError(f"No value for input {', '.join(map(repr, missing))}.")
-        values = {n: to_ortvalue(feeds[n]) for n in inputs}
+        values = {n: to_ortvalue(v) for n, v in feeds_as({n: feeds[n] for n in inputs}, dtypes).items()}
         return [np.array(v.numpy()) for v in run_values(session, values, outputs)]
 
     return run
@@ -336,7 +342,7 @@ def _compare(
         return sum(float(np.sum(np.asarray(found[o], np.float64) * s)) for o, s in seeds.items())
 
     fed = {**known, **{names.seeds[o]: s for o, s in seeds.items()}}
-    gradients = dict(zip(names.gradients, _in_its_dtypes(gradient_of, fed, known), strict=False))
+    gradients = dict(zip(names.gradients, gradient_of(fed), strict=False))
     rows = []
     for name, gradient in gradients.items():
         g = np.asarray(gradient, np.float64)
@@ -355,79 +361,3 @@ def _compare(
                     f"The gradient of {name!r} has shape {g.shape}, not {known[name].shape}."
                 )
     return rows
-
-
-def _in_its_dtypes(function: Function, fed: Feeds, known: Feeds) -> Sequence[np.ndarray]:
-    """Run the gradient in float64, or in the model's own types if it takes no other."""
-    try:
-        return function(_as_double(fed))
-    except OnnxCustomError:
-        single = {k: v.astype(np.float32) if v.dtype == np.float64 else v for k, v in fed.items()}
-        single.update(dict(known.items()))
-        return function(single)
-
-
-# -- float64 -----------------------------------------------------------------------------------
-
-
-def _as_double(feeds: Feeds) -> dict[str, np.ndarray]:
-    return {k: v.astype(np.float64) if v.dtype == np.float32 else v for k, v in feeds.items()}
-
-
-def to_double(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of a model with float64 in the place of float32.
-
-    Parameters
-    ----------
-    model : ModelProto
-        The model; it is not changed.
-
-    Returns
-    -------
-    ModelProto
-        Inputs, outputs, initializers, constants and casts are all float64. Whether there are kernels is
-        another question.
-    """
-    made = onnx.ModelProto()
-    made.CopyFrom(model)
-    _double_graph(made.graph)
-    return made
-
-
-def _double_graph(graph: onnx.GraphProto) -> None:
-    for info in (*graph.input, *graph.output):
-        if info.type.tensor_type.elem_type == TensorProto.FLOAT:
-            info.type.tensor_type.elem_type = TensorProto.DOUBLE
-    del graph.value_info[:]
-    for tensor in graph.initializer:
-        _double_tensor(tensor)
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.TENSOR:
-                _double_tensor(attribute.t)
-            elif attribute.type == onnx.AttributeProto.GRAPH:
-                _double_graph(attribute.g)
-            elif attribute.name in ("to", "dtype") and attribute.i == TensorProto.FLOAT:
-                attribute.i = TensorProto.DOUBLE
-        if node.op_type == "ConstantOfShape" and not node.attribute:
-            zero = numpy_helper.from_array(np.zeros(1))
-            node.attribute.append(helper.make_attribute("value", zero))
-        _double_constant(node)
-
-
-def _double_constant(node: onnx.NodeProto) -> None:
-    """Constants written as an attribute of numbers are float32 by definition."""
-    if node.op_type != "Constant":
-        return
-    for attribute in list(node.attribute):
-        if attribute.name in ("value_float", "value_floats"):
-            array = np.array(helper.get_attribute_value(attribute), np.float64)
-            node.attribute.remove(attribute)
-            node.attribute.append(helper.make_attribute("value", numpy_helper.from_array(array)))
-
-
-def _double_tensor(tensor: TensorProto) -> None:
-    if tensor.data_type == TensorProto.FLOAT:
-        tensor.CopyFrom(
-            numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float64), tensor.name)
-        )

@@ -9,11 +9,10 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from onnxcustom.exceptions import InvalidModelError
 from onnxcustom.gradient.build import differentiate
@@ -21,17 +20,23 @@ from onnxcustom.gradient.interface import Engine
 from onnxcustom.gradient.names import METADATA_KEY as GRADIENT_KEY
 from onnxcustom.gradient.names import GradientNames
 from onnxcustom.graph.builder import Builder, Var
+from onnxcustom.graph.passes import RemoveUnusedPass
+from onnxcustom.graph.roles import Role, weight_roles
 from onnxcustom.graph.traversal import all_names
 from onnxcustom.objective import BaseLearningPenalty
 from onnxcustom.objective.base import LossTerms
-from onnxcustom.optim import BaseLearningRate, State
+from onnxcustom.optim import BaseLearningRate
 
 from .modes import Modes, ModeSettings, set_modes
+from .sparse import CutTable, cut_tables, gather_only, reattach
 from .targets import Target
+from .updates import Scalars, Updates, compose_accumulation, compose_updates
 
 __all__ = ["ComposedStep", "compose_forward", "compose_scores", "compose_step"]
 
 METADATA_KEY = "onnxcustom.step"
+
+Phase = Literal["update", "accumulate"]
 
 
 @dataclasses.dataclass
@@ -50,14 +55,28 @@ class ComposedStep:
         Graph input with one weight per row, if the step is weighted.
     learning_rate, step : str
         Scalar graph inputs.
+    hyper : dict of str to str
+        Hyper-parameter with a schedule -> scalar graph input.
+    share : str or None
+        Scalar graph input with the share of this batch's rows in those accumulated, if gradients are.
     loss : str
         Scalar graph output.
+    finite : str or None
+        Graph output with one number for each of :attr:`checked`: 0, or NaN if its gradient holds NaN or
+        infinity. None where the graph does not look for it.
+    checked : list of str
+        Weights.
     weights : dict of str to str
-        Weight (graph input) -> graph output with its new value.
+        Weight (graph input) -> graph output with its new value, empty if the step only accumulates.
     state : dict of str to dict
         Weight -> state name -> (graph input, graph output).
     statistics : dict of str to str
         Running statistic of a BatchNormalization (graph input) -> graph output with its new value.
+    accumulated : dict of str to (str, str or None)
+        Weight -> graph input with the mean gradient so far, graph output with the new one.
+    rows : dict of str to str
+        Weight updated by rows -> graph output with their indices. For it, :attr:`weights` and
+        :attr:`state` name outputs that hold these rows only.
     """
 
     model: ir.Model
@@ -66,16 +85,31 @@ class ComposedStep:
     sample_weight: str | None
     learning_rate: str
     step: str
+    hyper: dict[str, str]
+    share: str | None
     loss: str
+    finite: str | None
+    checked: list[str]
     weights: dict[str, str]
     state: dict[str, dict[str, tuple[str, str]]]
     statistics: dict[str, str]
+    accumulated: dict[str, tuple[str, str | None]]
+    rows: dict[str, str]
 
     @property
-    def updates(self) -> dict[str, str]:
-        """Every tensor a step rewrites: graph input -> graph output, weights first."""
-        states = {old: new for states in self.state.values() for old, new in states.values()}
-        return {**self.weights, **states, **self.statistics}
+    def whole(self) -> dict[str, str]:
+        """Weights and states that are rewritten as a whole: graph input -> graph output."""
+        return self._updates(by_rows=False)
+
+    @property
+    def by_rows(self) -> dict[str, dict[str, str]]:
+        """For each weight updated by rows, weight and states: graph input -> graph output of the rows."""
+        return {w: {w: self.weights[w], **dict(self.state[w].values())} for w in self.rows}
+
+    def _updates(self, by_rows: bool) -> dict[str, str]:
+        weights = {w: new for w, new in self.weights.items() if (w in self.rows) is by_rows}
+        states = (self.state.get(w, {}).values() for w in weights)
+        return {**weights, **{old: new for pairs in states for old, new in pairs}}
 
     @property
     def batch(self) -> list[str]:
@@ -122,7 +156,7 @@ def trunk(model: ir.Model, values: Sequence[str]) -> ir.Model:
         raise InvalidModelError(f"The model's main graph has no tensor {missing}.")
     model.graph.outputs[:] = [by_name[v] for v in values]
     kept = dict(model.graph.initializers)
-    RemoveUnusedNodesPass()(model)
+    RemoveUnusedPass()(model)
     for value in kept.values():
         # A weight that these outputs don't need is still a weight: its gradient is zero.
         if value.name not in model.graph.initializers:
@@ -181,6 +215,9 @@ def compose_step(
     *,
     weighted: bool = False,
     modes: ModeSettings = ModeSettings(),  # noqa: B008 - frozen
+    phase: Phase = "update",
+    check: bool = False,
+    born: Mapping[str, int] | None = None,
 ) -> ComposedStep:
     """Join everything one training step does into one graph.
 
@@ -202,23 +239,38 @@ def compose_step(
         Whether the graph takes one weight per row.
     modes : ModeSettings
         How BatchNormalization and Dropout behave.
+    phase : {'update', 'accumulate'}
+        Whether the step updates the weights, or only adds its gradients to those accumulated.
+    check : bool
+        Whether the graph says if the gradients are finite.
+    born : mapping of str to int, optional
+        Updates done when a weight joined, where it was not there from the beginning.
 
     Returns
     -------
     ComposedStep
         The graph: inputs are the model's inputs, the expected values, the row weights, the
-        weights, the state, the running statistics, the learning rate and the step count; outputs are
-        the loss, the new weights, the new state and the new statistics.
+        weights, the state, the running statistics and scalars; outputs are the loss, the new weights,
+        the new state and the new statistics.
     """
     values = list(dict.fromkeys(t.value for t in targets))
     rewritten = set_modes(trunk(model, values), modes)
+    roles = weight_roles(model, weights)
     made = {v.name: v for node in model.graph for v in node.outputs}
     model.graph.outputs.extend(made[new] for new in rewritten.statistics.values())
-    gradient = differentiate(model, engine, list(weights), [], values)
-    composer = _StepComposer(gradient, weighted, rewritten)
+    tables: dict[str, CutTable] = {}
+    if optimizer.by_rows and getattr(optimizer, "lazy_update", False) and optimizer.accumulate == 1:
+        # A penalty has a gradient of its own in every row.
+        tables = cut_tables(model, gather_only(model, [w for w in weights if w not in penalties]))
+    dense = [w for w in weights if w not in tables]
+    rows = [rows for table in tables.values() for _, rows in table.reads]
+    gradient = differentiate(model, engine, dense, rows, values)
+    composer = _StepComposer(gradient, weighted, rewritten, weights, tables)
     composer.objective(targets)
     composer.penalties(penalties)
-    composer.updates(optimizer)
+    if check:
+        composer.look_for_nan()
+    composer.updates(optimizer, roles, phase, born or {})
     return composer.finish()
 
 
@@ -257,22 +309,37 @@ class _Batch:
 class _StepComposer:
     """Appends loss, penalty and update nodes to a gradient graph, in that order."""
 
-    def __init__(self, model: ir.Model, weighted: bool, modes: Modes) -> None:
+    def __init__(
+        self,
+        model: ir.Model,
+        weighted: bool,
+        modes: Modes,
+        weights: Sequence[str],
+        tables: dict[str, CutTable],
+    ) -> None:
         self.model = model
         self.modes = modes
         self.graph: ir.Graph = model.graph
         self.names = GradientNames.of(model)
         self.op = Builder(model.opset_imports[""], taken=all_names(self.graph))
-        self.values = {v.name: v for v in (*self.graph.inputs, *self.graph.outputs)}
-        self.weights = {w: self.op.wrap(self.values[w]) for w in self.names.weights}
-        self.gradients = {w: self.op.wrap(self.values[self.names.gradients[w]]) for w in self.names.weights}
+        self.values = {str(v.name): v for v in (*self.graph.inputs, *self.graph.outputs)}
+        gradients = {n: self.op.wrap(self.values[g]) for n, g in self.names.gradients.items()}
+        self.gradients = {w: gradients[w] for w in self.names.weights}
+        cut, self.sparse = reattach(self.op, tables, self.values, gradients)
+        found = {**{w: self.op.wrap(self.values[w]) for w in self.names.weights}, **cut}
+        self.weights = {w: found[w] for w in weights}
+        self.gathered = {rows for table in tables.values() for _, rows in table.reads}
         self.dtype = _scalar_dtype([v.value for v in self.weights.values()])
         self.batch = _Batch(self.op, self.dtype, weighted)
         self.learning_rate = self.op.input(self.op.unique("learning_rate"), self.dtype, [])
         self.step = self.op.input(self.op.unique("step"), self.dtype, [])
+        self.hyper: dict[str, Var] = {}
+        self.share: Var | None = None
         self.loss: Var | None = None
-        self.new_weights: dict[str, Var] = {}
-        self.state: dict[str, dict[str, tuple[Var, Var]]] = {}
+        self.finite: Var | None = None
+        self.checked: list[str] = []
+        self.updated = Updates()
+        self.accumulated: dict[str, tuple[Var, Var | None]] = {}
         self.statistics = {name: self._to_input(name) for name in modes.statistics}
         if modes.step is not None:
             drawn = self.values[modes.step]
@@ -314,20 +381,38 @@ class _StepComposer:
         self.loss = term if self.loss is None else self.loss + term
         self.loss.value.shape = ir.Shape([])
 
-    def updates(self, optimizer: BaseLearningRate) -> None:
-        """New weight and new state of every weight."""
+    def look_for_nan(self) -> None:
+        """Hand out a number for each gradient: 0, or NaN where it holds NaN or infinity."""
         op = self.op
-        rates: dict[Any, Var] = {}
-        for name, w in self.weights.items():
-            assert w.dtype is not None
-            if w.dtype not in rates:
-                rates[w.dtype] = _cast(op, self.learning_rate, w.dtype)
-            state = {s: op.input(op.unique(f"{name}_{s}"), w.dtype, w.shape) for s in optimizer.state}
-            new, new_state = optimizer.update(
-                op, w, self.gradients[name], State(state), rates[w.dtype], self.step
+        by_rows = {w: rows.gradient for w, rows in self.sparse.items()}
+        gradients = {**self.gradients, **by_rows}
+        zeros = [op.Reshape(op.ReduceSum(g * 0.0, keepdims=0), [1]) for g in gradients.values()]
+        zeros = [_cast(op, zero, self.dtype) for zero in zeros]
+        self.finite = op.Concat(*zeros, axis=0) if len(zeros) > 1 else zeros[0]
+        self.checked = list(gradients)
+
+    def updates(
+        self,
+        optimizer: BaseLearningRate,
+        roles: Mapping[str, Role],
+        phase: Phase,
+        born: Mapping[str, int],
+    ) -> None:
+        """New weight and new state of every weight, or gradients accumulated for a later update."""
+        op = self.op
+        gradients: Mapping[str, Var] = self.gradients
+        if optimizer.accumulate > 1:
+            self.share = op.input(op.unique("share"), self.dtype, [])
+            means = compose_accumulation(op, optimizer, gradients, self.share)
+            gradients = {name: new for name, (_, new) in means.items()}
+            handed_out = phase == "accumulate"
+            self.accumulated = {n: (old, new if handed_out else None) for n, (old, new) in means.items()}
+        if phase == "update":
+            self.hyper = {name: op.input(op.unique(name), self.dtype, []) for name in optimizer.scheduled}
+            scalars = Scalars(self.learning_rate, self.step, self.hyper)
+            self.updated = compose_updates(
+                op, optimizer, self.weights, gradients, self.sparse, roles, scalars, born
             )
-            self.new_weights[name] = new
-            self.state[name] = {s: (state[s], new_state[s]) for s in optimizer.state}
 
     def finish(self) -> ComposedStep:
         """Put everything into the graph, in topological order and without dead nodes."""
@@ -335,35 +420,67 @@ class _StepComposer:
         outputs = _Outputs(self.op)
         composed = ComposedStep(
             model=self.model,
-            inputs=[name for name in self.names.inputs if name != self.modes.step],
+            inputs=[n for n in self.names.inputs if n != self.modes.step and n not in self.gathered],
             expected={output: _name(v) for output, v in self.batch.expected.items()},
             sample_weight=None if self.batch.sample_weight is None else _name(self.batch.sample_weight),
             learning_rate=_name(self.learning_rate),
             step=_name(self.step),
+            hyper={name: _name(v) for name, v in self.hyper.items()},
+            share=None if self.share is None else _name(self.share),
             loss=outputs.add("loss", self.loss),
-            weights={w: outputs.add(f"{w}_new", v, self.weights[w]) for w, v in self.new_weights.items()},
-            state={
-                w: {
-                    s: (_name(old), outputs.add(f"{w}_{s}_new", new, old)) for s, (old, new) in states.items()
-                }
-                for w, states in self.state.items()
-            },
+            finite=None if self.finite is None else outputs.add("finite", self.finite),
+            checked=self.checked,
+            weights=self._new_weights(outputs),
+            state=self._new_state(outputs),
             statistics={
                 name: outputs.add(f"{name}_new", self.op.wrap(self.values[self.modes.statistics[name]]), old)
                 for name, old in self.statistics.items()
             },
+            accumulated={
+                w: (_name(old), None if new is None else outputs.add(f"{w}_accumulated_new", new, old))
+                for w, (old, new) in self.accumulated.items()
+            },
+            rows={
+                w: outputs.add(f"{w}_indices", rows.indices)
+                for w, rows in self.sparse.items()
+                if w in self.updated.rows
+            },
         )
-        states = [old for states in self.state.values() for old, _ in states.values()]
-        own = [self.values[n] for n in composed.inputs]
-        kept = [*self.weights.values(), *states, *self.statistics.values()]
-        added = [*self.batch.inputs, *kept, self.learning_rate, self.step]
-        self.graph.inputs[:] = own + [v.value for v in added]
+        self._set_inputs(composed)
         self.graph.outputs[:] = outputs.values
         _extend(composed.model, self.op)
         del composed.model.metadata_props[GRADIENT_KEY]
         description = {k: v for k, v in vars(composed).items() if k != "model"}
         composed.model.metadata_props[METADATA_KEY] = json.dumps(description)
         return composed
+
+    def _new_weights(self, outputs: _Outputs) -> dict[str, str]:
+        new = {w: outputs.add(f"{w}_new", v, self.weights[w]) for w, v in self.updated.weights.items()}
+        new.update({w: outputs.add(f"{w}_new_rows", v) for w, v in self.updated.rows.items()})
+        return {w: new[w] for w in self.weights if w in new}
+
+    def _new_state(self, outputs: _Outputs) -> dict[str, dict[str, tuple[str, str]]]:
+        named: dict[str, dict[str, tuple[str, str]]] = {}
+        for w, states in self.updated.state.items():
+            rows = w in self.updated.rows
+            named[w] = {
+                s: (
+                    _name(old),
+                    outputs.add(f"{w}_{s}_new{'_rows' * rows}", new, None if rows else old),
+                )
+                for s, (old, new) in states.items()
+            }
+        return named
+
+    def _set_inputs(self, composed: ComposedStep) -> None:
+        """List what the graph reads: batch, weights, state, statistics, scalars."""
+        states = [old for states in self.updated.state.values() for old, _ in states.values()]
+        means = [old for old, _ in self.accumulated.values()]
+        kept = [*self.weights.values(), *states, *self.statistics.values(), *means]
+        scalars = [self.learning_rate, self.step, *self.hyper.values()]
+        added = [*self.batch.inputs, *kept, *scalars, *([] if self.share is None else [self.share])]
+        own = [self.values[n] for n in composed.inputs]
+        self.graph.inputs[:] = own + [v.value for v in added]
 
 
 class _Outputs:
@@ -449,4 +566,4 @@ def _extend(model: ir.Model, op: Builder) -> None:
         graph.register_initializer(initializer)
     graph.opset_imports.update(op.domains)
     graph.sort()
-    RemoveUnusedNodesPass()(model)
+    RemoveUnusedPass()(model)

@@ -107,7 +107,8 @@ class OrtGradientForwardBackwardFunction:
         Returns
         -------
         sequence of OrtValue
-            The gradients of the model's floating-point inputs, then of the weights.
+            The gradients of the model's floating-point inputs, then of the weights. Zeros for a batch
+            without rows.
 
         Raises
         ------
@@ -121,9 +122,22 @@ class OrtGradientForwardBackwardFunction:
         if self._saved is None:
             raise RuntimeError("Call forward(inputs, training=True) before backward: nothing was saved.")
         seeds = self._checked_gradients(grad_outputs)
+        if all(0 in seed.shape() for seed in seeds.values()):
+            return self._zeros()
         feeds = {name: self._saved[name] for name in self._split.backward_inputs}
         feeds.update(seeds)
         return run_values(self._sess_backward, feeds, self._bw_fetches_names, self._run_options)
+
+    def _zeros(self) -> OrtValues:
+        """The gradients of a batch without rows: sums over nothing, which some onnxruntime cannot compute."""
+        assert self._saved is not None
+        sources = {gradient: name for name, gradient in self._split.names.gradients.items()}
+        made = []
+        for source in (sources[gradient] for gradient in self._bw_fetches_names):
+            dtype = onnx.helper.tensor_dtype_to_np_dtype(self._infos[source].type.tensor_type.elem_type)
+            zeros = np.zeros(self._saved[source].shape(), dtype)
+            made.append(to_ortvalue(zeros, self._device))
+        return OrtValues(made)
 
     # -- what comes in -------------------------------------------------------------------------
 

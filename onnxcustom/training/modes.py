@@ -12,15 +12,11 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxcustom.exceptions import InvalidModelError, UnknownNameError
+from onnxcustom.graph import random
 from onnxcustom.graph.builder import Builder, Var
 from onnxcustom.graph.traversal import all_names
 
 __all__ = ["ModeSettings", "Modes", "set_modes"]
-
-# A prime below 2**31, so that products stay below 2**63. Raising to the fifth power permutes the
-# residues, since 5 does not divide the prime less one, and is far from linear.
-_PRIME = 2147483647
-_MULTIPLIERS = (48271, 69621, 630360016)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +159,9 @@ class _Rewriter:
             self._replace(node, op.Identity(x))
             return
         self.masks += 1
-        kept = self._uniform(x, _key(seed, self.masks)) >= ratio
+        if self.step is None:
+            self.step = op.input(op.unique("step_count"), ir.DataType.INT64, [])
+        kept = random.uniform(op, x, random.key(seed, self.masks), self.step) >= ratio
         scaled = op.Cast(kept, to=x.dtype) * (1 / (1 - ratio))
         self._replace(node, x * scaled)
 
@@ -178,25 +176,6 @@ class _Rewriter:
             raise InvalidModelError(f"Dropout {node.name!r}: its ratio is {ratio}, it must be in [0, 1).")
         return ratio
 
-    def _uniform(self, x: Var, key: int) -> Var:
-        """Numbers in [0, 1) of x's shape, float32: a hash of (seed, step, position)."""
-        op = self.op
-        if self.step is None:
-            self.step = op.input(op.unique("step_count"), ir.DataType.INT64, [])
-        index = op.Range(op.const(0, ir.DataType.INT64), op.Size(x), op.const(1, ir.DataType.INT64))
-        state = self._scramble(self._scramble(self.step * _MULTIPLIERS[0] + 1) * _MULTIPLIERS[1] + key)
-        mixed = self._scramble(index * _MULTIPLIERS[1] + state)
-        mixed = self._scramble(mixed * _MULTIPLIERS[2] + state)
-        uniform = op.Cast(mixed, to=ir.DataType.FLOAT) / float(_PRIME + 1)
-        return op.Reshape(uniform, op.Shape(x))
-
-    def _scramble(self, x: Var) -> Var:
-        """The fifth power modulo the prime."""
-        op = self.op
-        x = op.Mod(x, _PRIME)
-        square = op.Mod(x * x, _PRIME)
-        return op.Mod(op.Mod(square * square, _PRIME) * x, _PRIME)
-
     def finish(self) -> Modes:
         for initializer in self.op.initializers:
             self.graph.register_initializer(initializer)
@@ -204,12 +183,6 @@ class _Rewriter:
             self.graph.inputs.append(self.step.value)
         self.graph.sort()
         return Modes(self.statistics, None if self.step is None else self.step.value.name)
-
-
-def _key(seed: int, mask: int) -> int:
-    """One number for a seed and a node, scattered, so that neither shows in differences of keys."""
-    mixed = pow(seed * _MULTIPLIERS[0] + 1, 5, _PRIME)
-    return pow(mixed * _MULTIPLIERS[1] + mask, 5, _PRIME)
 
 
 def _attribute(node: ir.Node, name: str, default: float) -> float:

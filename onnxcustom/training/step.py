@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import functools
 import math
 from collections.abc import Mapping, Sequence
@@ -24,13 +25,14 @@ from onnxcustom.gradient.interface import select_engine
 from onnxcustom.graph import constants, load, prepare, replace_constants, replace_weights, to_proto
 from onnxcustom.graph import weights as graph_weights
 from onnxcustom.objective import select_penalties
-from onnxcustom.optim import select_optimizer
-from onnxcustom.runtime import Binding, Device, create_session, parse_device, to_ortvalue
+from onnxcustom.optim import BaseLearningRate, select_optimizer
+from onnxcustom.runtime import Device, parse_device, to_ortvalue
 
-from .buffers import DoubleBuffer, Scalar
-from .compose import ComposedStep, compose_forward, compose_scores, compose_step, trunk
+from .buffers import DoubleBuffer
+from .compose import ComposedStep, Phase, compose_forward, compose_scores, compose_step, trunk
 from .inference import Forward, loadable, runnable
 from .modes import ModeSettings
+from .program import Program
 from .targets import Target, prediction_tensors, select_targets
 from .validation import TensorSpec, as_inputs, as_sample_weight, as_targets, tensor_specs
 
@@ -81,6 +83,8 @@ class TrainingStep:
     ----------
     iteration : int
         Number of weight updates done.
+    skipped : int
+        Number of batches left out because a gradient was not finite (``skip_nonfinite``).
     optimizer : BaseLearningRate
         The update rule, with its clock.
 
@@ -132,10 +136,13 @@ class TrainingStep:
         model = prepare(self._proto)
         initial = _choose_weights(graph_weights(model), weights)
         self.targets: list[Target] = select_targets(model, loss, loss_weights)
+        initial = _without_frozen(self.optimizer, initial)
         self._penalties = select_penalties(penalty, model, list(initial))
         values = list(dict.fromkeys(t.value for t in self.targets))
         self.engine = select_engine(engine, trunk(model, values))
-        self.iteration = 0
+        self.iteration = self.skipped = 0
+        self._born: dict[str, int] = {}
+        self._pending = self._pending_rows = 0
         self._weighted = bool(sample_weight)
         self._weights = list(initial)
         self._forget_sessions()
@@ -143,10 +150,27 @@ class TrainingStep:
         self._n_batch = len(graph.inputs) + len(graph.expected)
         statistics = constants(self._proto, graph.statistics)
         state = _initial_state(graph, self.optimizer, initial)
-        self._buffers = DoubleBuffer({**initial, **state, **statistics}, self.device)
+        self._allocate(graph, {**initial, **state}, statistics)
 
-    _graphs: dict[bool, ComposedStep]
-    _programs: dict[bool, _Program]
+    def _allocate(
+        self,
+        graph: ComposedStep,
+        tensors: Mapping[str, np.ndarray],
+        statistics: Mapping[str, np.ndarray],
+        accumulated: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
+        """Put everything the step keeps on the device."""
+        in_place = [old for updates in graph.by_rows.values() for old in updates]
+        self._buffers = DoubleBuffer(tensors, self.device, in_place)
+        self._statistics = DoubleBuffer(statistics, self.device)
+        if accumulated is None:
+            values = {v.name: v for v in graph.model.graph.inputs}
+            specs = tensor_specs(values[old] for old, _ in graph.accumulated.values())
+            accumulated = {spec.name: np.zeros(spec.shape, spec.dtype) for spec in specs}  # type: ignore[arg-type]
+        self._accumulated = DoubleBuffer(accumulated, self.device)
+
+    _graphs: dict[tuple[bool, Phase], ComposedStep]
+    _programs: dict[tuple[bool, Phase], Program]
     _scores: dict[bool, Forward]
     _forward: Forward | None
 
@@ -163,9 +187,9 @@ class TrainingStep:
         """
         return to_proto(self._graph(self._weighted).model)
 
-    def _graph(self, weighted: bool) -> ComposedStep:
-        if weighted not in self._graphs:
-            self._graphs[weighted] = compose_step(
+    def _graph(self, weighted: bool, phase: Phase = "update") -> ComposedStep:
+        if (weighted, phase) not in self._graphs:
+            self._graphs[weighted, phase] = compose_step(
                 prepared(self._proto, self.engine),
                 self.engine,
                 self.targets,
@@ -174,15 +198,24 @@ class TrainingStep:
                 self._penalties,
                 weighted=weighted,
                 modes=self.modes,
+                phase=phase,
+                check=self.optimizer.hides_nonfinite or self.device.type != "cpu",
+                born=self._born,
             )
-        return self._graphs[weighted]
+        return self._graphs[weighted, phase]
 
-    def _program(self, weighted: bool) -> _Program:
-        if weighted not in self._programs:
-            self._programs[weighted] = _Program(
-                self._graph(weighted), self._buffers, self.scalar_dtype, self.device, self.threads
+    def _program(self, weighted: bool, phase: Phase) -> Program:
+        if (weighted, phase) not in self._programs:
+            self._programs[weighted, phase] = Program(
+                self._graph(weighted, phase),
+                self._buffers,
+                self._statistics,
+                self._accumulated,
+                self.scalar_dtype,
+                self.device,
+                self.threads,
             )
-        return self._programs[weighted]
+        return self._programs[weighted, phase]
 
     # -- training ------------------------------------------------------------------------------
 
@@ -214,19 +247,50 @@ class TrainingStep:
         return self.run_batch([to_ortvalue(v, self.device) for v in feeds.values()])
 
     def run_batch(self, values: Sequence[Any]) -> float:
-        """Do one step on OrtValues that fit: inputs, expected values, and weights of the rows if any."""
-        weighted = len(values) > self._n_batch
-        loss = self._program(weighted).run(values, self.optimizer.value, self.iteration + 1)
-        if not math.isfinite(loss):
-            raise ConvergenceError(
-                f"The objective is {loss} at step {self.iteration + 1} (learning rate "
-                f"{self.optimizer.value:g}); the weights before that step are kept. Lower the learning rate, "
-                "scale the data or clip the gradient."
-            )
+        """Do one step on OrtValues that fit: inputs, expected values, and weights of the rows if any.
+
+        An optimizer that accumulates gradients updates the weights at every so many calls.
+        """
+        optimizer = self.optimizer
+        updating = self._pending + 1 >= optimizer.accumulate
+        program = self._program(len(values) > self._n_batch, "update" if updating else "accumulate")
+        rows, share = 0, 1.0
+        if optimizer.accumulate > 1:
+            rows = values[0].shape()[0]
+            share = rows / max(1, self._pending_rows + rows)
+        loss = program.run(values, optimizer.values, optimizer.t, share)
+        unfit = program.nonfinite() or (self._buffers if updating else self._accumulated).unfit()
+        if unfit or not math.isfinite(loss):
+            return self._refuse(loss, unfit)
+        self._statistics.swap()
+        if not updating:
+            self._accumulated.swap()
+            self._pending, self._pending_rows = self._pending + 1, self._pending_rows + rows
+            return loss
         self._buffers.swap()
+        program.write_rows()
+        self._pending = self._pending_rows = 0
         self.iteration += 1
-        self.optimizer.update_learning_rate(self.iteration)
+        optimizer.update_learning_rate(self.iteration)
         return loss
+
+    def _refuse(self, loss: float, unfit: Sequence[str]) -> float:
+        """Leave a step out: an error, or one more skipped. Nothing was changed."""
+        if self.optimizer.skip_nonfinite:
+            self.skipped += 1
+            return loss
+        rate = self.optimizer.value
+        if not math.isfinite(loss):
+            what = f"The objective is {loss}"
+        else:
+            weights = [name for name in unfit if name in self._weights] or unfit
+            names = ", ".join(map(repr, weights))
+            what = f"The objective is {loss:g}, but the gradient or update of {names} holds NaN or infinity"
+        raise ConvergenceError(
+            f"{what} at step {self.optimizer.t} (learning rate {rate:g}); the weights before that step are "
+            "kept. Lower the learning rate, scale the data, clip the gradient, or skip such steps with the "
+            "optimizer's skip_nonfinite=True."
+        )
 
     # -- data ------------------------------------------------------------------------------------
 
@@ -332,7 +396,8 @@ class TrainingStep:
         return [*self._weights, *self._graph(self._weighted).statistics]
 
     def _front(self) -> dict[str, Any]:
-        return self._buffers.values[self._buffers.front]
+        fronts = (b.values[b.front] for b in (self._buffers, self._statistics))
+        return {name: value for values in fronts for name, value in values.items()}
 
     # -- weights and state -----------------------------------------------------------------------
 
@@ -351,14 +416,14 @@ class TrainingStep:
     def statistics(self) -> dict[str, np.ndarray]:
         """Copies of the running statistics that the step updates, by name."""
         names = list(self._graph(self._weighted).statistics)
-        return dict(zip(names, self._buffers.read(names), strict=True))
+        return dict(zip(names, self._statistics.read(names), strict=True))
 
     def set_statistics(self, statistics: Mapping[str, np.ndarray]) -> None:
         """Overwrite running statistics; those that this step does not update become part of its model."""
         known = self.statistics()
         self._proto = replace_constants(self._proto, statistics)
         self._forget_sessions()
-        self._buffers.write({name: array for name, array in statistics.items() if name in known})
+        self._statistics.write({name: array for name, array in statistics.items() if name in known})
 
     def set_weights(self, weights: Mapping[str, np.ndarray]) -> None:
         """Overwrite some or all weights.
@@ -402,22 +467,23 @@ class TrainingStep:
         self._forget_sessions()  # what is not trained is part of the graphs
         self.set_weights({name: array for name, array in weights.items() if name in self._weights})
 
-    def snapshot(
-        self,
-    ) -> tuple[dict[str, np.ndarray], dict[str, dict[str, np.ndarray]], dict[str, np.ndarray]]:
-        """Weights, state and statistics, for :meth:`restore`."""
-        return self.weights(), self.state(), self.statistics()
+    def take_over(self, other: TrainingStep) -> None:
+        """Go on where another step of this model is.
 
-    def restore(self, snapshot: tuple[Mapping[str, Any], Mapping[str, Any], Mapping[str, Any]]) -> None:
-        """Go back to a snapshot; the clock goes on."""
-        self.set_weights(snapshot[0])
-        self.set_state(snapshot[1])
-        self._buffers.write(snapshot[2])
-
-    def is_finite(self) -> bool:
-        """Whether no weight and no state holds NaN or infinity."""
-        front = self._front()
-        return all(np.isfinite(v.numpy().astype(np.float64)).all() for v in front.values())
+        That is its weights, its statistics and, if the optimizer is the same, its clock and the state
+        of the weights that both train; a weight that joins begins at its own first step.
+        """
+        present, known = graph_weights(other.trained_model()), graph_weights(self._proto)
+        self.start_from({name: array for name, array in present.items() if name in known})
+        self.set_statistics(other.statistics())
+        if not self.optimizer.continues(other.optimizer):
+            return
+        self.optimizer.take_clock(other.optimizer)
+        self.iteration, self.skipped = other.iteration, other.skipped
+        kept = {w: states for w, states in other.state().items() if w in self._weights}
+        self._born = {w: other._born.get(w, 0) if w in kept else other.iteration for w in self._weights}
+        self._forget_sessions()  # the age of a weight is part of the graphs
+        self.set_state(kept)
 
     def trained_model(self) -> onnx.ModelProto:
         """The user's model with the present weights and statistics."""
@@ -428,19 +494,16 @@ class TrainingStep:
 
     def __getstate__(self) -> dict[str, Any]:
         state = {k: v for k, v in vars(self).items() if k not in _REBUILT}
-        state["_saved"] = self.snapshot()
+        buffers = (self._buffers, self._statistics, self._accumulated)
+        state["_saved"] = [dict(zip(b.names, b.read(b.names), strict=True)) for b in buffers]
         return stamp_version(state)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = check_version(state, self)
-        weights, optimizer_state, statistics = state.pop("_saved")
+        saved = state.pop("_saved")
         self.__dict__.update(state)
         self._forget_sessions()
-        graph = self._graph(self._weighted)
-        tensors = {**weights, **statistics}
-        for weight, states in graph.state.items():
-            tensors.update({old: optimizer_state[weight][s] for s, (old, _) in states.items()})
-        self._buffers = DoubleBuffer(tensors, self.device)
+        self._allocate(self._graph(self._weighted), *saved)
 
     def _forget_sessions(self) -> None:
         self._graphs = {}
@@ -457,41 +520,27 @@ class TrainingStep:
 
 
 # What holds sessions or device memory: left out of pickles, made again when needed.
-_REBUILT = frozenset({"_graphs", "_programs", "_scores", "_forward", "_buffers"})
+_REBUILT = frozenset(
+    {"_graphs", "_programs", "_scores", "_forward", "_buffers", "_statistics", "_accumulated"}
+)
 
 
-class _Program:
-    """A step graph in a session, bound to both sets of buffers."""
-
-    def __init__(
-        self, graph: ComposedStep, buffers: DoubleBuffer, dtype: np.dtype, device: Device, threads: int | None
-    ) -> None:
-        session = create_session(graph.model, device, threads=threads)
-        self._learning_rate, self._step, self._loss = Scalar(dtype), Scalar(dtype), Scalar(dtype)
-        self._buffers = buffers
-        self._batch = graph.batch
-        self._bindings = [self._bind(session, graph, device, front) for front in (0, 1)]
-
-    def _bind(self, session: Any, graph: ComposedStep, device: Device, front: int) -> Binding:
-        binding = Binding(session, device)
-        read, written = self._buffers.values[front], self._buffers.values[1 - front]
-        for old, new in graph.updates.items():
-            binding.bind_input(old, read[old])
-            binding.bind_output(new, written[old])
-        binding.bind_input(graph.learning_rate, self._learning_rate.ortvalue)
-        binding.bind_input(graph.step, self._step.ortvalue)
-        binding.bind_output(graph.loss, self._loss.ortvalue)
-        return binding
-
-    def run(self, values: Sequence[Any], learning_rate: float, step: int) -> float:
-        """Read the front buffers, write the back ones, return the objective."""
-        self._learning_rate.set(learning_rate)
-        self._step.set(step)
-        binding = self._bindings[self._buffers.front]
-        for name, value in zip(self._batch, values, strict=True):
-            binding.bind_input(name, value)
-        binding.execute()
-        return float(self._loss)
+def _without_frozen(optimizer: BaseLearningRate, weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The weights that the optimizer updates; its options may only name weights that there are."""
+    for option in ("frozen", "lr_mult", "wd_mult"):
+        for pattern in getattr(optimizer, option) or ():
+            if isinstance(pattern, int):
+                known = 0 <= pattern < len(weights)
+            else:
+                known = any(fnmatch.fnmatchcase(name, pattern) for name in weights)
+            if not known:
+                raise UnknownNameError(
+                    f"{option} names {pattern!r}, which is none of the trained weights {list(weights)}."
+                )
+    kept = {name: array for name, array in weights.items() if not optimizer.is_frozen(name)}
+    if not kept:
+        raise NoTrainableWeightError(f"Every weight is frozen: {list(weights)}.")
+    return kept
 
 
 def _choose_weights(found: dict[str, np.ndarray], names: Sequence[str] | None) -> dict[str, np.ndarray]:
@@ -527,7 +576,7 @@ def _initial_state(
     """The optimizer's first state, by graph input."""
     tensors = {}
     for name, states in graph.state.items():
-        initial = optimizer.init_state(weights[name])
+        initial = optimizer.create_state(weights[name])
         tensors.update({old: initial[s] for s, (old, _) in states.items()})
     return tensors
 

@@ -7,6 +7,7 @@ change.
 from __future__ import annotations
 
 import inspect
+import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
@@ -20,7 +21,6 @@ from tqdm import tqdm
 
 from onnxcustom._versioning import check_version, stamp_version
 from onnxcustom.exceptions import ConvergenceError, EvaluationError, InvalidDataError
-from onnxcustom.graph import weights
 
 from .data_loader import Batch, OrtDataLoader, draw_seed
 from .step import TrainingStep
@@ -158,19 +158,12 @@ class Trainer(BaseEstimator):
     def fit_loop(
         self, loader: OrtDataLoader, validation: tuple[Any, Any] | None = None, epochs: int = 1
     ) -> None:
-        """Run epochs on data that was checked, keeping the history and the last finite weights."""
+        """Run epochs on data that was checked, keeping the history."""
         step = self.step_
-        finite = step.snapshot()
         try:
             with tqdm(total=epochs, unit="epoch", disable=not self.verbose) as progress:
                 for _ in range(epochs):
                     loss = self.run_epoch(loader)
-                    if not step.is_finite():
-                        raise ConvergenceError(
-                            f"a weight became NaN or infinite (learning rate {step.optimizer.value:g}); the "
-                            "weights before that epoch are kept. Lower the learning rate or scale the data."
-                        )
-                    finite = step.snapshot()
                     self.n_iter_ += 1
                     self._record("loss", loss)
                     if validation is not None and self.validation_due():
@@ -182,16 +175,18 @@ class Trainer(BaseEstimator):
                     if step.optimizer.report_epoch(loss):
                         break
         except ConvergenceError as exc:
-            if not step.is_finite():
-                step.restore(finite)
             raise ConvergenceError(f"Epoch {self.n_iter_ + 1}: {exc}") from exc
 
     def run_epoch(self, loader: OrtDataLoader) -> float:
         """Train once on every row; the mean objective over the rows."""
-        total = 0.0
+        total, rows = 0.0, 0
         for batch in loader.epoch(self.n_iter_):
-            total += batch.rows * self.train_step(batch)
-        return total / len(loader)
+            loss = self.train_step(batch)
+            if math.isfinite(loss):  # else the step was skipped
+                total, rows = total + batch.rows * loss, rows + batch.rows
+        if not rows:
+            raise ConvergenceError("the objective of every batch is NaN or infinite; all were skipped.")
+        return total / rows
 
     def train_step(self, batch: Batch) -> float:
         """Train on one batch; its objective before the update."""
@@ -266,10 +261,7 @@ class Trainer(BaseEstimator):
         if self._changed() <= self._live_parameters:
             return self.step_
         step = self.make_step(X, y)
-        # Also weights that were trained once and now are not.
-        present = weights(self.step_.trained_model())
-        step.start_from({name: present[name] for name in weights(step.trained_model()) if name in present})
-        step.set_statistics(self.step_.statistics())
+        step.take_over(self.step_)
         return step
 
     def _adopt(self, step: TrainingStep, seed: int) -> None:

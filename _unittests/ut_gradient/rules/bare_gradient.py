@@ -61,6 +61,7 @@ def differentiate(
     gradients = [op.Identity(found[v]) if v in found else op.zeros_like(op.wrap(v)) for v in wanted]
     old = list(graph.outputs)
     add(model, op)
+    graph.sort()  # what replaces a forward node stands behind its readers
     graph.inputs.extend(s.value for s in seeds.values())
     graph.outputs[:] = [
         _called(g, name(str(v.name)), v) for g, v in zip(gradients, wanted, strict=True)

@@ -135,6 +135,26 @@ def test_kinks(op_type: str, attributes: dict, x: float, expected: float) -> Non
     np.testing.assert_allclose(found, [expected], atol=1e-7)
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize(
+    ("op_type", "attributes", "low"),
+    [("Relu", {}, 0), ("LeakyRelu", {"alpha": 0.25}, 0.25), ("LeakyRelu", {"alpha": -2.0}, -2)],
+)
+def test_steps(op_type: str, attributes: dict, low: float, dtype: type) -> None:
+    """In every type the slope changes right behind 0, and what is no number does not get the slope 0."""
+    info = np.finfo(dtype)
+    x = np.array([-np.inf, info.min, -1, -info.tiny, 0, info.tiny, 1, info.max, np.inf, np.nan], dtype)
+    found = gradient(case(op_type, x, attributes, "", dtype=dtype, runtime="ort"))
+    np.testing.assert_array_equal(found[:-1], [low] * 5 + [1] * 4)
+    assert found[-1] != 0
+
+
+def test_a_step_has_no_slope() -> None:
+    """A HardSigmoid as steep as those that rules emit is one."""
+    made = case("HardSigmoid", X, {"alpha": 2.0**126, "beta": 0.0}, "", dtype=np.float32)
+    assert not np.any(gradient(made))
+
+
 @pytest.mark.parametrize(
     "op_type", ["Sigmoid", "Softplus", "Softsign", "Mish", "Elu", "Selu", "HardSwish", "Gelu"]
 )

@@ -28,7 +28,7 @@ def run(emit: Emit, arrays: list[np.ndarray], shapes: list) -> tuple[np.ndarray,
     ]
     result = op.Identity(emit(op, *inputs))
     graph = op.graph(inputs, [result])
-    model = ir.Model(graph, ir_version=10)
+    model = ir.Model(graph, ir_version=9)
     evaluator = ReferenceEvaluator(ir.to_proto(model))
     value = evaluator.run(None, {f"x{i}": a for i, a in enumerate(arrays)})[0]
     declared = result.value.shape
@@ -199,6 +199,53 @@ MERGED = {
         "u = Relu(x) v = Tanh(x) a = Reshape(u, s1) b = Reshape(v, s1) c = Add(a, b) y = Relu(c)",
         "Relu Tanh Add Reshape Relu",
     ),
+    "product with one": (
+        "float[N, 12]",
+        "a = Mul(one, x) b = Div(a, one) c = Mul(b, ones) d = Div(one, c) e = Div(c, wide) y = Relu(d)",
+        "Div Relu",
+    ),
+    "product of matrices and number": (
+        "float[N, 12]",
+        "a = Gemm <transB = 1, alpha = 0.25> (x, x, half) b = Mul(half, a) y = Neg(b)",
+        "Gemm",
+    ),
+    "product of matrices read twice": (
+        "float[N, 12]",
+        "a = Gemm <transB = 1> (x, x) b = Mul(half, a) y = Sub(b, a)",
+        "Gemm Mul Sub",
+    ),
+    "expanded to the shape of the other": (
+        "float[N, 12]",
+        "s = Shape(x) e = Expand(half, s) y = Mul(e, x)",
+        "Mul",
+    ),
+    "expanded to a known shape": ("float[2, 12]", "e = Expand(half, s5) y = Sub(e, x)", "Sub"),
+    "expanded both": (
+        "float[2, 12]",
+        "a = Expand(half, s5) t = Relu(one) b = Expand(t, s5) c = Add(a, b) y = Div(c, x)",
+        "Relu Expand Add Div",
+    ),
+    "expanded beyond the other": (
+        "float[2, 12]",
+        "a = ReduceSum(x, last) b = Expand(half, s5) y = Sum(a, b)",
+        "ReduceSum Expand Sum",
+    ),
+    "dimension kept and removed": (
+        "float[N, 12]",
+        "a = ReduceMean(x, last) b = Relu(a) c = ReduceMax <keepdims = 1> (x, last) d = Squeeze(c, second) "
+        "y = Mul(b, d)",
+        "ReduceMean Relu ReduceMax Mul",
+    ),
+    "dimensions kept": (
+        "float[2, 12]",
+        "a = ReduceSum(x, both) y = Squeeze(a, second)",
+        "ReduceSum Squeeze",
+    ),
+    "constants": (
+        "float[N, 12]",
+        "a = Add(var, half) b = Sqrt(a) c = Reciprocal(b) d = Mul(c, var) e = Neg(d) y = Mul(x, e)",
+        "Mul",
+    ),
     "sum of other shapes": (
         "float[N, 12]",
         "u = Relu(x) v = Transpose(u) a = Reshape(u, s2) b = Reshape(v, s2) c = Add(a, b) y = Relu(c)",
@@ -213,7 +260,10 @@ def test_simplify(name: str) -> None:
     model = onnx.parser.parse_model(
         f"""<ir_version: 8, opset_import: ["": 18]> g ({kind} x) => (float[K, M] y)
         <int64[3] s1 = {{-1, 3, 4}},
-        int64[2] s2 = {{-1, 6}}, int64[2] s3 = {{0, 12}}, int64[2] s4 = {{-1, 12}}> {{ {body} }}"""
+        int64[2] s2 = {{-1, 6}}, int64[2] s3 = {{0, 12}}, int64[2] s4 = {{-1, 12}}, float one = {{1}},
+        int64[2] s5 = {{2, 12}}, int64[1] last = {{-1}}, int64[1] second = {{1}}, int64[2] both = {{0, 1}},
+        float[1, 1] ones = {{1}}, float[1, 1, 1] wide = {{1}}, float half = {{0.5}},
+        float[12] var = {{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12}}> {{ {body} }}"""
     )
     model.graph.output[0].type.tensor_type.ClearField("shape")
     before = ReferenceEvaluator(model)
@@ -229,6 +279,39 @@ def test_simplify(name: str) -> None:
     x = np.random.default_rng(0).normal(size=(2, 12) if "12" in kind else (2, 3, 4)).astype(np.float32)
     after = ReferenceEvaluator(ir.to_proto(made))
     np.testing.assert_array_equal(after.run(None, {"x": x})[0], before.run(None, {"x": x})[0])
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "nodes"),
+    [
+        ("float", "32, 33", "MatMul"),
+        ("double", "1100, 1", "MatMul"),
+        ("float", "3, 4", "ReduceSum"),
+        ("float", "N, 400", "ReduceSum"),
+        ("float16", "32, 33", "ReduceSum"),
+        ("float", "32, 33, 1", "ReduceSum"),
+    ],
+)
+def test_sum_of_rows(kind: str, shape: str, nodes: str) -> None:
+    model = onnx.parser.parse_model(
+        f"""<ir_version: 8, opset_import: ["": 18]> g ({kind}[{shape}] x) => ({kind}[K] y)
+        <int64[1] axis = {{0}}> {{ y = ReduceSum <keepdims = 0> (x, axis) }}"""
+    )
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    made, op = ir.from_proto(model), GradientBuilder(18)
+    simplify(made.graph, op)
+    for value in op.initializers:
+        made.graph.register_initializer(value)
+    assert [n.op_type for n in made.graph] == nodes.split()
+    sizes = [3 if d == "N" else int(d) for d in shape.split(", ")]
+    x = (
+        np.random.default_rng(0)
+        .normal(size=sizes)
+        .astype(onnx.helper.tensor_dtype_to_np_dtype(made.graph.inputs[0].dtype))
+    )
+    found = ReferenceEvaluator(ir.to_proto(made)).run(None, {"x": x})[0]
+    assert found.dtype == x.dtype
+    np.testing.assert_allclose(found, x.sum(axis=0), rtol=1e-5, atol=1e-2 if kind == "float16" else 1e-5)
 
 
 @pytest.mark.parametrize(

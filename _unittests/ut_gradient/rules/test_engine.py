@@ -104,24 +104,15 @@ def test_nothing_is_emitted_for_what_carries_no_gradient() -> None:
             UnknownOperatorError,
             ["Unknown", "domain d", "opset 3", "onnxcustom.gradient.rule"],
         ),
-        (
-            "SequenceMap <body = m (double[3] e) => (double[3] f) { f = Exp(e) }> (s)",
-            GradientNotImplementedError,
-            ["SequenceMap", "Scan"],
-        ),
+        ("com.microsoft.PagedAttention(x)", GradientNotImplementedError, ["PagedAttention", "cache"]),
     ],
 )
 def test_errors_name_the_node(node: str, error: type[Exception], words: list[str]) -> None:
-    sequence = "s = SequenceConstruct(x, x) " if "Map" in node else ""
-    take = (
-        "t = " + node + " i = Constant <value_int = 0> () y = SequenceAt(t, i)" if sequence else f"y = {node}"
-    )
     with pytest.raises(error) as caught:
         differentiate(
-            ir.from_proto(parse(f"g (double[3] x) => (double[3] y) {{ {sequence}{take} }}")), ["x"], ["y"]
+            ir.from_proto(parse(f"g (double[3] x) => (double[3] y) {{ y = {node} }}")), ["x"], ["y"]
         )
-    text = str(caught.value)
-    assert all(word in text for word in words) or "SequenceAt" in text
+    assert all(word in str(caught.value) for word in words)
 
 
 def test_captured_values() -> None:

@@ -1,6 +1,6 @@
 """Engine 'onnx' behind the public functions.
 
-User rules, function bodies, what cannot be differentiated, second derivatives, engine against engine.
+User rules, function bodies, what cannot be differentiated, second derivatives.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from onnxcustom.exceptions import (
     NonDifferentiableError,
     UnknownOperatorError,
 )
-from onnxcustom.gradient import ENGINES, GradientNames, registry
+from onnxcustom.gradient import GradientNames, registry
 from onnxcustom.gradient.registry import elementwise, rule
 from onnxcustom.runtime import create_session, ort_limits
 
@@ -139,12 +139,12 @@ def test_wrong_rule(what: str) -> None:
 # -- what has no gradient, and what is no model ----------------------------------------------------
 
 
+@pytest.mark.usefixtures("rules")
 def test_refused_operator() -> None:
-    text = """g (float[1, 1, 8, 8] x, float[1, 5] r) => (float[1, 1, 2, 2] y) {
-        y = MaxRoiPool <pooled_shape = [2, 2]> (x, r) }"""
-    with pytest.raises(GradientNotImplementedError, match="RoiAlign") as caught:
-        gradient_graph(parse(text), inputs=["x"], engine="onnx")
-    assert (caught.value.op_type, caught.value.opset) == ("MaxRoiPool", 18)
+    registry.refuse("Cube", domain="my.domain", reason="it is too cubic; use Pow")
+    with pytest.raises(GradientNotImplementedError, match="too cubic; use Pow") as caught:
+        gradient_graph(parse(CUBE), inputs=["x"], engine="onnx")
+    assert (caught.value.op_type, caught.value.domain, caught.value.opset) == ("Cube", "my.domain", 1)
 
 
 def test_step_function() -> None:
@@ -265,6 +265,13 @@ TWICE = {
             p = MatMul(x, w0)  h = Add(p, b0)  t = Tanh(h)  q = Gemm(t, w1, b1)  y = Softplus(q) }""",
         {"w0": (4, 5), "b0": (5,), "w1": (5, 2), "b1": (2,)},
         (3, 4),
+    ),
+    "steps": (
+        """g (float[N, 5] x) => (float[N, 5] y) {
+            p = Gemm(x, w0, b0)  r = Relu(p)  q = Gemm(r, w1)  l = LeakyRelu(q)  t = PRelu(l, s)
+            u = Mul(t, l)  h = HardSigmoid(u)  y = Mul(h, r) }""",
+        {"w0": (5, 5), "b0": (5,), "w1": (5, 5), "s": (5,)},
+        (3, 5),
     ),
     "conv net": (
         """g (float[N, 2, H, W] x) => (float[N, 3] y) {
@@ -445,50 +452,6 @@ def test_half_precision(name: str, dtype: str) -> None:
         for a, b in zip(expected, found, strict=True):
             assert b.dtype == np.float16
             np.testing.assert_allclose(b, a, rtol=0.05, atol=0.05 * np.abs(a).max())
-
-
-# -- engine against engine -------------------------------------------------------------------------
-
-
-@pytest.mark.skipif(ENGINES["ort"].unavailable() is not None, reason="the training build is not installed")
-@pytest.mark.parametrize("name", ["mlp", "transformer block", "relu", "pool"])
-def test_engines_agree(name: str) -> None:
-    more = {
-        "relu": (
-            """g (float[N, 4] x) => (float[N, 2] y) {
-                p = Gemm(x, w0, b0)  r = Relu(p)  q = MatMul(r, w1)  y = Softmax(q) }""",
-            {"w0": (4, 5), "b0": (5,), "w1": (5, 2)},
-            (3, 4),
-        ),
-        "pool": (
-            """g (float[N, 2, 8, 8] x) => (float[N, 48] y) {
-                c = Conv <pads = [1, 1, 1, 1]> (x, k0, b0)  r = Relu(c)
-                m = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (r)  y = Flatten(m) }""",
-            {"k0": (3, 2, 3, 3), "b0": (3,)},
-            (2, 2, 8, 8),
-        ),
-    }
-    text, shapes, size = {**TWICE, **more}[name]
-    if name == "mlp":
-        text = text.replace("Softplus", "Sigmoid")
-    model = weighted(text, **shapes)
-    for dimension in model.graph.input[0].type.tensor_type.shape.dim:
-        if dimension.dim_param == "T":
-            dimension.dim_value = size[1]
-    results = []
-    for engine in ("onnx", "ort"):
-        graph = gradient_graph(model, engine=engine)
-        session = create_session(graph)
-        rng = np.random.default_rng(0)
-        feeds = {"x": rng.normal(size=size), **{n: rng.normal(size=s) for n, s in shapes.items()}}
-        forward = create_session(model).run(None, {"x": feeds["x"].astype(np.float32)})
-        feeds["y_grad"] = rng.normal(size=forward[0].shape)
-        outputs = [o.name for o in session.get_outputs()]
-        values = session.run(None, {n: v.astype(np.float32) for n, v in feeds.items()})
-        results.append(dict(zip(outputs, values, strict=True)))
-    assert set(results[0]) == set(results[1])
-    for output, value in results[0].items():
-        np.testing.assert_allclose(results[1][output], value, rtol=1e-3, atol=1e-4, err_msg=output)
 
 
 # -- gradients through integers and sequences -------------------------------------------------------------------------

@@ -222,7 +222,7 @@ def test_unknown_sizes_and_scales(mode: str, given: dict) -> None:
     np.testing.assert_allclose(dynamic, static, rtol=1e-5, atol=1e-6)
 
 
-EXPORTED = """<ir_version: 10, opset_import: ["": 18]>
+EXPORTED = """<ir_version: 9, opset_import: ["": 18]>
 exported (float[N, C, H, W] x, float[M, D, I, J] like) => (float[a, b, c, d] y)
 <int64[1] zero = {0}, int64[1] two = {2}, int64[1] four = {4}, float[2] ones = {1, 1}, int64 axis = {2}> {
     shape = Shape (x)

@@ -33,6 +33,7 @@ MODELS = {
         (2, 3),
     ),
     "concat": ("s = SequenceConstruct(a, b, a) y = ConcatFromSequence<axis = 1>(s)", (2, 3)),
+    "concat-one": ("s = SequenceConstruct(a) t = ConcatFromSequence<axis = 1>(s) y = Mul(t, b)", (2, 3)),
     "concat-negative": ("s = SequenceConstruct(a, b) y = ConcatFromSequence<axis = -2>(s)", (2, 3)),
     "stack": ("s = SequenceConstruct(a, b, a) y = ConcatFromSequence<axis = 1, new_axis = 1>(s)", (2, 3)),
     "insert": (

@@ -1,7 +1,7 @@
 """Activation functions, each by its local derivative in terms of input and output.
 
-``[condition]`` in a formula is 1 where it holds, else 0. It is emitted as a Cast and a Mul: on
-onnxruntime's CPU a Where takes five times as long.
+``[condition]`` in a formula is 1 where it holds, else 0. It is multiplied by: on onnxruntime's CPU a
+Where takes up to eight times as long.
 """
 
 from __future__ import annotations
@@ -16,11 +16,29 @@ from ..emit import GradientBuilder
 from ..node import NodeView
 from ..registry import elementwise, rule
 
+# The slope of a HardSigmoid that is a step: times the smallest normal number of float32 it is 1.
+_STEEP = 2.0**126
 
-def slopes(op: GradientBuilder, condition: Var, low: float, like: Var) -> Var:
-    """1 where the condition holds, else `low`."""
-    one = op.cast_like(condition, like)
-    return op.Max(one, low) if 0 <= low <= 1 else one * (1 - low) + low
+
+def positive(op: GradientBuilder, x: Var, negative: bool = True) -> Var:
+    """[x > 0] in x's dtype; `negative` says whether x may be less than 0.
+
+    Of float32 by one HardSigmoid, in half the time of a comparison and a Cast on onnxruntime's CPU and a
+    third of Sign's: 0 at 0, NaN for NaN, and for denormal numbers the share they have of the step. Sign
+    is the fastest of float64; of float16 it hides NaN.
+    """
+    if x.dtype == ir.DataType.FLOAT:
+        return op.HardSigmoid(x, alpha=_STEEP, beta=0.0)
+    if negative:
+        return op.cast_like(x > 0, x)
+    return op.Sign(x) if x.dtype == ir.DataType.DOUBLE else op.cast_like(op.Cast(x, to=ir.DataType.BOOL), x)
+
+
+def slopes(op: GradientBuilder, x: Var, low: float) -> Var:
+    """1 where x > 0, else `low`."""
+    if 0 <= low <= 1:
+        return op.Max(op.Sign(x) if x.dtype == ir.DataType.DOUBLE else positive(op, x), low)
+    return positive(op, x) * (1 - low) + low
 
 
 # -- piecewise linear ------------------------------------------------------------------------------
@@ -28,27 +46,29 @@ def slopes(op: GradientBuilder, condition: Var, low: float, like: Var) -> Var:
 
 @rule("Relu")
 def relu(op: GradientBuilder, node: NodeView, dy: Var) -> Var:
-    """y = max(x, 0):  dx = [y ≠ 0] dy, 0 at x = 0."""
-    return dy * op.cast_like(op.Cast(node.outputs[0], to=ir.DataType.BOOL), dy)
+    """y = max(x, 0):  dx = [y > 0] dy, 0 at x = 0."""
+    return dy * positive(op, node.outputs[0], negative=False)
 
 
 @rule("LeakyRelu")
 def leaky_relu(op: GradientBuilder, node: NodeView, dy: Var) -> Var:
     """y = x > 0 ? x : α x:  dx = (x > 0 ? 1 : α) dy, α at x = 0."""
-    return dy * slopes(op, node.inputs[0] > 0, node.attr("alpha"), dy)
+    return dy * slopes(op, node.inputs[0], node.attr("alpha"))
 
 
 @rule("PRelu", broadcasts=True)
 def prelu(op: GradientBuilder, node: NodeView, dy: Var) -> list[Var | None]:
     """y = x > 0 ? x : a x:  dx = (x > 0 ? 1 : a) dy,  da = min(x, 0) dy."""
     x, a = node.inputs
-    dx = dy * (op.cast_like(x > 0, dy) * (1 - a) + a) if node.needs[0] else None
+    dx = dy * (positive(op, x) * (1 - a) + a) if node.needs[0] else None
     return [dx, op.Min(x, 0) * dy]
 
 
 @rule("ThresholdedRelu")
 def thresholded_relu(op: GradientBuilder, node: NodeView, dy: Var) -> Var:
     """y = x > α ? x : 0:  dx = [x > α] dy."""
+    if node.attr("alpha") >= 0:
+        return dy * positive(op, node.outputs[0], negative=False)
     return dy * op.cast_like(node.inputs[0] > node.attr("alpha"), dy)
 
 
@@ -59,10 +79,12 @@ def shrink(op: GradientBuilder, node: NodeView, dy: Var) -> Var:
 
 
 @rule("HardSigmoid")
-def hard_sigmoid(op: GradientBuilder, node: NodeView, dy: Var) -> Var:
-    """y = min(max(α x + β, 0), 1):  dx = α [0 < y < 1] dy."""
-    y = node.outputs[0]
-    return dy * (op.cast_like(op.And(y > 0, y < 1), dy) * node.attr("alpha"))
+def hard_sigmoid(op: GradientBuilder, node: NodeView, dy: Var) -> Var | None:
+    """y = min(max(α x + β, 0), 1):  dx = α [0 < y < 1] dy; none of a step, see :func:`positive`."""
+    y, alpha = node.outputs[0], node.attr("alpha")
+    if alpha >= _STEEP:
+        return None
+    return dy * (positive(op, y * (1 - y), negative=False) * alpha)
 
 
 @rule("HardSwish")
@@ -88,7 +110,8 @@ def elu(op: GradientBuilder, node: NodeView, dy: Var) -> Var:
 @rule("Celu")
 def celu(op: GradientBuilder, node: NodeView, dy: Var) -> Var:
     """y = x > 0 ? x : α (e^{x/α} - 1):  dx = (min(y, 0) / α + 1) dy."""
-    return dy * (op.Min(node.outputs[0], 0) * (1 / node.attr("alpha")) + 1)
+    alpha, left = node.attr("alpha"), op.Min(node.outputs[0], 0)
+    return dy * ((left if alpha == 1 else left * (1 / alpha)) + 1)
 
 
 @rule("Selu")

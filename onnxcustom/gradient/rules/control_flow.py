@@ -12,9 +12,15 @@ from typing import Any
 
 import onnx_ir as ir
 
+from onnxcustom.exceptions import GradientNotImplementedError
 from onnxcustom.graph.builder import Var
+from onnxcustom.graph.traversal import subgraphs
 
+from ..carried import is_holder, known
 from ..emit import GradientBuilder
+from ..engine import captured_values
+from ..loop_shapes import state_shapes
+from ..loop_states import Packed, Stacked, hand_out, pack_states
 from ..node import NodeView
 from ..registry import rule
 
@@ -38,7 +44,9 @@ class _Body:
         walk = self.node.walk.inside(self.op)
         # Seeds from outside must not draw what is computed with them outside.
         inside = {value: Var(self.op, seed.value) for value, seed in seeds.items()}
-        found = walk.gradients(list(self.graph), inside, wanted)
+        # What is in a sequence from outside is wanted by itself; the sequence only leads to it.
+        holders = [v for v in self.node.captured if is_holder(v)]
+        found = walk.gradients(list(self.graph), inside, [*wanted, *holders])
         return [found[v] if v in found else self.op.zeros_like(self.op.wrap(v)) for v in wanted]
 
     def finish(self, inputs: Sequence[Var | ir.Value], outputs: Sequence[Var]) -> ir.Graph:
@@ -51,7 +59,41 @@ class _Body:
             self.graph.register_initializer(initializer)
         self.graph.extend(self.op.nodes)
         self.graph.sort()
+        self._refuse_random()
         return self.graph
+
+    def _refuse_random(self) -> None:
+        """A gradient that computes the forward part again must not draw other numbers."""
+        needed = set(self.graph.outputs)
+        for node in reversed(self.graph):
+            if not any(v in needed for v in node.outputs):
+                continue
+            needed.update(v for v in (*node.inputs, *captured_values(node)) if v is not None)
+            for inner in (node, *(n for g in subgraphs(node) for n in g.all_nodes())):
+                if _is_random(inner):
+                    raise self.node.walk.error(
+                        GradientNotImplementedError,
+                        self.node.node,
+                        f"its subgraph draws random numbers ({inner.op_type} node {inner.name!r}), and its "
+                        "gradient would draw others; draw them before it and let the subgraph read them",
+                    )
+
+
+_RANDOM = frozenset(
+    "Bernoulli Multinomial RandomNormal RandomNormalLike RandomUniform RandomUniformLike".split()
+)
+
+
+def _is_random(node: ir.Node) -> bool:
+    """Whether a node draws random numbers; Dropout does in training mode."""
+    if node.op_type == "Dropout" and len(node.inputs) > 2 and node.inputs[2] is not None:
+        mode = known(node.inputs[2])
+        return mode is None or bool(mode)
+    return node.op_type in _RANDOM and node.domain in ("", "ai.onnx")
+
+
+def _tensors(values: Sequence[ir.Value]) -> list[ir.Value]:
+    return [v for v in values if not is_holder(v)]
 
 
 def _rename(graph: ir.Graph, op: GradientBuilder) -> None:
@@ -90,7 +132,7 @@ def _is_float(value: ir.Value | Var | None) -> bool:
 @rule("If")
 def if_(op: GradientBuilder, node: NodeView, *dys: Var | None) -> tuple[list[None], Captures]:
     """Gradient of what the branches capture: an If on the same condition, branch by branch."""
-    captured = list(node.captured)
+    captured = _tensors(node.captured)
     branches: dict[str, Any] = {}
     for name in ("then_branch", "else_branch"):
         body = _Body(op, node, node.node.attributes[name].as_graph())
@@ -120,7 +162,7 @@ def scan(op: GradientBuilder, node: NodeView, *dys: Var | None) -> tuple[list[Va
     states = [i for i in range(n) if _is_float(node.inputs[i])]
     elements = [i for i in range(n, n + m) if _is_float(node.inputs[i])]
     collected = [j for j in range(k) if n + j < len(dys) and dys[n + j] is not None]
-    captured = list(node.captured)
+    captured = _tensors(node.captured)
 
     inner = _Body(op, node, body)
     d_states = [_input_like(inner.op, "d_state", inner.graph.inputs[i]) for i in states]
@@ -160,30 +202,13 @@ def _save_states(
     op: GradientBuilder, node: NodeView, body: ir.Graph, n: int, axes: list[int], turns: list[int]
 ) -> list[Var]:
     """Make the forward Scan hand out its state at the start of every iteration."""
-    saved = _hand_out(op, node, body, list(body.inputs[:n]))
+    saved = hand_out(op, node.node, list(body.inputs[:n]))
     if axes or turns or n:
         node.node.attributes["scan_output_axes"] = ir.AttrInt64s("scan_output_axes", axes + [0] * n)
         node.node.attributes["scan_output_directions"] = ir.AttrInt64s(
             "scan_output_directions", turns + [0] * n
         )
     return saved
-
-
-def _hand_out(op: GradientBuilder, node: NodeView, body: ir.Graph, values: list[ir.Value]) -> list[Var]:
-    """Make a Loop or Scan stack a value of each iteration as a further scan output."""
-    made = []
-    for value in values:
-        copy = ir.Value(name=op.unique(f"{value.name}_start"), type=value.type, shape=value.shape)
-        identity = ir.node("Identity", [value], outputs=[copy], name=op.unique("Identity_node"))
-        body.append(identity)
-        body.outputs.append(copy)
-        position = len(node.node.outputs)
-        node.node.resize_outputs(position + 1)
-        stacked = node.node.outputs[position]
-        stacked.name = op.unique(f"{value.name}_starts")
-        stacked.type = value.type
-        made.append(op.wrap(stacked))
-    return made
 
 
 def _list(node: NodeView, name: str, n: int, default: int) -> list[int]:
@@ -202,24 +227,22 @@ def _seeds(inner: _Body, positions: Sequence[int], gradients: Sequence[Var]) -> 
 @rule("Loop", since=11)
 def loop(op: GradientBuilder, node: NodeView, *dys: Var | None) -> tuple[list[Var | None], Captures]:
     """A Loop over the iterations done, from the last to the first, on the states saved on the way."""
-    body = node.node.attributes["body"].as_graph()
     n = len(node.inputs) - 2
-    saved = _hand_out(op, node, body, [body.inputs[0], *body.inputs[2 : 2 + n]])
-    trips = op.Gather(op.Shape(saved[0]), 0)
+    grown = _grown(node)
+    inner = _Body(op, node, node.node.attributes["body"].as_graph())  # before it saves anything
+    trips, saved = _save_loop(op, node, n, grown)
 
     states = [i for i in range(n) if _is_float(node.inputs[2 + i])]
-    k = len(body.outputs) - 1 - n
-    collected = [j for j in range(k) if n + j < len(dys) and dys[n + j] is not None]
-    captured = list(node.captured)
+    collected = [j for j in range(len(dys) - n) if dys[n + j] is not None]
+    captured = _tensors(node.captured)
 
-    inner = _Body(op, node, body)
     inner_op = inner.op
     iteration = inner_op.input(inner_op.unique("iteration"), ir.DataType.INT64, [])
     going = inner_op.input(inner_op.unique("going"), ir.DataType.BOOL, [])
     d_states = [_input_like(inner_op, "d_state", inner.graph.inputs[2 + i]) for i in states]
     sums = [_input_like(inner_op, "d_captured", v) for v in captured]
-    t = inner_op.Gather(inner_op.Shape(saved[0]), 0) - iteration - 1
-    starts = _start_iteration(inner, [saved[0], None, *saved[1:]], t, going)
+    t = inner_op.wrap(trips.value) - iteration - 1
+    starts = _start_iteration(inner, [t, going, *(state.at(inner_op, t) for state in saved)])
     d_collected = [inner_op.Gather(dys[n + j], t) for j in collected]
     for j, d in zip(collected, d_collected, strict=True):
         d.value.type = inner.graph.outputs[1 + n + j].type
@@ -241,13 +264,49 @@ def loop(op: GradientBuilder, node: NodeView, *dys: Var | None) -> tuple[list[Va
     return gradients, dict(zip(captured, results[s:], strict=True))
 
 
-def _start_iteration(inner: _Body, saved: Sequence[Var | None], t: Var, going: Var) -> list[ir.Value]:
-    """Replace the inputs of a copied Loop body by what they were in iteration t."""
-    op = inner.op
-    starts = []
-    for value, stack in zip(inner.graph.inputs, saved, strict=True):
-        start = going if stack is None else op.Gather(stack, t)
-        start.value.type, start.value.shape = value.type, value.shape
+def _grown(node: NodeView) -> list[int]:
+    """The states of a Loop whose shape may change from one iteration to the next."""
+    body = node.node.attributes["body"].as_graph()
+    for value in body.inputs[2:]:
+        if isinstance(value.type, (ir.SequenceType, ir.OptionalType)):
+            raise node.walk.error(
+                GradientNotImplementedError,
+                node.node,
+                f"its state {value.name!r} is {value.type}; keep tensors in the states of a Loop, and "
+                "collect what it makes in a scan output",
+            )
+    shapes, reshaped = state_shapes(node.node, node.walk.opsets)
+    if reshaped:
+        names = ", ".join(repr(body.inputs[2 + i].name) for i in sorted(reshaped))
+        raise node.walk.error(
+            GradientNotImplementedError,
+            node.node,
+            f"the number of dimensions of its state {names} changes between iterations; reshape it to one "
+            "rank inside the body",
+        )
+    return [i for i, dims in enumerate(shapes) if dims is None or None in dims]
+
+
+def _save_loop(
+    op: GradientBuilder, node: NodeView, n: int, grown: Sequence[int]
+) -> tuple[Var, list[Stacked | Packed]]:
+    """Make the forward Loop hand out its states: the number of iterations, and one by one what was saved."""
+    packed: dict[int, Packed] = {}
+    if grown:
+        node.node, made = pack_states(op, node.node, grown)
+        packed = dict(zip(grown, made, strict=True))
+    body = node.node.attributes["body"].as_graph()
+    steady = [i for i in range(n) if i not in packed]
+    counts, *stacks = hand_out(op, node.node, [body.inputs[0], *(body.inputs[2 + i] for i in steady)])
+    stacked = dict(zip(steady, map(Stacked, stacks), strict=True))
+    trips = op.Gather(op.Shape(counts), 0)
+    return trips, [packed[i] if i in packed else stacked[i] for i in range(n)]
+
+
+def _start_iteration(inner: _Body, starts: Sequence[Var]) -> list[ir.Value]:
+    """Replace the inputs of a copied Loop body by what they were in one iteration."""
+    for value, start in zip(inner.graph.inputs, starts, strict=True):
+        if start.value.producer() is not None and value.type is not None:
+            start.value.type, start.value.shape = value.type, value.shape
         value.replace_all_uses_with(start.value, replace_graph_outputs=True)
-        starts.append(start.value)
-    return starts
+    return [start.value for start in starts]

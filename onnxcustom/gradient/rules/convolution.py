@@ -225,10 +225,10 @@ def _weight_gradient(
     # [outer, kernel · inner] -> [outer, inner, kernel]
     positions, front = int(np.prod(window.kernel)), outer if group > 1 else 0
     behind = inner if isinstance(inner, int) else -1
-    if positions > 1:
-        product = op.Reshape(product, np.array([front, positions, behind]))
-        product = op.Transpose(product, perm=[0, 2, 1])
-    return op.Reshape(product, np.array([front, behind, *window.kernel]))
+    if positions == 1:
+        return op.Reshape(product, np.array([front, behind, *window.kernel]))
+    product = op.Reshape(product, np.array([front, *window.kernel, behind]))
+    return op.Transpose(product, perm=[0, window.n + 1, *range(1, window.n + 1)])
 
 
 def _product(op: GradientBuilder, response: Var, columns: Var, group: int) -> Var:

@@ -10,9 +10,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+import onnx_ir as ir
+
 from onnxcustom.exceptions import GradientNotImplementedError
 from onnxcustom.graph.builder import Var
 
+from .. import expand
 from ..emit import GradientBuilder
 from ..expand import expansion
 from ..node import NodeView
@@ -51,7 +55,7 @@ def _operand(op: GradientBuilder, node: NodeView, x: Var, swap: bool, batch: boo
         return x
     n = x.rank
     if n is None:
-        raise _refusal(node, "the rank of an input with transBatchA or transBatchB is unknown")
+        raise refusal(node, "the rank of an input with transBatchA or transBatchB is unknown")
     perm = [*range(1, n - 1), 0, n - 1] if batch else list(range(n))
     if swap:
         perm[-2:] = perm[:-3:-1]
@@ -91,7 +95,36 @@ def _activated(op: GradientBuilder, node: NodeView, x: Var, parameters: Sequence
         return op.HardSigmoid(x, alpha=alpha, beta=beta)
     if name == "Clip" and len(numbers) == 2:
         return op.Clip(x, *numbers)
-    raise _refusal(node, f"its activation {name!r} with parameters {numbers} is not known")
+    raise refusal(node, f"its activation {name!r} with parameters {numbers} is not known")
+
+
+@expansion("FusedMatMulActivation", domain=MICROSOFT)
+def fused_matmul_activation(op: GradientBuilder, node: NodeView) -> Var:
+    """Y = f(α a b)."""
+    given = [node.attr(f"activation_{k}", None) for k in ("alpha", "beta", "gamma")]
+    return _activated(op, node, fused_matmul(op, node), [v for v in given if v is not None])
+
+
+@expansion("GemmFastGelu", domain=MICROSOFT)
+def gemm_fast_gelu(op: GradientBuilder, node: NodeView) -> Var:
+    """Y = gelu(x w + b) by its approximation with tanh."""
+    x, w, bias = node.inputs[0], node.inputs[1], node.input(2)
+    y = op.MatMul(x, w)
+    return _gelu(op, y if bias is None else y + bias, "tanh")
+
+
+@expansion("NhwcConv", "NhwcFusedConv", domain=MICROSOFT)
+def nhwc_conv(op: GradientBuilder, node: NodeView) -> Var:
+    """Y = f(conv(x, w) + b + z), channels last."""
+    x, w, bias, z = node.inputs[0], node.inputs[1], node.input(2), node.input(3)
+    n = next((v.rank for v in (x, w) if v.rank is not None), None)
+    if n is None:
+        raise refusal(node, "the rank of its operands is unknown")
+    names = ("auto_pad", "dilations", "group", "kernel_shape", "pads", "strides")
+    first = op.transpose(x, [0, n - 1, *range(1, n - 1)])
+    y = op.Conv(first, w, bias, **{k: node.attr(k, None) for k in names})
+    y = op.transpose(y, [0, *range(2, n), 1])
+    return _activated(op, node, y if z is None else y + z, node.attr("activation_params", None) or [])
 
 
 # -- activations -----------------------------------------------------------------------------------
@@ -122,6 +155,40 @@ def quick_gelu(op: GradientBuilder, node: NodeView) -> Var:
     """Y = x sigmoid(α x)."""
     (x,) = node.inputs
     return x * op.Sigmoid(x * float(node.attr("alpha", 1.702)))
+
+
+@expansion("BiasSplitGelu", domain=MICROSOFT)
+def bias_split_gelu(op: GradientBuilder, node: NodeView) -> Var:
+    """[a b] = x + bias along the last axis,  y = a gelu(b)."""
+    x, bias = node.inputs
+    a, b = op.call("Split", x + bias, axis=-1, num_outputs=2, outputs=2)
+    return a * _gelu(op, b)
+
+
+@expansion("BiasSoftmax", domain=MICROSOFT)
+def bias_softmax(op: GradientBuilder, node: NodeView) -> Var:
+    """Y = softmax(x + bias) over all axes from `axis` on."""
+    x, bias = node.inputs
+    total, axis = x + bias, int(node.attr("axis", 1))
+    if axis == -1 or (x.rank is not None and axis == x.rank - 1):
+        return op.Softmax(total, axis=-1)
+    return op.reshape_like(op.Softmax(op.Flatten(total, axis=axis), axis=-1), x)
+
+
+@expansion("BiasAdd", domain=MICROSOFT)
+def bias_add(op: GradientBuilder, node: NodeView) -> Var:
+    """Y = x + bias + skip."""
+    x, bias, skip = node.inputs
+    return x + bias + skip
+
+
+@expansion("BiasDropout", domain=MICROSOFT)
+def bias_dropout(op: GradientBuilder, node: NodeView) -> list[Var]:
+    """Y = dropout(x + bias) + residual: outputs y, mask."""
+    x, bias = node.inputs[:2]
+    residual, ratio, training = (node.input(i) for i in range(2, 5))
+    y, mask = op.Dropout(x + bias, ratio, training, seed=node.attr("seed", None), outputs=2)
+    return [y if residual is None else y + residual, mask]
 
 
 def _gelu(op: GradientBuilder, x: Var, approximate: str = "none") -> Var:
@@ -165,7 +232,7 @@ def simplified_layer_normalization(op: GradientBuilder, node: NodeView) -> list[
     axis = int(node.attr("axis", -1))
     if axis >= 0:
         if x.rank is None:
-            raise _refusal(node, f"its axis {axis} counts from the front of an input of unknown rank")
+            raise refusal(node, f"its axis {axis} counts from the front of an input of unknown rank")
         axis -= x.rank
     return _rms(op, x, gamma, list(range(axis, 0)), float(node.attr("epsilon", 1e-5)))
 
@@ -178,6 +245,68 @@ def skip_simplified_layer_normalization(op: GradientBuilder, node: NodeView) -> 
     total = x + skip if bias is None else x + skip + bias
     y, r = _rms(op, total, gamma, [-1], float(node.attr("epsilon", 1e-12)))
     return [y, None, r, total]
+
+
+@expansion("EmbedLayerNormalization", domain=MICROSOFT)
+def embed_layer_normalization(op: GradientBuilder, node: NodeView) -> list[Var | None]:
+    """S = word[ids] + position[p] + segment[q],  y = layer_norm(s) γ + β: outputs y, lengths, s."""
+    ids, segments, words, places, kinds, gamma, beta = node.inputs[:7]
+    mask, positions = node.input(7), node.input(8)
+    if positions is None:
+        positions = op.Range(0, op.squeeze(op.dim(ids, 1), [0]), 1)
+    total = op.Gather(words, ids, axis=0) + op.Gather(places, positions, axis=0)
+    if segments is not None and kinds is not None:
+        total = total + op.Gather(kinds, segments, axis=0)
+    y = op.LayerNormalization(total, gamma, beta, epsilon=float(node.attr("epsilon", 1e-12)))
+    lengths = None
+    if len(node.outputs) > 1 and node.outputs[1] is not None:
+        counted = op.full_like(op.Cast(ids, to=ir.DataType.INT32), 0)
+        if mask is not None:
+            counted = op.Cast(op.Equal(mask, 1), to=ir.DataType.INT32)
+        lengths = op.ReduceSum(counted, np.array([1]), keepdims=0)
+    return [y, lengths, total]
+
+
+@expansion("GroupNorm", domain=MICROSOFT)
+def group_norm(op: GradientBuilder, node: NodeView) -> Var:
+    """Y = f((x - mean) / √(variance + ε) γ + β), mean and variance over groups of channels."""
+    x, gamma, beta = node.inputs
+    return _grouped(op, node, x, gamma, beta)
+
+
+@expansion("SkipGroupNorm", domain=MICROSOFT)
+def skip_group_norm(op: GradientBuilder, node: NodeView) -> list[Var]:
+    """S = x + skip + bias, then as GroupNorm: outputs y, s."""
+    x, gamma, beta, skip = node.inputs[:4]
+    bias, last = node.input(4), bool(node.attr("channels_last", 1))
+    if skip.rank is None:
+        raise refusal(node, "the rank of its input skip is unknown")
+    if skip.rank == 2:
+        skip = op.unsqueeze(skip, [1, 2] if last else [2, 3])
+    total = x + skip
+    if bias is not None:
+        total = total + (bias if last else op.unsqueeze(bias, [1, 2]))
+    return [_grouped(op, node, total, gamma, beta), total]
+
+
+def _grouped(op: GradientBuilder, node: NodeView, x: Var, gamma: Var, beta: Var) -> Var:
+    last, groups = bool(node.attr("channels_last", 1)), int(node.attr("groups"))
+    rank = x.rank or 4
+    first = op.transpose(x, [0, rank - 1, *range(1, rank - 1)]) if last else x
+    # Groups become the channels of an instance normalization, which has no parameters of its own.
+    rows = op.Reshape(first, np.array([0, groups, -1]))
+    one = [op.const(np.full(groups, value), like=x) for value in (1.0, 0.0)]
+    rows = op.InstanceNormalization(rows, *one, epsilon=float(node.attr("epsilon", 1e-5)))
+    y = op.reshape_like(rows, first)
+    y = op.transpose(y, [0, *range(2, rank), 1]) if last else y
+    scale, shift = (
+        op.cast_like(p if last else op.unsqueeze(p, list(range(1, rank - 1))), x) for p in (gamma, beta)
+    )
+    y = y * scale + shift
+    activation = int(node.attr("activation", 0))
+    if activation not in (0, 1):
+        raise refusal(node, f"its activation {activation} is neither 0, none, nor 1, SiLU")
+    return y * op.Sigmoid(y) if activation else y
 
 
 def _rms(op: GradientBuilder, x: Var, gamma: Var, axes: list[int], epsilon: float) -> list[Var]:
@@ -202,12 +331,6 @@ def inverse(op: GradientBuilder, node: NodeView, dy: Var) -> Var:
     return -op.Einsum(op.Einsum(y, dy, equation="...ji,...jk->...ik"), y, equation="...ik,...lk->...il")
 
 
-def _refusal(node: NodeView, why: str) -> GradientNotImplementedError:
-    return GradientNotImplementedError(
-        f"Node {node.name!r} ({node.op_type}, domain {node.node.domain or 'ai.onnx'}) cannot be "
-        f"differentiated: {why}; give the model its shapes, or export it without this optimization.",
-        node=node.name,
-        op_type=node.op_type,
-        domain=node.node.domain,
-        opset=node.version,
-    )
+def refusal(node: NodeView, why: str) -> GradientNotImplementedError:
+    """The exception that a fused node as it stands is not differentiated."""
+    return expand.refusal(node, f"{why}; give the model its shapes, or export it without this optimization")

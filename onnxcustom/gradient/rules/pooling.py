@@ -11,16 +11,11 @@ from onnxcustom.graph.builder import Var
 
 from ..emit import GradientBuilder
 from ..node import NodeView
-from ..registry import refuse, rule
+from ..registry import rule
 from .windows import Window, along_axes, identity, spatial_rank, static_spatial
 
 _FLAT = np.array([-1])
 _SPATIAL_FLAT = np.array([0, 0, -1])
-
-refuse(
-    "MaxRoiPool",
-    reason="its bins are rounded in a way ONNX leaves to the runtime; use RoiAlign, which has a gradient",
-)
 
 
 # -- maxima ------------------------------------------------------------------------------------------

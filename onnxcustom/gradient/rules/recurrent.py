@@ -1,15 +1,16 @@
 """What RNN, GRU and LSTM share, and the rule of RNN.
 
-All three are differentiated the same way: the gates of all steps are computed again with one Gemm
-from the forward's own Y, a Scan carries the gradient of the state backwards, and one Gemm over all
-steps gives each weight's gradient. As in onnxruntime, `clip` bounds what the gates' activations read
-and not the cell that an LSTM hands to its last activation, and the final state of an empty sequence
-is zero.
+All three are differentiated the same way: the gates of all steps are computed with one Gemm from the
+forward's own Y (those of an LSTM by a Scan that takes the place of the forward node), a Scan carries the
+gradient of the state backwards, and one Gemm over all steps gives each weight's gradient. As in
+onnxruntime, `clip` bounds what the gates' activations read and not the cell that an LSTM hands to its last
+activation, and the final state of an empty sequence is zero.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -51,6 +52,19 @@ class Activation:
         inside = z if self.clip is None else op.Clip(z, -self.clip, self.clip)
         slope = _FUNCTIONS[self.name][1](op, inside, y, self.alpha, self.beta)
         return slope if self.clip is None else op.cast_like(op.Abs(z) <= self.clip, z) * slope
+
+    @property
+    def slope_of_value(self) -> bool:
+        """Whether the slope is known from y alone."""
+        return self.clip is None and self.name not in ("leakyrelu", "softsign", "softplus")
+
+    def times_slope(self, op: GradientBuilder, v: Var, z: Var | None, y: Var, vy: Var) -> Var:
+        """V dy/dz, in less operators where vy = v y spares some; z may be None if y is enough."""
+        if self.clip is None and self.name == "sigmoid":
+            return vy - vy * y
+        if self.clip is None and self.name == "tanh":
+            return v - vy * y
+        return v * self.slope(op, y if z is None else z, y)
 
 
 def _step(op: GradientBuilder, condition: Var, like: Var) -> Var:
@@ -209,8 +223,10 @@ class Direction:
 
     Attributes
     ----------
-    x, y : Var
-        Input (T, B, I) and output (T, B, H).
+    x : Var
+        Input (T, B, I).
+    y : Var
+        Output (T, B, H), 0 where a step belongs to no sequence; of a rule that computes it, None till then.
     w, r : Var
         Weights (G H, I) and (G H, H), G the number of gates.
     wb, rb : Var or None
@@ -231,7 +247,7 @@ class Direction:
 
     op: GradientBuilder
     x: Var
-    y: Var
+    y: Any
     w: Var
     r: Var
     wb: Var | None
@@ -246,12 +262,14 @@ class Direction:
     activations: list[Activation]
     reverse: bool
 
-    def __post_init__(self) -> None:
+    @functools.cached_property
+    def h_before(self) -> Var:
+        """State before each step."""
         y = self.y
         if self.mask is not None and self.reverse and self.h0 is not None:
             # Steps behind the end come first: there y is 0, and the initial state is handed on.
             y = y + (1 - self.mask) * self.h0
-        self.h_before = self.previous(y, self.h0)
+        return self.previous(y, self.h0)
 
     def previous(self, h: Var, first: Var | None) -> Var:
         """Value before each step: shifted by one step, the initial one first."""
@@ -377,11 +395,11 @@ class Layer:
         self.activations = _activations(node, functions, len(self.turns))
         self.per_direction = len(self.activations) // len(self.turns)
 
-    def directions(self) -> list[Direction]:
-        """Each direction of the node."""
+    def directions(self, computed: bool = False) -> list[Direction]:
+        """Each direction of the node; with its output unless that is to be computed by the rule."""
         op, node = self.op, self.node
         x = self._swap(node.inputs[X])
-        y = self._swap_y(node.require_output(0, node.inputs[X].dtype))
+        y = None if computed else self._swap_y(node.require_output(0, node.inputs[X].dtype))
         dy = self._swap_y(self.dys[0])
         dh, dc = self._swap(self.dys[1]), self._swap(self.dys[2])
         h0, c0 = self._swap(node.input(H0)), self._swap(node.input(C0))
@@ -418,6 +436,18 @@ class Layer:
                 )
             )
         return made
+
+    def replace_outputs(self, made: Sequence[Sequence[Var]]) -> None:
+        """Outputs of all directions in place of the node's: Y (T, 1, B, H), last states (1, B, H)."""
+        op, node = self.op, self.node
+        lengths = node.input(LENGTHS)
+        for k, parts in enumerate(zip(*made, strict=True)):
+            whole = op.concat(parts, axis=0 if k else 1)
+            if k and lengths is not None:
+                whole = whole * op.cast_like(op.unsqueeze(lengths > 0, [1]), whole)
+            if self.batch_first:
+                whole = op.transpose(whole, [1, 0, 2] if k else [2, 0, 1, 3])
+            node.replace_output(k, whole)
 
     def gradients(self, parts: Sequence[dict[int, Var]]) -> Gradients:
         """One entry per input of the node, from those of each direction."""

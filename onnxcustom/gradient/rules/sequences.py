@@ -15,7 +15,7 @@ from onnxcustom.graph.builder import Var
 from ..carried import Element, element_at, elements, held, known
 from ..emit import GradientBuilder
 from ..node import NodeView
-from ..registry import non_differentiable, refuse, rule
+from ..registry import non_differentiable, rule
 
 __all__: list[str] = []
 
@@ -42,7 +42,8 @@ def concat_from_sequence(op: GradientBuilder, node: NodeView, dy: Var) -> Given:
         parts = [op.Gather(dy, op.const(i, ir.DataType.INT64), axis=axis) for i in range(len(found))]
     else:
         sizes = [_size(op, node, element, axis) for element in found]
-        parts = list(op.call("Split", dy, op.sizes_vector(sizes), axis=axis, outputs=len(found)))
+        names = ["part"] * len(found)
+        parts = list(op.call("Split", dy, op.sizes_vector(sizes), axis=axis, outputs=names))
     given: dict[ir.Value, Var] = {}
     for element, part in zip(found, parts, strict=True):
         if element.value not in node.captured:
@@ -139,11 +140,6 @@ def sequence(op: GradientBuilder, node: NodeView, *dys: Var) -> None:
     )
 
 
-refuse(
-    "SequenceMap",
-    reason="its body runs once per element of a sequence whose length is known only when the graph runs; "
-    "unroll it or use Scan over a tensor",
-)
 non_differentiable("SequenceEmpty", reason="it holds nothing")
 non_differentiable("SequenceLength", reason="its output is a length, which no value of its input changes")
 non_differentiable("OptionalHasElement", reason="its output is true or false")

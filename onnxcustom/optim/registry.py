@@ -1,0 +1,133 @@
+"""Update rules by name, and the options that go with them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from onnxcustom._registry import Registry
+from onnxcustom.exceptions import UnknownNameError
+
+from .schedules import with_rate
+
+if TYPE_CHECKING:
+    from .base import BaseLearningRate
+
+__all__ = ["RULES", "SELECTED", "UnknownOptionError", "create", "register", "resolve_options", "rule_names"]
+
+Rule = TypeVar("Rule", bound="type[BaseLearningRate]")
+
+
+class UnknownOptionError(UnknownNameError, TypeError):
+    """An update rule was given an option it does not have; the message lists those it has."""
+
+
+RULES: Registry[type[BaseLearningRate]] = Registry("update rule")
+#: Names that mean something else to `select` and `learning_rate=` than to `create`.
+SELECTED: Registry[type[BaseLearningRate]] = Registry("update rule")
+
+
+def register(*args: Any, select: tuple[str, ...] = ()) -> Any:
+    """Make a rule known to :func:`create` and :meth:`BaseLearningRate.select`.
+
+    Used as ``@register``, or as ``@register("name", ...)`` to give it names beside that of the class.
+
+    Parameters
+    ----------
+    *args : str
+        More names.
+    select : tuple of str
+        Names it has in :meth:`BaseLearningRate.select` only, before those of any other rule.
+
+    Raises
+    ------
+    ValueError
+        A name that another rule has.
+    """
+    if len(args) == 1 and isinstance(args[0], type):
+        return register()(args[0])
+
+    def add(cls: Rule) -> Rule:
+        RULES.register(*args)(cls)
+        if select:
+            SELECTED.register(*select)(cls)
+        return cls
+
+    return add
+
+
+def rule_names() -> list[str]:
+    """Names of all registered rules."""
+    return sorted(RULES.names())
+
+
+def create(name: str, **kwargs: Any) -> BaseLearningRate:
+    """An update rule by name.
+
+    Parameters
+    ----------
+    name : str
+        Name of a registered rule, in any case.
+    **kwargs
+        Its options, also under their other names: ``lr``, ``weight_decay``, ``grad_clip``,
+        ``grad_scale``, ``lr_scheduler``, ``momentum_scheduler``.
+
+    Returns
+    -------
+    BaseLearningRate
+
+    Raises
+    ------
+    UnknownNameError
+        No such rule, or no such option (also a TypeError); the message lists those there are.
+    ValueError
+        An option out of its range; the message says the range.
+
+    Examples
+    --------
+    >>> create("Adam", lr=0.1, weight_decay=0.01)
+    Adam(learning_rate=0.1, beta1=0.9, beta2=0.999, epsilon=1e-08, lazy_update=True, wd=0.01)
+    """
+    return RULES.find(name)(**kwargs)
+
+
+def resolve_options(cls: type[BaseLearningRate], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Options under the names of the constructor.
+
+    Raises
+    ------
+    UnknownOptionError
+        An option the rule does not have, or one given twice under two names.
+    """
+    known, aliases = cls.parameter_names(), cls.option_aliases()
+    options: dict[str, Any] = {}
+    given = {k: v for k, v in given.items() if k != "momentum_scheduler" or v is not None}
+    if "momentum_scheduler" in given and "momentum" in known:
+        given.pop("momentum", None)  # as the pages have it: a scheduler goes before a number
+    unknown = []
+    for key, value in given.items():
+        name = key if key in known else aliases.get(key, key)
+        if name in options:
+            raise UnknownOptionError(f"{sorted(given)} name the option {name!r} of {cls.__name__} twice.")
+        if name in known or name == "lr_scheduler":
+            # The pages write "no clipping" as 0.
+            options[name] = None if key == "grad_clip" and value == 0 else value
+        else:
+            unknown.append(key)
+    if unknown:
+        raise UnknownOptionError(f"{cls.__name__} has no option {unknown}; it has {known}.")
+    if "lr_scheduler" in options:
+        _take_scheduler(options)
+    for name in ("learning_rate", aliases.get("lr", "learning_rate")):
+        if options.get(name, 0) is None:  # the pages write "the default" so
+            del options[name]
+    return options
+
+
+def _take_scheduler(options: dict[str, Any]) -> None:
+    """Make a scheduler the learning rate; a number given beside it becomes its base rate."""
+    scheduler = options.pop("lr_scheduler")
+    if scheduler is None:
+        return
+    rate = options.get("learning_rate", options.pop("eta0", None))
+    options["learning_rate"] = scheduler if rate is None else with_rate(scheduler, rate)
