@@ -38,7 +38,7 @@ CASES = [
     Case("Ftrl", ftrl, {}, 0.1),
     Case("Ftrl", ftrl, {"learning_rate": 0.3, "lamda1": 1.5, "beta": 0.4, **SHARED}, 0.3),
     Case("Ftrl", ftrl, {"learning_rate": falling, "lamda1": 0.0, "wd": lambda t: 0.1 * t}, falling),
-    Case("FTML", ftml, {}, 0.0025),
+    Case("FTML", ftml),
     Case("FTML", ftml, {"learning_rate": 0.1, "beta1": 0.3, "beta2": 0.7, "epsilon": 1e-3, **SHARED}, 0.1),
     Case("FTML", ftml, {"learning_rate": falling, "beta1": lambda t: 0.9 - 0.4 / t}, falling),
 ]

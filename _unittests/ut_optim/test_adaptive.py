@@ -151,6 +151,7 @@ def test_momenta_of_nadam_multiply_for_each_weight():
         ("RMSProp", "rho", "gamma1"),
         ("Ftrl", "lambda1", "lamda1"),
         ("FTML", "eps", "epsilon"),
+        ("LAMB", "eps", "epsilon"),
     ],
 )
 def test_other_names_of_options(name, given, option):
@@ -183,7 +184,14 @@ def test_out_of_range_says_the_range(name, option, value, interval):
 
 @pytest.mark.parametrize(
     ("name", "rate"),
-    [("Adamax", 0.002), ("AdaGrad", 0.01), ("AdaDelta", 1.0), ("RMSProp", 0.001), ("Ftrl", 0.1)],
+    [
+        ("Adamax", 0.002),
+        ("AdaGrad", 0.01),
+        ("AdaDelta", 1.0),
+        ("RMSProp", 0.001),
+        ("Ftrl", 0.1),
+        ("FTML", 0.01),
+    ],
 )
 def test_default_learning_rate(name, rate):
     assert optim.create(name).init_learning_rate().value == rate

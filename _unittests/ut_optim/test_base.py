@@ -89,9 +89,31 @@ def test_negative_step_is_refused(t):
 def test_a_schedule_that_gives_no_learning_rate(given):
     rule = SGD(learning_rate=lambda t: 0.1 if t < 3 else given).init_learning_rate()
     rule.update_learning_rate(1)
-    with pytest.raises(ValueError, match="at step 3; a learning rate is a number in"):
+    with pytest.raises(ValueError, match="at step 3 of epoch 1; a learning rate is a number in"):
         rule.update_learning_rate(2)
-    assert rule.value == 0.1
+    assert (rule.t, rule.value) == (2, 0.1)
+
+
+@pytest.mark.parametrize("bad", [lambda t: -1.0, -1.0, "no rule", Adam(), optim.Exp])
+def test_a_learning_rate_that_is_refused_changes_nothing(bad):
+    rule = SGD(0.1).init_learning_rate().update_learning_rate(1)
+    with pytest.raises((ValueError, TypeError)):
+        rule.set_learning_rate(bad)
+    assert (rule.learning_rate, rule.t, rule.value) == (0.1, 2, 0.1)
+    assert rule.update_learning_rate(2).value == 0.1
+
+
+def test_loop_asks_for_no_rate_that_it_does_not_yield():
+    rates = [0.3, 0.2, 0.1]
+    assert list(SGD(lambda t: rates[t - 1]).loop(3)) == rates
+
+
+@pytest.mark.parametrize("t", [1.5, "1", None, True])
+def test_a_step_that_is_no_integer_is_refused(t):
+    rule = SGD().init_learning_rate()
+    with pytest.raises(TypeError, match="number of updates done, must be an integer"):
+        rule.update_learning_rate(t)
+    assert rule.t == 1
 
 
 def test_epoch_loss_must_be_finite():
@@ -241,6 +263,8 @@ def test_create_unknown_name_lists_all():
         optim.create("adamm")
     for name in rule_names():
         assert repr(name) in str(error.value)
+    assert {"sgd", "ccsgd", "learningratesgdnesterov", "nesterov", "adam"} <= set(rule_names())
+    assert {cls.__name__.lower() for cls in RULES.classes()} <= set(rule_names())
 
 
 @pytest.mark.parametrize("name", [None, 3, ["adam"], 0.01])

@@ -512,8 +512,10 @@ def test_normalized_gradient_of_other_rules():
 @pytest.mark.parametrize("rule", [NAG, SGD])
 def test_a_schedule_that_leaves_the_range_says_so(rule):
     made = rule(0.1, momentum=lambda t: 0.5 * t).init_learning_rate()
-    with pytest.raises(ValueError, match=r"gave 1\.5 at step 3; a momentum is a number in \[0, 1\]"):
+    with pytest.raises(
+        ValueError, match=r"gave 1\.5 at step 3 of epoch 1; a momentum is a number in \[0, 1\]"
+    ):
         made.update_learning_rate(2)
     negative = rule(0.1, wd=lambda t: 1.0 - t).init_learning_rate()
-    with pytest.raises(ValueError, match=r"gave -1\.0 at step 2; a wd is a number in \[0, inf\)"):
+    with pytest.raises(ValueError, match=r"gave -1\.0 at step 2 of epoch 1; a wd is a number in \[0, inf\)"):
         negative.update_learning_rate(1)

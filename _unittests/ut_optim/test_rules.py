@@ -21,7 +21,6 @@ TABLES = [
 CASES = [case for table in TABLES for case in table.CASES]
 TORCH = [row for table in TABLES for row in table.TORCH]
 OPTAX = [row for table in TABLES for row in getattr(table, "OPTAX", [])]
-OPTAX = [row for table in TABLES for row in getattr(table, "OPTAX", [])]
 EACH = pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
 SHAPES = [(), (1,), (0,), (3,), (2, 3), (2, 1, 3, 2), (2, 0)]
 

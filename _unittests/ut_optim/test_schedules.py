@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnxcustom.exceptions import CheckpointError, InvalidDataError
-from onnxcustom.optim import LearningRateSGD
+from onnxcustom.optim import LearningRateSGD, create
 from onnxcustom.optim.schedules import (
     Adaptive,
     Exp,
@@ -118,6 +118,13 @@ def test_too_fast_a_growth_is_infinite_rather_than_an_error_of_arithmetic():
 
 def test_null_is_always_zero():
     assert [Null().value(t, t) for t in (1, 5)] == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("name", ["SGD", "NAG", "Signum", "SignSGD", "DCASGD", "LARS", "LBSGD"])
+def test_a_momentum_that_is_null_is_not_used(name):
+    rule = create(name, momentum_scheduler=Null())
+    assert rule.get_params() == create(name, momentum=0.0).get_params()
+    assert "momentum" not in rule.state
 
 
 def test_function_of_the_epoch():

@@ -118,7 +118,8 @@ def test_rules_have_a_section_and_a_line_each():
         assert f"\n{name}\n{'^' * len(name)}\n" in text
         assert f":class:`~{entry.cls.__module__}.{name}`" in text
         assert entry.paper in text
-    assert '``create("sgdnesterov")`` or ``create("nesterov")``' in text
+    assert '``create("learningratesgdnesterov")`` or ``create("sgdnesterov")`` or' in text
+    assert ':class:`~onnxcustom.optim.sgd.SGD`, ``create("sgd")`` or ``create("ccsgd")``\n' in text
 
 
 def test_every_schedule_is_there():

@@ -32,10 +32,14 @@ def test_clip(opset, dtype, limit):
     np.testing.assert_allclose(got, np.clip(x, -limit, limit), rtol=4 * np.finfo(dtype).eps)
 
 
-@OPSETS
-def test_sign(opset):
-    got = evaluate(transforms.sign, X, opset=opset)
-    np.testing.assert_array_equal(got, np.sign(X))
+@pytest.mark.parametrize("opset", [7, 8, 9, 11, 12, 18])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
+def test_sign(opset, dtype):
+    smallest = np.finfo(dtype).smallest_normal
+    x = np.array([*X, -smallest, smallest, np.finfo(dtype).max, -np.inf], dtype)
+    got = evaluate(transforms.sign, x, opset=opset)
+    assert got.dtype == dtype
+    np.testing.assert_array_equal(got, np.sign(x))
 
 
 @OPSETS

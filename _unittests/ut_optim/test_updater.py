@@ -265,7 +265,9 @@ def test_a_schedule_that_fails_for_a_later_index_changes_nothing():
     for _ in range(2):
         updater("old", HALF, old)
     before, kept = snapshot(updater), old.copy()
-    with pytest.raises(ValueError, match=r"gave -1.0 at step 3; a learning rate is a number in \[0, inf\)"):
+    with pytest.raises(
+        ValueError, match=r"gave -1.0 at step 3 of epoch 1; a learning rate is a number in \[0, inf\)"
+    ):
         updater(["new", "old"], [HALF, HALF], [new, old])
     np.testing.assert_array_equal((new, old), (np.ones(2), kept))
     assert snapshot(updater) == before

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from onnxcustom.graph.builder import Builder, Var
 from onnxcustom.graph.roles import Role
 
-from .transforms import clip, is_zero, proximal_l1, scalar, shrink
+from .transforms import Unit, clip, is_zero, once_key, proximal_l1, scalar, shrink
 
 if TYPE_CHECKING:
     from .base import BaseLearningRate
@@ -30,11 +30,12 @@ def apply_rule(
     role: Role,
     index: int | None,
     values: Mapping[str, Var],
+    prescaled: bool = False,
 ) -> tuple[Var, dict[str, Var]]:
     """See :meth:`BaseLearningRate.apply`."""
     low = w.dtype
     if "master" in s:
-        w, g = s["master"], op.Cast(g, to=s["master"].dtype)
+        w, g = s["master"], scalar(op, g, s["master"].dtype)
     lr_mult, wd_mult = rule.multipliers(name, role, index)
     rate = scalar(op, lr, w.dtype)
     lr = rate if lr_mult == 1 else op.once(("times", rate.value, lr_mult), lambda: lr_mult * rate)
@@ -44,12 +45,15 @@ def apply_rule(
     wd, l1, decoupled = hyper["wd"], hyper["l1"], rule.decoupled_weight_decay
     if decoupled:
         hyper["wd"] = 0.0
+    elif prescaled and not is_zero(wd):
+        hyper["wd"] = op.once(("times", lr.value, once_key(wd)), lambda: lr * wd)
     view = rule.bound(role=role, stream=_stream(name, index), **hyper)
 
     g = _prepared(view, op, w, g)
     if decoupled:
         w = shrink(op, w, lr, wd)
-    new, state = view.update(op, w, g, s, lr, t)
+    factor: Any = Unit() if prescaled else lr
+    new, state = view.update(op, w, g, s, factor, t)
     if set(state) != set(rule.state):
         raise ValueError(f"{type(rule).__name__}.update returned state {set(state)}, not {set(rule.state)}.")
     new = proximal_l1(op, new, lr, l1)

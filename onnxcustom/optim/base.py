@@ -15,7 +15,7 @@ import numpy as np
 
 from onnxcustom._parameters import check_number, check_parameters
 from onnxcustom._versioning import check_version, stamp_version
-from onnxcustom.exceptions import InvalidDataError, UnknownNameError
+from onnxcustom.exceptions import UnknownNameError
 from onnxcustom.graph.builder import Builder, Var
 from onnxcustom.graph.roles import Role
 
@@ -24,7 +24,7 @@ from .function import State
 from .in_place import InPlaceUpdates
 from .options import SharedOptions
 from .registry import RULES, SELECTED, UnknownOptionError, resolve_options, rule_names
-from .schedules import Schedule, as_schedule
+from .schedules import Null, Schedule, as_schedule, check_loss
 
 __all__ = ["BaseLearningRate", "State"]
 
@@ -85,6 +85,9 @@ class BaseLearningRate(SharedOptions, metaclass=RuleType):
     #: Whether the formula draws random numbers, so that every weight needs a graph of its own.
     stochastic: ClassVar[bool] = False
 
+    #: Whether :meth:`update` reads the learning rate only as a factor of the gradient.
+    proportional: ClassVar[bool] = False
+
     #: Whether ``lazy_update`` makes sense: what happens to a row of a table depends on that row only.
     by_rows: ClassVar[bool] = False
 
@@ -105,6 +108,9 @@ class BaseLearningRate(SharedOptions, metaclass=RuleType):
 
     def __post_init__(self) -> None:
         check_parameters(self)
+        for field in dataclasses.fields(self):
+            if field.metadata.get("scheduled") and isinstance(getattr(self, field.name), Null):
+                object.__setattr__(self, field.name, 0.0)  # not used, so that no state is kept for it
         self.check_options()
         self.make_schedules()  # refuses a bad learning rate now rather than at the first step
         self.__dict__["_sealed"] = True
@@ -184,6 +190,12 @@ class BaseLearningRate(SharedOptions, metaclass=RuleType):
         """Whether NaN or infinity in a gradient may leave no trace in the weight."""
         return self.swallows_nan or self.clip_gradient is not None
 
+    @property
+    def prescalable(self) -> bool:
+        """Whether gradients may come multiplied by the learning rate, for all weights alike."""
+        changed = (self.clip_gradient, self.clip_global_norm, self.lr_mult, self.param_dict)
+        return self.proportional and self.accumulate == 1 and not any(changed)
+
     def bound(self: Self, **values: Any) -> Self:
         """A copy to emit graphs with, some hyper-parameters replaced by scalars of a graph.
 
@@ -207,6 +219,7 @@ class BaseLearningRate(SharedOptions, metaclass=RuleType):
         role: Role = "unknown",
         index: int | None = None,
         values: Mapping[str, Var] | None = None,
+        prescaled: bool = False,
     ) -> tuple[Var, dict[str, Var]]:
         """Emit everything that happens to one weight: the shared options, and :meth:`update`.
 
@@ -219,13 +232,29 @@ class BaseLearningRate(SharedOptions, metaclass=RuleType):
             What :meth:`multipliers` takes.
         values : mapping of str to Var, optional
             Scalars that stand for hyper-parameters with a schedule.
+        prescaled : bool, default=False
+            Whether the gradient was multiplied by the learning rate already, which only a rule that is
+            :attr:`proportional` understands.
 
         Returns
         -------
         tuple of (Var, dict of str to Var)
             The new weight, and the new state under the names of :meth:`create_state`.
         """
-        return apply_rule(self, op, w, g, s, lr, t, name=name, role=role, index=index, values=values or {})
+        return apply_rule(
+            self,
+            op,
+            w,
+            g,
+            s,
+            lr,
+            t,
+            name=name,
+            role=role,
+            index=index,
+            values=values or {},
+            prescaled=prescaled,
+        )
 
     # -- the clock -----------------------------------------------------------------------------
 
@@ -236,7 +265,7 @@ class BaseLearningRate(SharedOptions, metaclass=RuleType):
     def make_schedules(self) -> dict[str, Schedule]:
         """New schedules for everything that has one, at their beginning: the learning rate first."""
         schedules = {"learning_rate": self.make_schedule()}
-        schedules.update({name: as_schedule(getattr(self, name)) for name in self.scheduled})
+        schedules.update({name: as_schedule(getattr(self, name), name) for name in self.scheduled})
         return schedules
 
     @property
@@ -255,10 +284,13 @@ class BaseLearningRate(SharedOptions, metaclass=RuleType):
         Returns
         -------
         self
+
+        Raises
+        ------
+        ValueError
+            A schedule gave something else than a number of its range; the clock stays as it was.
         """
-        self._schedules = self.make_schedules()
-        self._t, self._epoch = self.begin_num_update + 1, 1
-        return self._refresh()
+        return self._set_clock(self.make_schedules(), self.begin_num_update + 1, 1)
 
     def update_learning_rate(self: Self, t: int) -> Self:
         """Move on to the learning rate of the next step.
@@ -266,7 +298,8 @@ class BaseLearningRate(SharedOptions, metaclass=RuleType):
         Parameters
         ----------
         t : int
-            Number of updates done, without :attr:`begin_num_update`; the next step is ``t + 1`` after it.
+            Number of updates done, in [0, inf), without :attr:`begin_num_update`; the next step is
+            ``t + 1`` after it.
 
         Returns
         -------
@@ -276,15 +309,15 @@ class BaseLearningRate(SharedOptions, metaclass=RuleType):
         ------
         RuntimeError
             Before :meth:`init_learning_rate`.
+        ValueError, TypeError
+            A negative `t`, or something else than an integer.
         ValueError
-            The schedule gave something that is no learning rate.
+            A schedule gave something else than a number of its range; the clock stays where it was.
         """
         if self._schedules is None:
             raise self._not_started()
-        if t < 0:
-            raise ValueError(f"t is the number of updates done, it must be in [0, inf), not {t!r}.")
-        self._t = int(t) + 1 + self.begin_num_update
-        return self._refresh()
+        check_number("t, the number of updates done,", t, "[0, inf)", integral=True)
+        return self._set_clock(self._schedules, int(t) + 1 + self.begin_num_update, self._epoch)
 
     def report_epoch(self, loss: float) -> bool:
         """Tell the schedule the mean loss of the epoch that has just ended.
@@ -299,13 +332,19 @@ class BaseLearningRate(SharedOptions, metaclass=RuleType):
         bool
             True if the schedule sees no use in going on: ``'adaptive'`` says so when the loss has
             stalled at a rate of 1e-6 or less.
+
+        Raises
+        ------
+        RuntimeError
+            Before :meth:`init_learning_rate`.
+        InvalidDataError
+            The loss is not finite.
         """
         if self._schedules is None:
             raise self._not_started()
-        if not math.isfinite(loss):
-            raise InvalidDataError(f"The loss of an epoch must be finite, not {loss!r}.")
+        loss = check_loss(loss)
         self._epoch += 1
-        stops = [schedule.report_epoch(float(loss)) for schedule in self._schedules.values()]
+        stops = [schedule.report_epoch(loss) for schedule in self._schedules.values()]
         self._refresh()
         return stops[0]
 
@@ -320,13 +359,17 @@ class BaseLearningRate(SharedOptions, metaclass=RuleType):
         Returns
         -------
         self
+
+        Raises
+        ------
+        ValueError, TypeError
+            Something that is no learning rate at this step, or a rule with a state; nothing is changed.
         """
         chosen = _rate_of(learning_rate)
-        as_schedule(chosen)  # refuses what is none before anything changes
-        self.__dict__["learning_rate"] = chosen
+        schedule = self.bound(learning_rate=chosen).make_schedule()
         if self._schedules is not None:
-            self._schedules["learning_rate"] = self.make_schedule()
-            self._refresh()
+            self._set_clock({**self._schedules, "learning_rate": schedule}, self._t, self._epoch)
+        self.__dict__["learning_rate"] = chosen
         return self
 
     @property
@@ -386,22 +429,27 @@ class BaseLearningRate(SharedOptions, metaclass=RuleType):
         [1.0, 0.8409, 0.7598]
         """
         self.init_learning_rate()
-        for t in range(1, n + 1):
+        for t in range(n):
+            if t:  # no rate is asked for that is not yielded: a list of them may end there
+                self.update_learning_rate(t)
             yield self.value
-            self.update_learning_rate(t)
 
     def _refresh(self: Self) -> Self:
         assert self._schedules is not None
+        return self._set_clock(self._schedules, self._t, self._epoch)
+
+    def _set_clock(self: Self, schedules: dict[str, Schedule], t: int, epoch: int) -> Self:
+        """Be at a step of an epoch, unless a schedule has no number for it."""
         values = {}
-        for name, schedule in self._schedules.items():  # once a step: the common case is quick
-            value = schedule.value(self._t, self._epoch)
+        for name, schedule in schedules.items():  # once a step: the common case is quick
+            value = schedule.value(t, epoch)
             if type(value) is not float or name != "learning_rate" or not 0.0 <= value < math.inf:
-                value = self._checked(name, value)
+                value = self._checked(name, value, schedule, t, epoch)
             values[name] = value
-        self._values = values
+        self._schedules, self._t, self._epoch, self._values = schedules, t, epoch, values
         return self
 
-    def _checked(self, name: str, value: Any) -> float:
+    def _checked(self, name: str, value: Any, schedule: Schedule, t: int, epoch: int) -> float:
         """What a schedule gave, if it is a number of the hyper-parameter's range."""
         fields = {f.name: f.metadata.get("range") for f in dataclasses.fields(self)}
         interval = fields.get(name) or "[0, inf)"
@@ -409,10 +457,8 @@ class BaseLearningRate(SharedOptions, metaclass=RuleType):
         try:
             check_number(what, value, interval)
         except (TypeError, ValueError) as exc:
-            assert self._schedules is not None
             raise ValueError(
-                f"{self._schedules[name]!r} gave {value!r} at step {self._t}; "
-                f"a {what} is a number in {interval}."
+                f"{schedule!r} gave {value!r} at step {t} of epoch {epoch}; a {what} is a number in {interval}."
             ) from exc
         return float(value)
 

@@ -106,7 +106,7 @@ class FTML(BaseLearningRate):
 
     Parameters
     ----------
-    learning_rate : float, Schedule or callable, default=0.0025
+    learning_rate : float, Schedule or callable, default=0.01
         Number in [0, inf), schedule, or function of the step.
     beta1, beta2 : float, Schedule or callable, default=0.6 and 0.999
         How much the past counts, and decay of the mean square, in [0, 1).
@@ -119,7 +119,7 @@ class FTML(BaseLearningRate):
     http://proceedings.mlr.press/v70/zheng17a/zheng17a.pdf, Algorithm 1
     """
 
-    learning_rate: Any = 0.0025
+    learning_rate: Any = 0.01
     beta1: Any = number(0.6, "[0, 1)", scheduled=True)
     beta2: Any = number(0.999, "[0, 1)", scheduled=True)
     epsilon: float = number(1e-8, "(0, inf)")

@@ -278,9 +278,10 @@ def shape_dtype(name: str, value: Any) -> tuple[tuple[int, ...], np.dtype]:
         Something else; the message calls it `name`.
     """
     dtype: Any
+    kind: Any
     if isinstance(value, np.ndarray):
-        shape, kind = value.shape, value.dtype.name
-        dtype = np.dtype(kind) if value.dtype.kind == "f" else None
+        shape, kind = value.shape, value.dtype  # its name takes NumPy long to put together
+        dtype = kind.newbyteorder("=") if kind.kind == "f" else None
     else:
         try:
             shape, kind = tuple(value.shape()), value.data_type()

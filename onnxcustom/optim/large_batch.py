@@ -302,6 +302,7 @@ class LAMB(BaseLearningRate):
     upper_bound: float | None = optional("(0, inf)")
     bias_correction: bool = flag(True)
 
+    aliases: ClassVar[dict[str, str]] = {"eps": "epsilon"}
     order = ("rescale", "clip")
     state = ("m", "v")
 

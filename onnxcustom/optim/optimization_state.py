@@ -173,6 +173,11 @@ def normalized_gradient(
     ndarray
         Of the shape and dtype of `grad`.
 
+    Raises
+    ------
+    ValueError
+        A schedule of `wd` gave something else than a number in [0, inf).
+
     Examples
     --------
     >>> from onnxcustom.optim import NAG
@@ -187,5 +192,5 @@ def normalized_gradient(
         elif what == "clip" and opts.clip_gradient is not None:
             g = np.clip(g, -opts.clip_gradient, opts.clip_gradient)
         elif what == "decay" and not opts.decoupled_weight_decay:
-            g = g + get_learning_rate(opts.wd, state) * np.asarray(weight)
+            g = g + _rate(opts.wd, state, "wd", "[0, inf)") * np.asarray(weight)
     return np.asarray(g, np.asarray(grad).dtype)

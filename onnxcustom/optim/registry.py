@@ -22,7 +22,21 @@ class UnknownOptionError(UnknownNameError, TypeError):
     """An update rule was given an option it does not have; the message lists those it has."""
 
 
-RULES: Registry[type[BaseLearningRate]] = Registry("update rule")
+class _RuleRegistry(Registry["type[BaseLearningRate]"]):
+    """Rules by name: that of a class is as good as its others."""
+
+    def names(self) -> list[str]:
+        """All names in order of registration, that of a class before its others."""
+        return [
+            name
+            for cls in self.classes()
+            for name in sorted(
+                (n for n, c in self._classes.items() if c is cls), key=lambda n: n != cls.__name__.lower()
+            )
+        ]
+
+
+RULES: Registry[type[BaseLearningRate]] = _RuleRegistry("update rule")
 #: Names that mean something else to `select` and `learning_rate=` than to `create`.
 SELECTED: Registry[type[BaseLearningRate]] = Registry("update rule")
 
@@ -57,7 +71,13 @@ def register(*args: Any, select: tuple[str, ...] = ()) -> Any:
 
 
 def rule_names() -> list[str]:
-    """Names of all registered rules."""
+    """Names of all registered rules, in alphabetical order.
+
+    Returns
+    -------
+    list of str
+        A rule that has several names is there under each.
+    """
     return sorted(RULES.names())
 
 

@@ -173,7 +173,7 @@ class Fixed(Schedule):
 
 @dataclass(frozen=True)
 class Null(Schedule):
-    """Always 0; given as a momentum, it also says that momentum is not used.
+    """Always 0; given as a hyper-parameter of a rule, it is the number 0: momentum is not used, nor kept.
 
     Examples
     --------

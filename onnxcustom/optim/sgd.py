@@ -70,6 +70,7 @@ class LearningRateSGD(BaseLearningRate):
     learning_rate: Any = "invscaling"
 
     aliases: ClassVar[dict[str, str]] = {"lr": "eta0"}
+    proportional = True
 
     def make_schedule(self) -> Schedule:
         if not isinstance(self.learning_rate, str):
@@ -170,6 +171,7 @@ class SGD(BaseLearningRate):
     lazy_update: bool = flag(True)
 
     by_rows = True
+    proportional = True
 
     order = ("clip", "rescale", "decay")
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,25 @@ from scipy.linalg import blas
 
 from onnxcustom.runtime import Device, to_ortvalue
 
-__all__ = ["DoubleBuffer", "Scalar"]
+__all__ = ["DoubleBuffer", "Scalar", "block_layout"]
 
 # Bytes between the beginnings of tensors: what vector instructions like.
 _ALIGNMENT = 64
+
+
+def block_layout(sizes: Sequence[int], itemsize: int) -> tuple[list[int], int]:
+    """Where tensors begin in a block that they share, and its size, in numbers.
+
+    Parameters
+    ----------
+    sizes : sequence of int
+        Numbers in each tensor.
+    itemsize : int
+        Bytes in a number.
+    """
+    step = max(1, _ALIGNMENT // itemsize)
+    offsets = [0, *itertools.accumulate(-(-size // step) * step for size in sizes)]
+    return offsets[:-1], offsets[-1]
 
 
 class DoubleBuffer:
@@ -31,21 +47,28 @@ class DoubleBuffer:
         Where the tensors live.
     single : collection of str
         Tensors that are kept once, because they are updated in place.
+    packs : mapping of str to sequence of str, optional
+        Names for blocks of tensors of one dtype, in an order: the block is a vector, laid out as
+        :func:`block_layout` says.
     """
 
     def __init__(
-        self, arrays: Mapping[str, np.ndarray], device: Device, single: Collection[str] = ()
+        self,
+        arrays: Mapping[str, np.ndarray],
+        device: Device,
+        single: Collection[str] = (),
+        packs: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         self.device = device
         self.front = 0
         twice = {name: array for name, array in arrays.items() if name not in single}
         # Host arrays: what the OrtValues borrow on the CPU.
-        self._sets = [_HostSet(twice), _HostSet(twice)]
+        self._sets = [_HostSet(twice, packs or {}) for _ in range(2)]
         self.names = list(arrays)
         self._single = {name: np.array(arrays[name], order="C") for name in arrays if name in single}
         shared = {name: to_ortvalue(array, device) for name, array in self._single.items()}
         self.values: list[dict[str, Any]] = [
-            {**{name: to_ortvalue(a, device) for name, a in host.arrays.items()}, **shared}
+            {**{n: to_ortvalue(a, device) for n, a in (host.arrays | host.packs).items()}, **shared}
             for host in self._sets
         ]
 
@@ -71,19 +94,28 @@ class DoubleBuffer:
 class _HostSet:
     """Arrays side by side in one block for each dtype."""
 
-    def __init__(self, arrays: Mapping[str, np.ndarray]) -> None:
-        self.arrays: dict[str, np.ndarray] = {}
-        self._blocks: list[np.ndarray] = []
-        for dtype in dict.fromkeys(array.dtype for array in arrays.values()):
-            own = {name: array for name, array in arrays.items() if array.dtype == dtype}
-            step = max(1, _ALIGNMENT // dtype.itemsize)
-            offsets = np.cumsum([0, *(-(-array.size // step) * step for array in own.values())])
-            block = _aligned(int(offsets[-1]), dtype)
-            for (name, array), start in zip(own.items(), offsets, strict=False):
-                self.arrays[name] = block[start : start + array.size].reshape(array.shape)
-                self.arrays[name][...] = array
-            self._blocks.append(block)
-        self.arrays = {name: self.arrays[name] for name in arrays}
+    def __init__(self, arrays: Mapping[str, np.ndarray], packs: Mapping[str, Sequence[str]]) -> None:
+        placed: dict[str, np.ndarray] = {}
+        self.packs = {pack: self._place(arrays, names, placed) for pack, names in packs.items()}
+        self._blocks = list(self.packs.values())
+        rest = [name for name in arrays if name not in placed]
+        for dtype in dict.fromkeys(arrays[name].dtype for name in rest):
+            own = [name for name in rest if arrays[name].dtype == dtype]
+            self._blocks.append(self._place(arrays, own, placed))
+        self.arrays = {name: placed[name] for name in arrays}
+
+    @staticmethod
+    def _place(
+        arrays: Mapping[str, np.ndarray], names: Sequence[str], placed: dict[str, np.ndarray]
+    ) -> np.ndarray:
+        """Copy arrays into a block of their own; their new places go into `placed`."""
+        dtype = arrays[names[0]].dtype
+        starts, total = block_layout([arrays[name].size for name in names], dtype.itemsize)
+        block = _aligned(total, dtype)
+        for name, start in zip(names, starts, strict=True):
+            placed[name] = block[start : start + arrays[name].size].reshape(arrays[name].shape)
+            placed[name][...] = arrays[name]
+        return block
 
     def unfit(self) -> list[str]:
         """Names of the arrays that hold NaN or infinity."""

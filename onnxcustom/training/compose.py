@@ -27,6 +27,7 @@ from onnxcustom.objective import BaseLearningPenalty
 from onnxcustom.objective.base import LossTerms
 from onnxcustom.optim import BaseLearningRate
 
+from .folding import FOLDING
 from .modes import Modes, ModeSettings, set_modes
 from .sparse import CutTable, cut_tables, gather_only, reattach
 from .targets import Target
@@ -37,6 +38,8 @@ __all__ = ["ComposedStep", "compose_forward", "compose_scores", "compose_step"]
 METADATA_KEY = "onnxcustom.step"
 
 Phase = Literal["update", "accumulate"]
+
+_PRECISE = (ir.DataType.FLOAT, ir.DataType.DOUBLE)
 
 
 @dataclasses.dataclass
@@ -70,6 +73,10 @@ class ComposedStep:
         Weight (graph input) -> graph output with its new value, empty if the step only accumulates.
     state : dict of str to dict
         Weight -> state name -> (graph input, graph output).
+    packs : dict of str to (str, list of str)
+        Graph input with several small weights, or one state of each, side by side -> graph output with
+        their new values, and the names of what lies in it. Weights in it are inputs by themselves too;
+        their states are not, and none of them has an output of its own.
     statistics : dict of str to str
         Running statistic of a BatchNormalization (graph input) -> graph output with its new value.
     accumulated : dict of str to (str, str or None)
@@ -91,25 +98,25 @@ class ComposedStep:
     finite: str | None
     checked: list[str]
     weights: dict[str, str]
-    state: dict[str, dict[str, tuple[str, str]]]
+    state: dict[str, dict[str, tuple[str, str | None]]]
+    packs: dict[str, tuple[str, list[str]]]
     statistics: dict[str, str]
     accumulated: dict[str, tuple[str, str | None]]
     rows: dict[str, str]
 
     @property
     def whole(self) -> dict[str, str]:
-        """Weights and states that are rewritten as a whole: graph input -> graph output."""
-        return self._updates(by_rows=False)
+        """What is rewritten as a whole, weights, states and packs: graph input -> graph output."""
+        weights = {w: new for w, new in self.weights.items() if w not in self.rows}
+        states = (pairs for w, pairs in self.state.items() if w not in self.rows)
+        made = {old: new for pairs in states for old, new in pairs.values() if new is not None}
+        return {**weights, **made, **{old: new for old, (new, _) in self.packs.items()}}
 
     @property
     def by_rows(self) -> dict[str, dict[str, str]]:
         """For each weight updated by rows, weight and states: graph input -> graph output of the rows."""
-        return {w: {w: self.weights[w], **dict(self.state[w].values())} for w in self.rows}
-
-    def _updates(self, by_rows: bool) -> dict[str, str]:
-        weights = {w: new for w, new in self.weights.items() if (w in self.rows) is by_rows}
-        states = (self.state.get(w, {}).values() for w in weights)
-        return {**weights, **{old: new for pairs in states for old, new in pairs}}
+        made = {w: {old: new for old, new in self.state[w].values() if new is not None} for w in self.rows}
+        return {w: {w: self.weights[w], **states} for w, states in made.items()}
 
     @property
     def batch(self) -> list[str]:
@@ -218,6 +225,8 @@ def compose_step(
     phase: Phase = "update",
     check: bool = False,
     born: Mapping[str, int] | None = None,
+    fold: bool = True,
+    packed: bool = False,
 ) -> ComposedStep:
     """Join everything one training step does into one graph.
 
@@ -245,6 +254,11 @@ def compose_step(
         Whether the graph says if the gradients are finite.
     born : mapping of str to int, optional
         Updates done when a weight joined, where it was not there from the beginning.
+    fold : bool
+        Whether the learning rate goes into the seeds and updates into the products of matrices, where the
+        optimizer allows it.
+    packed : bool
+        Whether small weights are updated together where the optimizer allows it.
 
     Returns
     -------
@@ -265,13 +279,17 @@ def compose_step(
     dense = [w for w in weights if w not in tables]
     rows = [rows for table in tables.values() for _, rows in table.reads]
     gradient = differentiate(model, engine, dense, rows, values)
-    composer = _StepComposer(gradient, weighted, rewritten, weights, tables)
+    prescaled = fold and optimizer.prescalable
+    composer = _StepComposer(gradient, weighted, rewritten, weights, tables, prescaled)
     composer.objective(targets)
     composer.penalties(penalties)
     if check:
         composer.look_for_nan()
-    composer.updates(optimizer, roles, phase, born or {})
-    return composer.finish()
+    composer.updates(optimizer, roles, phase, born or {}, packed)
+    composed = composer.finish()
+    if fold:
+        FOLDING.apply_to_model(composed.model)
+    return composed
 
 
 class _Batch:
@@ -316,6 +334,7 @@ class _StepComposer:
         modes: Modes,
         weights: Sequence[str],
         tables: dict[str, CutTable],
+        prescaled: bool,
     ) -> None:
         self.model = model
         self.modes = modes
@@ -328,6 +347,8 @@ class _StepComposer:
         cut, self.sparse = reattach(self.op, tables, self.values, gradients)
         found = {**{w: self.op.wrap(self.values[w]) for w in self.names.weights}, **cut}
         self.weights = {w: found[w] for w in weights}
+        # Half precision would lose small gradients: they stay as they are.
+        self.prescaled = prescaled and all(w.dtype in _PRECISE for w in self.weights.values())
         self.gathered = {rows for table in tables.values() for _, rows in table.reads}
         self.dtype = _scalar_dtype([v.value for v in self.weights.values()])
         self.batch = _Batch(self.op, self.dtype, weighted)
@@ -362,18 +383,27 @@ class _StepComposer:
             # A scalar divisor of the prediction's dtype, whatever the batch.
             rows = op.Cast(op.Gather(op.Shape(predicted), 0), to=predicted.dtype)
             self._add_loss(_scaled(terms.loss / rows, target.weight))
-            seed = _scaled(terms.gradient / rows, target.weight)
+            seed = self._seed(terms.gradient, rows, target.weight)
             seeds[target.value] = seeds[target.value] + seed if target.value in seeds else seed
         for value, seed in seeds.items():
             slot = self.values[self.names.seeds[value]]
             slot.replace_all_uses_with(seed.value, replace_graph_outputs=True)
             self.graph.inputs.remove(slot)
 
+    def _seed(self, gradient: Var, rows: Var, weight: float) -> Var:
+        """The gradient of the mean, in one pass: all factors are scalars."""
+        if self.prescaled:
+            rate = _cast(self.op, self.learning_rate, gradient.dtype)
+            return (_scaled(rate, weight) / rows) * gradient
+        return gradient / rows if weight == 1 else gradient * (weight / rows)
+
     def penalties(self, penalties: Mapping[str, BaseLearningPenalty]) -> None:
         """Add each penalty to the loss and to the gradient of its weight."""
         for name, penalty in penalties.items():
             value, gradient = penalty.build(self.op, self.weights[name])
             self._add_loss(value)
+            if self.prescaled:
+                gradient = _cast(self.op, self.learning_rate, gradient.dtype) * gradient
             self.gradients[name] = self.gradients[name] + gradient
 
     def _add_loss(self, term: Var) -> None:
@@ -397,6 +427,7 @@ class _StepComposer:
         roles: Mapping[str, Role],
         phase: Phase,
         born: Mapping[str, int],
+        packed: bool,
     ) -> None:
         """New weight and new state of every weight, or gradients accumulated for a later update."""
         op = self.op
@@ -411,7 +442,16 @@ class _StepComposer:
             self.hyper = {name: op.input(op.unique(name), self.dtype, []) for name in optimizer.scheduled}
             scalars = Scalars(self.learning_rate, self.step, self.hyper)
             self.updated = compose_updates(
-                op, optimizer, self.weights, gradients, self.sparse, roles, scalars, born
+                op,
+                optimizer,
+                self.weights,
+                gradients,
+                self.sparse,
+                roles,
+                scalars,
+                born,
+                self.prescaled,
+                packed,
             )
 
     def finish(self) -> ComposedStep:
@@ -432,6 +472,10 @@ class _StepComposer:
             checked=self.checked,
             weights=self._new_weights(outputs),
             state=self._new_state(outputs),
+            packs={
+                _name(old): (outputs.add(f"{_name(old)}_new", new, old), names)
+                for old, new, names in self.updated.packs
+            },
             statistics={
                 name: outputs.add(f"{name}_new", self.op.wrap(self.values[self.modes.statistics[name]]), old)
                 for name, old in self.statistics.items()
@@ -459,22 +503,22 @@ class _StepComposer:
         new.update({w: outputs.add(f"{w}_new_rows", v) for w, v in self.updated.rows.items()})
         return {w: new[w] for w in self.weights if w in new}
 
-    def _new_state(self, outputs: _Outputs) -> dict[str, dict[str, tuple[str, str]]]:
-        named: dict[str, dict[str, tuple[str, str]]] = {}
+    def _new_state(self, outputs: _Outputs) -> dict[str, dict[str, tuple[str, str | None]]]:
+        named: dict[str, dict[str, tuple[str, str | None]]] = {}
         for w, states in self.updated.state.items():
             rows = w in self.updated.rows
-            named[w] = {
-                s: (
-                    _name(old),
-                    outputs.add(f"{w}_{s}_new{'_rows' * rows}", new, None if rows else old),
-                )
-                for s, (old, new) in states.items()
-            }
-        return named
+            named[w] = {}
+            for s, (old, new) in states.items():
+                suffix = "_new_rows" if rows else "_new"
+                made = None if new is None else outputs.add(f"{w}_{s}{suffix}", new, None if rows else old)
+                named[w][s] = (_name(old), made)
+        return {w: named[w] for w in self.weights if w in named}
 
     def _set_inputs(self, composed: ComposedStep) -> None:
         """List what the graph reads: batch, weights, state, statistics, scalars."""
-        states = [old for states in self.updated.state.values() for old, _ in states.values()]
+        pairs = [pair for w in self.weights for pair in self.updated.state.get(w, {}).values()]
+        states = [old for old, new in pairs if new is not None]
+        states += [old for old, _, _ in self.updated.packs]
         means = [old for old, _ in self.accumulated.values()]
         kept = [*self.weights.values(), *states, *self.statistics.values(), *means]
         scalars = [self.learning_rate, self.step, *self.hyper.values()]

@@ -78,6 +78,10 @@ class TrainingStep:
         Whether Dropout drops, by masks that are a function of (seed, step).
     seed : int, default=0
         Seed of the masks.
+    passes : bool, default=True
+        Whether the graph is rewritten to run faster: learning rate and updates go into the products of
+        matrices that gradients come from, and small weights are updated together. Results differ in
+        rounding only.
 
     Attributes
     ----------
@@ -125,10 +129,12 @@ class TrainingStep:
         batch_norm: str = "frozen",
         dropout: str = "off",
         seed: int = 0,
+        passes: bool = True,
     ) -> None:
         if threads is not None and not threads >= 1:
             raise ValueError(f"threads must be at least 1, not {threads!r}.")
         self.modes = ModeSettings(batch_norm, dropout, seed)
+        self.passes = bool(passes)
         self._proto = load(model)
         self.device: Device = parse_device(device)
         self.threads = threads
@@ -161,7 +167,8 @@ class TrainingStep:
     ) -> None:
         """Put everything the step keeps on the device."""
         in_place = [old for updates in graph.by_rows.values() for old in updates]
-        self._buffers = DoubleBuffer(tensors, self.device, in_place)
+        packs = {name: members for name, (_, members) in graph.packs.items()}
+        self._buffers = DoubleBuffer(tensors, self.device, in_place, packs)
         self._statistics = DoubleBuffer(statistics, self.device)
         if accumulated is None:
             values = {v.name: v for v in graph.model.graph.inputs}
@@ -185,24 +192,31 @@ class TrainingStep:
         are the loss, the new weights and the new state. The metadata entry ``onnxcustom.step``
         says in JSON which is which.
         """
-        return to_proto(self._graph(self._weighted).model)
+        return to_proto(self._composed(self._weighted, "update", packed=False).model)
 
     def _graph(self, weighted: bool, phase: Phase = "update") -> ComposedStep:
         if (weighted, phase) not in self._graphs:
-            self._graphs[weighted, phase] = compose_step(
-                prepared(self._proto, self.engine),
-                self.engine,
-                self.targets,
-                self._weights,
-                self.optimizer,
-                self._penalties,
-                weighted=weighted,
-                modes=self.modes,
-                phase=phase,
-                check=self.optimizer.hides_nonfinite or self.device.type != "cpu",
-                born=self._born,
-            )
+            # Views of a part of a tensor can be made in host memory only.
+            packed = self.passes and self.device.type == "cpu"
+            self._graphs[weighted, phase] = self._composed(weighted, phase, packed)
         return self._graphs[weighted, phase]
+
+    def _composed(self, weighted: bool, phase: Phase, packed: bool) -> ComposedStep:
+        return compose_step(
+            prepared(self._proto, self.engine),
+            self.engine,
+            self.targets,
+            self._weights,
+            self.optimizer,
+            self._penalties,
+            weighted=weighted,
+            modes=self.modes,
+            phase=phase,
+            check=self.optimizer.hides_nonfinite or self.device.type != "cpu",
+            born=self._born,
+            fold=self.passes,
+            packed=packed,
+        )
 
     def _program(self, weighted: bool, phase: Phase) -> Program:
         if (weighted, phase) not in self._programs:

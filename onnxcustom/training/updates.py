@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import onnx_ir as ir
@@ -13,6 +13,7 @@ from onnxcustom.graph.roles import Role
 from onnxcustom.optim import BaseLearningRate, State
 from onnxcustom.optim.transforms import global_norm_factor, scalar
 
+from .packing import concatenate, plan_packs
 from .sparse import RowGradient
 
 __all__ = ["Scalars", "Updates", "compose_accumulation", "compose_updates", "state_layout"]
@@ -43,15 +44,19 @@ class Updates:
     ----------
     weights : dict of str to Var
         New weights, those of row gradients left out.
-    state : dict of str to dict of str to (Var, Var)
+    state : dict of str to dict of str to (Var, Var or None)
         Weight -> state -> (input, new value or, for row gradients, its new rows).
     rows : dict of str to Var
         New rows of the weights that have row gradients.
+    packs : list of (Var, Var, list of str)
+        Vectors in which several weights, or one state of each, lie side by side: input, new value, and
+        names of what lies in it. Their members have no new value of their own.
     """
 
     weights: dict[str, Var] = dataclasses.field(default_factory=dict)
-    state: dict[str, dict[str, tuple[Var, Var]]] = dataclasses.field(default_factory=dict)
+    state: dict[str, dict[str, tuple[Var, Var | None]]] = dataclasses.field(default_factory=dict)
     rows: dict[str, Var] = dataclasses.field(default_factory=dict)
+    packs: list[tuple[Var, Var, list[str]]] = dataclasses.field(default_factory=list)
 
 
 def compose_accumulation(
@@ -82,38 +87,82 @@ def compose_updates(
     roles: Mapping[str, Role],
     scalars: Scalars,
     born: Mapping[str, int],
+    prescaled: bool = False,
+    packed: bool = False,
 ) -> Updates:
     """Emit new weight and new state of every weight.
 
     The step of a weight is counted from when it joined, after `born` updates: what a rule divides a
-    moment by depends on how many gradients are in it.
+    moment by depends on how many gradients are in it. Gradients that are `prescaled` were multiplied by
+    the learning rate. With `packed`, small weights are updated together.
     """
     updates = Updates()
     gradients, sparse = _clipped(op, optimizer, gradients, sparse)
-    for index, (name, w) in enumerate(weights.items()):
-        state = {
+    # Prescaled updates become part of the products that gradients come from, which is better still.
+    dense = {w: weights[w] for w in gradients} if packed and not prescaled else {}
+    packs = plan_packs(optimizer, dense, roles, born)
+    index = {name: k for k, name in enumerate(weights)}
+    states = {
+        name: {
             s: op.input(op.unique(f"{name}_{s}"), ir.DataType.from_numpy(like.dtype), like.shape)
             for s, like in state_layout(optimizer, w).items()
         }
-        rows = sparse.get(name)
+        for name, w in weights.items()
+    }
+
+    def apply(name: str, w: Var, g: Var, state: dict[str, Var]) -> tuple[Var, dict[str, Var]]:
         age = born.get(name, 0)
-        step = scalars.step if age == 0 else op.once(("step", age), lambda age=age: scalars.step - age)  # type: ignore[misc]
-        read = state if rows is None else {s: rows.take(v) for s, v in state.items()}
-        new, new_state = optimizer.apply(
+        step = scalars.step if age == 0 else op.once(("step", age), lambda: scalars.step - age)
+        return optimizer.apply(
             op,
-            w if rows is None else rows.take(w),
-            gradients[name] if rows is None else rows.gradient,
-            State(read),
+            w,
+            g,
+            State(state),
             scalars.learning_rate,
             step,
             name=name,
             role=roles.get(name, "unknown"),
-            index=index,
+            index=index[name],
             values=scalars.hyper,
+            prescaled=prescaled,
         )
-        (updates.weights if rows is None else updates.rows)[name] = new
+
+    for members in packs:
+        shapes = [weights[name].static_shape or () for name in members]
+        g = concatenate(op, [gradients[name] for name in members], shapes)
+        _pack(op, updates, members, g, states, apply)
+    for name, w in weights.items():
+        if name in updates.state:
+            continue
+        rows, state = sparse.get(name), states[name]
+        if rows is None:
+            updates.weights[name], new_state = apply(name, w, gradients[name], state)
+        else:
+            taken = {s: rows.take(v) for s, v in state.items()}
+            updates.rows[name], new_state = apply(name, rows.take(w), rows.gradient, taken)
         updates.state[name] = {s: (state[s], new_state[s]) for s in state}
     return updates
+
+
+def _pack(
+    op: Builder,
+    updates: Updates,
+    members: list[str],
+    g: Var,
+    states: Mapping[str, dict[str, Var]],
+    apply: Callable[[str, Var, Var, dict[str, Var]], tuple[Var, dict[str, Var]]],
+) -> None:
+    """Update weights as one vector."""
+    assert g.dtype is not None
+    w = op.input(op.unique("packed_weights"), g.dtype, g.shape)
+    state = {s: op.input(op.unique(f"packed_{s}"), g.dtype, g.shape) for s in states[members[0]]}
+    new, new_state = apply(members[0], w, g, state)
+    updates.packs.append((w, new, members))
+    for s, old in state.items():
+        inside = [str(states[name][s].value.name) for name in members]
+        updates.packs.append((old, new_state[s], inside))
+    for name in members:
+        updates.state[name] = {s: (old, None) for s, old in states[name].items()}
 
 
 def state_layout(optimizer: BaseLearningRate, w: Var) -> dict[str, np.ndarray]:

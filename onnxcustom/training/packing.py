@@ -1,0 +1,109 @@
+"""Many small weights updated as one: their memory lies side by side, so one node serves them all.
+
+The forward and backward pass read every weight by itself, from its place in the block; only the update
+sees the block as one vector. Gradients are gathered into a vector of the same layout.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxcustom.graph.builder import Builder, Var
+from onnxcustom.graph.roles import Role
+from onnxcustom.optim import BaseLearningRate, State
+
+from .buffers import block_layout
+
+__all__ = ["concatenate", "plan_packs"]
+
+# Above, a pass over memory costs more than the node that makes it.
+_SMALL = 2**14
+# Below, gathering the gradients costs more than it saves.
+_FEWEST_NODES = 3
+_DTYPES = (ir.DataType.FLOAT, ir.DataType.DOUBLE)
+_ELEMENTWISE = frozenset(
+    "Add Sub Mul Div Neg Sqrt Pow Exp Log Abs Sign Max Min Clip Where Cast Identity Relu Reciprocal "
+    "Greater Less GreaterOrEqual LessOrEqual Equal And Or Not".split()
+)
+_ROLES: tuple[Role, ...] = ("weight", "bias", "normalization", "unknown")
+
+
+def plan_packs(
+    optimizer: BaseLearningRate,
+    weights: Mapping[str, Var],
+    roles: Mapping[str, Role],
+    born: Mapping[str, int],
+) -> list[list[str]]:
+    """Which weights are updated together: small ones that the rule treats alike.
+
+    Parameters
+    ----------
+    optimizer : BaseLearningRate
+        Update rule. Only one that works number by number can see several weights as one; its graph
+        tells.
+    weights : mapping of str to Var
+        Weights that have a gradient of their own shape.
+    roles, born
+        What :func:`~onnxcustom.training.updates.compose_updates` takes.
+
+    Returns
+    -------
+    list of list of str
+    """
+    if optimizer.stochastic or optimizer.multi_precision:
+        return []
+    decays = any(getattr(optimizer, name) != 0 for name in optimizer.decays)
+    groups: dict[tuple, list[str]] = {}
+    for index, (name, w) in enumerate(weights.items()):
+        if w.dtype not in _DTYPES or w.static_shape is None or not 0 < math.prod(w.static_shape) <= _SMALL:
+            continue
+        lr_mult, wd_mult = optimizer.multipliers(name, roles.get(name, "unknown"), index)
+        key = (w.dtype, lr_mult, wd_mult if decays else 0.0, born.get(name, 0))
+        groups.setdefault(key, []).append(name)
+    packs = [members for members in groups.values() if len(members) > 1]
+    return packs if packs and _number_by_number(optimizer) else []
+
+
+def _number_by_number(optimizer: BaseLearningRate) -> bool:
+    """Whether the formula works on each number by itself, alike for every role, in some nodes."""
+    seen = set()
+    for role in _ROLES:
+        op = Builder(18)
+        w, g = op.input("w", ir.DataType.FLOAT, [2, 3]), op.input("g", ir.DataType.FLOAT, [2, 3])
+        like = optimizer.create_state(np.zeros((2, 3), np.float32))
+        if any(array.shape != (2, 3) or array.dtype != np.float32 for array in like.values()):
+            return False
+        state = State({s: op.input(s, ir.DataType.FLOAT, [2, 3]) for s in like})
+        lr, t = op.input("lr", ir.DataType.FLOAT, []), op.input("t", ir.DataType.FLOAT, [])
+        values = {name: op.input(f"{name}_", ir.DataType.FLOAT, []) for name in optimizer.scheduled}
+        optimizer.bound(role=role, **values).update(op, w, g, state, lr, t)
+        large = [n for n in op.nodes if any(v is not None and not _is_scalar(v) for v in n.inputs)]
+        if any(n.op_type not in _ELEMENTWISE for n in large):
+            return False
+        seen.add(tuple(node.op_type for node in op.nodes))
+    return len(seen) == 1 and len(large) >= _FEWEST_NODES
+
+
+def _is_scalar(value: ir.Value) -> bool:
+    return value.shape is not None and len(value.shape) == 0
+
+
+def concatenate(op: Builder, gradients: Sequence[Var], shapes: Sequence[tuple[int, ...]]) -> Var:
+    """Gradients of these shapes one behind the other, zeros between them, as their weights lie in memory."""
+    dtype = gradients[0].dtype
+    assert dtype is not None
+    sizes = [math.prod(shape) for shape in shapes]
+    starts, total = block_layout(sizes, dtype.numpy().itemsize)
+    ends = [*starts[1:], total]
+    parts: list[Var] = []
+    for g, shape, gap in zip(gradients, shapes, np.subtract(ends, starts) - sizes, strict=True):
+        parts.append(g if len(shape) == 1 else op.Reshape(g, [-1]))
+        if gap:
+            parts.append(op.const(np.zeros(gap), like=g))
+    joined = op.Concat(*parts, axis=0)
+    joined.value.shape = ir.Shape([total])
+    return joined
