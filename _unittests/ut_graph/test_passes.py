@@ -202,6 +202,18 @@ def test_bypass_identity():
     assert not apply(passes.BypassIdentityPass(), to_proto(after))[1]
 
 
+def test_bypass_identity_keeps_the_shape_of_a_scalar():
+    model = parse(
+        """g (float[N, 2] x, float s) => (float[N, 2] y) {
+        i = Identity(s)  y = Mul(x, i)
+        }"""
+    )
+    ir_model = to_ir(model)
+    ir_model.graph.node(0).outputs[0].shape = None
+    passes.BypassIdentityPass()(ir_model)
+    assert ir_model.graph.inputs[1].shape == ir.Shape([])
+
+
 def test_unique_names():
     model = parse(
         """g (float[N, 2] x, bool c) => (float[N, 2] y) {
@@ -300,6 +312,14 @@ def test_infer_shapes():
     assert [v.name for v in ir_model.graph.inputs] == ["x", "c"]
     assert list(ir_model.graph.initializers) == ["w"]
     load(to_proto(ir_model))
+
+
+def test_infer_shapes_of_scalars():
+    model = parse("g (float[N, 2] x) => (float[N, 2] y) { m = ReduceMax <keepdims = 0> (x)  y = Sub(x, m) }")
+    ir_model = to_ir(model)
+    ir_model.graph.node(0).outputs[0].shape = None
+    passes.InferShapesPass()(ir_model)
+    assert ir_model.graph.node(0).outputs[0].shape == ir.Shape([])
 
 
 def test_infer_shapes_leaves_out_large_tensors(monkeypatch):

@@ -15,7 +15,7 @@ NETS = {
     ),
     "multiplied and added": (
         "{ z = MatMul (x, w)  a = Add (z, w)  s = Sub (a, b)  y = Sub (g, s) }",
-        {"w": "weight", "b": "bias", "g": "unknown"},
+        {"w": "weight", "b": "bias", "g": "bias"},
     ),
     "read by nobody": ("{ y = MatMul (x, w) }", {"w": "weight", "b": "unknown", "g": "unknown"}),
     "normalized": (

@@ -613,3 +613,38 @@ def test_a_model_newer_than_the_runtime_is_handed_out_in_a_version_it_reads():
     trained = reg.get_trained_onnx()
     session = onnxruntime.InferenceSession(trained.SerializeToString(), providers=["CPUExecutionProvider"])
     np.testing.assert_allclose(session.run(None, {"x": X})[0].ravel(), reg.predict(X), rtol=1e-5)
+
+
+def constant(rate):
+    return LearningRateSGD(rate, learning_rate="constant")
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "before", "after", "rate"),
+    [
+        ("sgd", 0.1, 0.01, 0.01),
+        (constant(0.1), 0.5, None, 0.1),
+        (constant(0.1), None, constant(0.2), 0.2),
+        (None, constant(0.1), constant(0.5), 0.5),
+    ],
+)
+def test_another_learning_rate_changes_nothing_else(linear_model, optimizer, before, after, rate):
+    X, y = data()
+    options = {"max_iter": 2, "warm_start": True, "random_state": 0, "batch_size": 10}
+    reg = OnnxRegressor(linear_model(3), optimizer=optimizer, learning_rate=before, **options).fit(X, y)
+    assert reg.step_.iteration == 8
+    reg.set_params(learning_rate=after).fit(X, y)
+    assert reg.step_.iteration == 16
+    assert reg.step_.optimizer.value == rate
+
+
+def test_a_rule_named_by_the_learning_rate_can_be_changed(linear_model):
+    X, y = data()
+    reg = OnnxRegressor(
+        linear_model(3), optimizer=None, learning_rate="adam", warm_start=True, max_iter=1, random_state=0
+    )
+    reg.fit(X, y)
+    weights_before = reg.weights_
+    reg.set_params(learning_rate="nag").fit(X, y)
+    assert type(reg.step_.optimizer).__name__ == "NAG"
+    assert any(not np.array_equal(reg.weights_[n], a) for n, a in weights_before.items())

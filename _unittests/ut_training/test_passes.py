@@ -214,3 +214,32 @@ def test_a_pack_is_the_memory_of_its_members():
     np.testing.assert_array_equal(buffer.read(["c"])[0], 0)
     np.testing.assert_array_equal(buffer.read(["a"])[0], [[8, 9], [10, 11]])
     np.testing.assert_array_equal(buffer.read(["b"])[0], arrays["b"])
+
+
+def test_weights_are_numbered_alike_when_some_are_tables():
+    """An index names a weight among all, not among those that are packed."""
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 17]>
+        net (int64[N] i) => (float[N, 2] y)
+        <float[3, 2] t = {1, 2, 3, 4, 5, 6}, float[2] a = {1, 2}, float[2] b = {1, 2}, float[2] c = {1, 2}> {
+            e = Gather (t, i)  f = Mul (e, a)  g = Mul (f, b)  y = Mul (g, c) }"""
+    )
+    order = list(TrainingStep(model).weights())
+    frozen = order.index("c")
+    step = TrainingStep(model, optimizer=optim.Adam(0.1, lr_mult={frozen: 0.0}))
+    step.run(np.array([0, 1]), np.zeros((2, 2), np.float32))
+    np.testing.assert_array_equal(step.weights()["c"], [1, 2])
+    assert not np.array_equal(step.weights()["b"], [1, 2])
+
+
+def test_half_precision_inside_is_not_prescaled():
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 17]>
+        net (float[N, 2] x) => (float[N, 2] y) <float[2, 2] w = {1, 2, 3, 4}> {
+            a = Cast <to = 10> (x)  b = Cast <to = 10> (w)  c = MatMul (a, b)  y = Cast <to = 1> (c) }"""
+    )
+    step = TrainingStep(model, optimizer=optim.SGD(1e-6))
+    (rate,) = [n for n in step.model.graph.node if "learning_rate" in n.input]
+    assert step.model.graph.output[-1].name in {rate.output[0], "w_new"}
+    assert rate.op_type == "Mul"
+    assert not any("learning_rate" in n.input for n in step.model.graph.node if n.op_type == "Div")

@@ -456,8 +456,8 @@ def test_a_step_is_one_run(mlp_model, monkeypatch):
     calls = []
     binding = program_module.Binding
     monkeypatch.setattr(binding, "bind_output", lambda *a, **k: calls.append("bind_output"))
-    original = binding.bind_input
-    monkeypatch.setattr(binding, "bind_input", lambda s, n, v: (calls.append(n), original(s, n, v)))
+    original = binding.rebind_inputs
+    monkeypatch.setattr(binding, "rebind_inputs", lambda s, n, v: (calls.extend(n), original(s, n, v)))
     execute = binding.execute
     monkeypatch.setattr(binding, "execute", lambda s: (calls.append("run"), execute(s)))
     step.run_batch(values)

@@ -157,6 +157,17 @@ def test_momentum_and_decay_follow_schedules():
     close(step.weights(), w)
 
 
+def test_a_schedule_need_not_know_of_steps_that_are_never_done():
+    rates = [0.1, 0.2]
+    step = TrainingStep(linear(), optimizer=optim.SGD(lambda t: rates[t - 1]))
+    for _ in rates:
+        step.run(X, Y)
+    before = step.weights()
+    with pytest.raises(IndexError):
+        step.run(X, Y)
+    close(step.weights(), before, rtol=0, atol=0)
+
+
 def test_no_session_after_the_first_step(monkeypatch):
     step = TrainingStep(linear(), optimizer=optim.SGD(optim.Exp(0.1, 0.5, True), momentum=optim.Fixed(0.5)))
     step.run(X, Y)
@@ -290,7 +301,7 @@ def test_freezing_and_adding_a_weight_keeps_the_state_of_the_others():
 def test_another_optimizer_begins_anew():
     old = TrainingStep(linear(), optimizer=optim.Adam(0.1))
     old.run(X, Y)
-    new = TrainingStep(linear(), optimizer=optim.Adam(0.1, beta1=0.5))
+    new = TrainingStep(linear(), optimizer=optim.RAdam(0.1))
     new.take_over(old)
     close(new.weights(), old.weights(), rtol=0, atol=0)
     assert new.iteration == 0

@@ -197,7 +197,7 @@ class BypassIdentityPass(ir.passes.InPlacePass):
             if source is None or copy.is_graph_output():
                 continue
             source.type = source.type or copy.type
-            source.shape = source.shape or copy.shape
+            source.shape = copy.shape if source.shape is None else source.shape  # a scalar's is falsy
             copy.replace_all_uses_with(source)
             assert node.graph is not None
             node.graph.remove(node, safe=True)
@@ -371,7 +371,8 @@ def _take_types(graph: ir.Graph, proto: onnx.GraphProto) -> None:
                 continue
             with contextlib.suppress(Exception):  # a sequence of maps, which onnx_ir does not know
                 value.type = value.type or ir.serde.deserialize_type_proto_for_type(kind)
-                value.shape = ir.serde.deserialize_type_proto_for_shape(kind) or value.shape
+                shape = ir.serde.deserialize_type_proto_for_shape(kind)
+                value.shape = value.shape if shape is None else shape
         attributes = {a.name: a for a in twin.attribute}
         for name, attribute in node.attributes.items():
             if attribute.type == ir.AttributeType.GRAPH and not attribute.is_ref():

@@ -17,9 +17,11 @@ _WEIGHTS: dict[str, tuple[int, ...]] = {
     **dict.fromkeys(("Conv", "ConvTranspose", "DeformConv", "FusedConv"), (1,)),
     **dict.fromkeys(("RNN", "GRU", "LSTM"), (1, 2)),
 }
+# ONNX's own Attention has no weights as operands, onnxruntime's has.
+_MICROSOFT_WEIGHTS: dict[str, tuple[int, ...]] = {"Attention": (1,)}
 _BIASES: dict[str, tuple[int, ...]] = {
     "Add": (0, 1),
-    "Sub": (1,),
+    "Sub": (0, 1),
     "Gemm": (2,),
     "FusedGemm": (2,),
     "Conv": (2,),
@@ -31,12 +33,23 @@ _BIASES: dict[str, tuple[int, ...]] = {
     "LayerNormalization": (2,),
     "InstanceNormalization": (2,),
     "GroupNormalization": (2,),
+    "GroupNorm": (2,),
+    **dict.fromkeys(("BiasGelu", "FastGelu", "BiasSoftmax", "BiasSplitGelu", "BiasDropout", "BiasAdd"), (1,)),
+    "Attention": (2,),
+    "MultiHeadAttention": (3,),
+    "SkipLayerNormalization": (3, 4),
+    "SkipSimplifiedLayerNormalization": (3,),
+    "EmbedLayerNormalization": (6,),
 }
-_SCALES: dict[str, tuple[int, ...]] = dict.fromkeys(
-    "BatchNormalization LayerNormalization InstanceNormalization GroupNormalization RMSNormalization "
-    "SimplifiedLayerNormalization SkipLayerNormalization SkipSimplifiedLayerNormalization".split(),
-    (1, 2, 3),
-)
+_SCALES: dict[str, tuple[int, ...]] = {
+    **dict.fromkeys(
+        "BatchNormalization LayerNormalization InstanceNormalization GroupNormalization RMSNormalization "
+        "SimplifiedLayerNormalization GroupNorm".split(),
+        (1,),
+    ),
+    **dict.fromkeys(("SkipLayerNormalization", "SkipSimplifiedLayerNormalization"), (2,)),
+    "EmbedLayerNormalization": (5,),
+}
 _PASS_THROUGH = frozenset("Identity Cast Reshape Flatten Squeeze Unsqueeze Transpose Expand".split())
 
 
@@ -66,13 +79,19 @@ def weight_roles(model: ir.Model, names: Iterable[str]) -> dict[str, Role]:
 
 def _role(value: ir.Value) -> Role:
     uses = list(_uses(value))
-    if any(position in _WEIGHTS.get(node.op_type, ()) for node, position in uses):
+    if any(position in _weight_operands(node) for node, position in uses):
         return "weight"
     if uses and all(position in _BIASES.get(node.op_type, ()) for node, position in uses):
         return "bias"
     if uses and all(position in _SCALES.get(node.op_type, ()) for node, position in uses):
         return "normalization"
     return "unknown"
+
+
+def _weight_operands(node: ir.Node) -> tuple[int, ...]:
+    if node.domain == "com.microsoft" and node.op_type in _MICROSOFT_WEIGHTS:
+        return _MICROSOFT_WEIGHTS[node.op_type]
+    return _WEIGHTS.get(node.op_type, ())
 
 
 def _uses(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:

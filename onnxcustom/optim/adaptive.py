@@ -53,11 +53,10 @@ class AdaGrad(BaseLearningRate):
     learning_rate: Any = 0.01
     eps: float = number(1e-7, "(0, inf)")
     lazy_update: bool = flag(True)
-
-    by_rows = True
     _: KW_ONLY
     decoupled_weight_decay: bool = flag(True)
 
+    by_rows = True
     state = ("history",)
     aliases: ClassVar[dict[str, str]] = {"epsilon": "eps"}
 

@@ -316,7 +316,8 @@ class BaseLearningRate(SharedOptions, metaclass=RuleType):
         """
         if self._schedules is None:
             raise self._not_started()
-        check_number("t, the number of updates done,", t, "[0, inf)", integral=True)
+        if type(t) is not int or t < 0:  # once a step: the common case is quick
+            check_number("t, the number of updates done,", t, "[0, inf)", integral=True)
         return self._set_clock(self._schedules, int(t) + 1 + self.begin_num_update, self._epoch)
 
     def report_epoch(self, loss: float) -> bool:
@@ -402,12 +403,9 @@ class BaseLearningRate(SharedOptions, metaclass=RuleType):
         return self._t
 
     def continues(self, other: BaseLearningRate) -> bool:
-        """Whether this rule can go on with the clock and the state of another: only rates may differ."""
-        if type(self) is not type(other):
-            return False
-        mine, others = self.get_params(), other.get_params()
-        rates = {"learning_rate", "eta0", "frozen", "lr_mult", "wd_mult"}
-        return repr({**mine, **dict.fromkeys(rates)}) == repr({**others, **dict.fromkeys(rates)})
+        """Whether this rule can go on with the clock and the state of another: it keeps the same."""
+        mine, others = (type(self), self.state), (type(other), other.state)
+        return mine == others and self.multi_precision == other.multi_precision
 
     def take_clock(self, other: BaseLearningRate) -> None:
         """Go on at the step where another rule is; schedules that are the same go on, too."""
@@ -458,7 +456,8 @@ class BaseLearningRate(SharedOptions, metaclass=RuleType):
             check_number(what, value, interval)
         except (TypeError, ValueError) as exc:
             raise ValueError(
-                f"{schedule!r} gave {value!r} at step {t} of epoch {epoch}; a {what} is a number in {interval}."
+                f"{schedule!r} gave {value!r} at step {t} of epoch {epoch}; "
+                f"a {what} is a number in {interval}."
             ) from exc
         return float(value)
 

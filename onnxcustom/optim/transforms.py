@@ -146,7 +146,8 @@ def global_norm_factor(op: Builder, gradients: Sequence[Var], limit: float, dtyp
     """
     squares = [sum_square(op, scalar(op, g, dtype)) for g in gradients]
     norm = op.Sqrt(op.Sum(*squares) if len(squares) > 1 else squares[0])
-    return limit / op.Max(norm, limit)
+    # A norm that overflows is NaN here, so that it is noticed, rather than a factor of 0.
+    return limit / op.Max(norm, limit) + (norm - norm)
 
 
 def debias(op: Builder, beta: Any, t: Var, like: Var) -> Var:

@@ -70,7 +70,8 @@ class Updater:
     The state of an index is created when it is first seen. Learning rate and step are those of the
     index's own updates. The rule is used, not copied: its learning rate may be set in between, and
     another rule of its kind may be assigned, say to freeze a weight; states, counts and clock stay.
-    ``clip_global_norm`` bounds the norm of the gradients of one call.
+    ``clip_global_norm`` bounds the norm of the gradients of one call. It knows of no epochs: schedules that
+    count them move on when ``updater.optimizer.report_epoch(loss)`` is called.
 
     An updater can be copied and pickled, and called from several threads, which wait for each other.
 

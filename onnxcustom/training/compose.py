@@ -39,7 +39,7 @@ METADATA_KEY = "onnxcustom.step"
 
 Phase = Literal["update", "accumulate"]
 
-_PRECISE = (ir.DataType.FLOAT, ir.DataType.DOUBLE)
+_HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 @dataclasses.dataclass
@@ -348,7 +348,7 @@ class _StepComposer:
         found = {**{w: self.op.wrap(self.values[w]) for w in self.names.weights}, **cut}
         self.weights = {w: found[w] for w in weights}
         # Half precision would lose small gradients: they stay as they are.
-        self.prescaled = prescaled and all(w.dtype in _PRECISE for w in self.weights.values())
+        self.prescaled = prescaled and not _computes_in_half(self.graph)
         self.gathered = {rows for table in tables.values() for _, rows in table.reads}
         self.dtype = _scalar_dtype([v.value for v in self.weights.values()])
         self.batch = _Batch(self.op, self.dtype, weighted)
@@ -560,6 +560,14 @@ def _scalar_dtype(values: Iterable[ir.Value]) -> ir.DataType:
     Half precision would round the learning rate, so it is never used for them.
     """
     return ir.DataType.DOUBLE if any(v.dtype == ir.DataType.DOUBLE for v in values) else ir.DataType.FLOAT
+
+
+def _computes_in_half(graph: ir.Graph) -> bool:
+    """Whether a tensor of the graph, or of a graph inside, is in half precision."""
+    nodes = ir.traversal.RecursiveGraphIterator(graph)
+    return any(v.dtype in _HALF for v in graph.inputs) or any(
+        v.dtype in _HALF for node in nodes for v in node.outputs
+    )
 
 
 def _cast(op: Builder, var: Var, dtype: ir.DataType | None) -> Var:

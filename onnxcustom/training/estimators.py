@@ -56,7 +56,12 @@ class _OnnxEstimator(Trainer):
         "batch_norm",
         "dropout",
     )
-    _live_parameters = frozenset({"learning_rate"})
+
+    @property
+    def _live_parameters(self) -> frozenset[str]:  # type: ignore[override]
+        # Without an optimizer, the learning rate says which update rule it is.
+        return frozenset() if self.optimizer is None else frozenset({"learning_rate"})
+
 
     def __init__(
         self,
@@ -116,9 +121,8 @@ class _OnnxEstimator(Trainer):
     def _change(self, step: TrainingStep, parameters: set[str]) -> None:
         """Another learning rate changes nothing else: not the state, not the clock."""
         if "learning_rate" in parameters:
-            step.optimizer.set_learning_rate(
-                select_optimizer(self.optimizer, self.learning_rate).learning_rate
-            )
+            chosen = select_optimizer(self.optimizer, self.learning_rate)
+            step.optimizer.set_learning_rate(chosen.make_schedule())
 
     def _adopt(self, step: TrainingStep, seed: int) -> None:
         super()._adopt(step, seed)

@@ -37,6 +37,7 @@ def plan_packs(
     weights: Mapping[str, Var],
     roles: Mapping[str, Role],
     born: Mapping[str, int],
+    index: Mapping[str, int],
 ) -> list[list[str]]:
     """Which weights are updated together: small ones that the rule treats alike.
 
@@ -49,6 +50,8 @@ def plan_packs(
         Weights that have a gradient of their own shape.
     roles, born
         What :func:`~onnxcustom.training.updates.compose_updates` takes.
+    index : mapping of str to int
+        Index of each weight among all that are trained.
 
     Returns
     -------
@@ -58,10 +61,10 @@ def plan_packs(
         return []
     decays = any(getattr(optimizer, name) != 0 for name in optimizer.decays)
     groups: dict[tuple, list[str]] = {}
-    for index, (name, w) in enumerate(weights.items()):
+    for name, w in weights.items():
         if w.dtype not in _DTYPES or w.static_shape is None or not 0 < math.prod(w.static_shape) <= _SMALL:
             continue
-        lr_mult, wd_mult = optimizer.multipliers(name, roles.get(name, "unknown"), index)
+        lr_mult, wd_mult = optimizer.multipliers(name, roles.get(name, "unknown"), index[name])
         key = (w.dtype, lr_mult, wd_mult if decays else 0.0, born.get(name, 0))
         groups.setdefault(key, []).append(name)
     packs = [members for members in groups.values() if len(members) > 1]

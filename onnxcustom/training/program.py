@@ -48,11 +48,9 @@ class Program:
         self._buffers = (kept, statistics, accumulated)
         self._device = device
         self._session = create_session(graph.model, device, threads=threads)
-        names = {"learning_rate": graph.learning_rate, "step": graph.step, **graph.hyper}
-        if graph.share is not None:
-            names["share"] = graph.share
-        self._scalars = {key: (name, Scalar(dtype)) for key, name in names.items()}
-        self._loss = Scalar(dtype)
+        self._rate, self._step, self._loss = Scalar(dtype), Scalar(dtype), Scalar(dtype)
+        self._hyper = [(key, Scalar(dtype)) for key in graph.hyper]
+        self._share = None if graph.share is None else Scalar(dtype)
         self._batch = graph.batch
         self._finite = np.zeros(len(graph.checked), dtype)
         self._bindings: dict[int, Binding] = {}
@@ -82,8 +80,12 @@ class Program:
             for old, new in pairs.items():
                 if new is not None:
                     binding.bind_output(new, written[old])
-        for name, scalar in self._scalars.values():
-            binding.bind_input(name, scalar.ortvalue)
+        binding.bind_input(graph.learning_rate, self._rate.ortvalue)
+        binding.bind_input(graph.step, self._step.ortvalue)
+        for key, scalar in self._hyper:
+            binding.bind_input(graph.hyper[key], scalar.ortvalue)
+        if graph.share is not None and self._share is not None:
+            binding.bind_input(graph.share, self._share.ortvalue)
         binding.bind_output(graph.loss, self._loss.ortvalue)
         if graph.finite is not None:
             binding.bind_output(graph.finite, to_ortvalue(self._finite))
@@ -105,16 +107,15 @@ class Program:
         share : float
             Share of this batch's rows in those accumulated.
         """
-        scalars = self._scalars
-        scalars["learning_rate"][1].set(hyper["learning_rate"])
-        scalars["step"][1].set(step)
-        for name in self._graph.hyper:
-            scalars[name][1].set(hyper[name])
-        if self._graph.share is not None:
-            scalars["share"][1].set(share)
+        self._rate.set(hyper["learning_rate"])
+        self._step.set(step)
+        for name, scalar in self._hyper:
+            scalar.set(hyper[name])
+        if self._share is not None:
+            self._share.set(share)
         binding = self._binding()
-        for name, value in zip(self._batch, values, strict=True):
-            binding.bind_input(name, value)
+        binding.rebind_inputs(self._batch, values)
+        self._values = values  # onnxruntime borrows their memory
         if self._tables:
             self._tables.take(binding.run())
         else:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fnmatch
 import functools
 import math
+import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -266,6 +268,8 @@ class TrainingStep:
         An optimizer that accumulates gradients updates the weights at every so many calls.
         """
         optimizer = self.optimizer
+        if optimizer.t != self.iteration + 1 + optimizer.begin_num_update:
+            optimizer.update_learning_rate(self.iteration)
         updating = self._pending + 1 >= optimizer.accumulate
         program = self._program(len(values) > self._n_batch, "update" if updating else "accumulate")
         rows, share = 0, 1.0
@@ -285,7 +289,8 @@ class TrainingStep:
         program.write_rows()
         self._pending = self._pending_rows = 0
         self.iteration += 1
-        optimizer.update_learning_rate(self.iteration)
+        with contextlib.suppress(Exception):  # raised again should there be a next step
+            optimizer.update_learning_rate(self.iteration)
         return loss
 
     def _refuse(self, loss: float, unfit: Sequence[str]) -> float:
@@ -498,6 +503,10 @@ class TrainingStep:
         self._born = {w: other._born.get(w, 0) if w in kept else other.iteration for w in self._weights}
         self._forget_sessions()  # the age of a weight is part of the graphs
         self.set_state(kept)
+        if self.optimizer.accumulate == other.optimizer.accumulate and self._weights == other._weights:
+            self._pending, self._pending_rows = other._pending, other._pending_rows
+            names = self._accumulated.names
+            self._accumulated.write(dict(zip(names, other._accumulated.read(names), strict=True)))
 
     def trained_model(self) -> onnx.ModelProto:
         """The user's model with the present weights and statistics."""
@@ -543,10 +552,10 @@ def _without_frozen(optimizer: BaseLearningRate, weights: dict[str, np.ndarray])
     """The weights that the optimizer updates; its options may only name weights that there are."""
     for option in ("frozen", "lr_mult", "wd_mult"):
         for pattern in getattr(optimizer, option) or ():
-            if isinstance(pattern, int):
-                known = 0 <= pattern < len(weights)
+            if isinstance(pattern, numbers.Integral):
+                known = 0 <= int(pattern) < len(weights)
             else:
-                known = any(fnmatch.fnmatchcase(name, pattern) for name in weights)
+                known = any(name == pattern or fnmatch.fnmatchcase(name, pattern) for name in weights)
             if not known:
                 raise UnknownNameError(
                     f"{option} names {pattern!r}, which is none of the trained weights {list(weights)}."

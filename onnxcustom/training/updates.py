@@ -100,8 +100,8 @@ def compose_updates(
     gradients, sparse = _clipped(op, optimizer, gradients, sparse)
     # Prescaled updates become part of the products that gradients come from, which is better still.
     dense = {w: weights[w] for w in gradients} if packed and not prescaled else {}
-    packs = plan_packs(optimizer, dense, roles, born)
     index = {name: k for k, name in enumerate(weights)}
+    packs = plan_packs(optimizer, dense, roles, born, index)
     states = {
         name: {
             s: op.input(op.unique(f"{name}_{s}"), ir.DataType.from_numpy(like.dtype), like.shape)
