@@ -20,3 +20,16 @@ def _doctest_sandbox(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(rules, "_RULES", {key: list(found) for key, found in rules._RULES.items()})
     for name in ("_NON_DIFFERENTIABLE", "_REFUSED"):
         monkeypatch.setattr(rules, name, dict(getattr(rules, name)))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--no-passes``: every test with step graphs as they are composed."""
+    parser.addoption("--no-passes", action="store_true", help="train with TrainingStep(passes=False)")
+
+
+@pytest.fixture(autouse=True)
+def _passes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.config.getoption("--no-passes") and request.path.name != "test_passes.py":
+        from onnxcustom import TrainingStep
+
+        monkeypatch.setitem(TrainingStep.__init__.__kwdefaults__, "passes", False)

@@ -18,8 +18,10 @@ import collections
 import json
 import os
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -190,7 +192,8 @@ class Ours:
             import onnxruntime
 
             options = onnxruntime.SessionOptions()
-            options.enable_profiling, options.profile_file_prefix = True, "/tmp/bench_optim"
+            options.enable_profiling = True
+            options.profile_file_prefix = str(Path(tempfile.gettempdir()) / "bench_optim")
             options.intra_op_num_threads = processors()
         self.session = create_session(self.model, sess_options=options)
         self.names, self.gradients = list(weights), gradients

@@ -9,7 +9,7 @@ import onnx
 import onnx.parser
 import pytest
 
-from onnxcustom import OnnxRegressor, TrainingStep
+from onnxcustom import OnnxRegressor, TrainingStep, weights
 from onnxcustom.exceptions import InvalidModelError, UnknownNameError
 from onnxcustom.graph import prepare, to_proto
 from onnxcustom.runtime import create_session
@@ -167,3 +167,30 @@ def test_computed_ratio() -> None:
     text = HEADER + "g (float[N] x, float r) => (float[N] y) { y = Dropout (x, r) }"
     with pytest.raises(InvalidModelError, match=r"Dropout .*ratio"):
         set_modes(prepare(onnx.parser.parse_model(text)), ModeSettings(dropout="on"))
+
+
+@pytest.mark.parametrize("mode", ["frozen", "update"])
+def test_scale_and_bias_that_copy_the_statistics(mode):
+    """PyTorch's exporter writes equal tensors once: those of a normalization that was never trained."""
+    shared, apart = (
+        onnx.parser.parse_model(
+            f"""<ir_version: 8, opset_import: ["": 17]>
+            net (float[N, 2, 3] x) => (float[N, 2, 3] y)
+            <float[2] var = {{1, 1}}, float[2] mean = {{0, 0}}> {{
+                {nodes}  y = BatchNormalization (x, scale, bias, mean, var) }}"""
+        )
+        for nodes in (
+            "scale = Identity (var)  bias = Identity (mean)",
+            "scale = Constant <value = float[2] {1, 1}> ()  bias = Constant <value = float[2] {0, 0}> ()",
+        )
+    )
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(2, 5, 2, 3)).astype(np.float32)
+    steps = [TrainingStep(model, learning_rate=0.1, batch_norm=mode) for model in (shared, apart)]
+    for _ in range(3):
+        losses = [step.run(x, y) for step in steps]
+        assert losses[0] == losses[1]
+    assert list(steps[0].weights()) == ["scale", "bias"]
+    for name, array in steps[1].weights().items():
+        np.testing.assert_array_equal(steps[0].weights()[name], array)
+        np.testing.assert_array_equal(weights(steps[0].trained_model())[name], array)

@@ -186,6 +186,19 @@ def test_updates_counted_as_done_move_the_clock():
     assert step.iteration == 2
 
 
+def test_options_that_change_under_a_step_are_an_error():
+    """They are part of its graphs; the learning rate is not."""
+    step = TrainingStep(linear(), optimizer=optim.SGD(0.1))
+    step.run(X, Y)
+    step.optimizer.set_params(learning_rate=0.2).init_learning_rate()
+    step.run(X, Y)
+    step.optimizer.set_params(momentum=0.9, frozen=["w"]).init_learning_rate()
+    before = step.weights()
+    with pytest.raises(RuntimeError, match=r"options of the optimizer have changed.*take_over"):
+        step.run(X, Y)
+    close(step.weights(), before, rtol=0, atol=0)
+
+
 # -- accumulation -----------------------------------------------------------------------------------
 
 
@@ -298,6 +311,18 @@ def test_freezing_and_adding_a_weight_keeps_the_state_of_the_others():
     close(other.weights(), again.weights(), rtol=0, atol=0)
 
 
+def test_a_weight_that_joins_changes_what_is_updated_together():
+    old = TrainingStep(linear(np.float32), optimizer=optim.Adam(0.1, frozen=["w"]))
+    old.run(X, Y)
+    new = TrainingStep(linear(np.float32), optimizer=optim.Adam(0.1))
+    new.take_over(old)
+    flat = TrainingStep(linear(np.float32), optimizer=optim.Adam(0.1), passes=False)
+    flat.take_over(old)
+    for _ in range(3):
+        assert new.run(X, Y) == pytest.approx(flat.run(X, Y), rel=1e-6)
+    close(new.weights(), flat.weights(), rtol=1e-6)
+
+
 def test_another_optimizer_begins_anew():
     old = TrainingStep(linear(), optimizer=optim.Adam(0.1))
     old.run(X, Y)
@@ -327,6 +352,19 @@ def test_master_copies_keep_what_half_precision_would_lose():
     np.testing.assert_allclose(master - [[1], [-2], [3]], wanted, rtol=2e-2)
     np.testing.assert_array_equal(kept.weights()["w"], master.astype(np.float16))
     np.testing.assert_array_equal(lost.weights()["w"], [[1], [-2], [3]])
+
+
+@pytest.mark.parametrize(
+    "rule", ["Adam", "AdamW", "AMSGrad", "Adamax", "Nadam", "FTML", "RMSProp", "RAdam", "AdaGrad"]
+)
+def test_a_gradient_of_zero_is_no_trouble_in_half_precision(rule):
+    """A column of zeros: an epsilon of 1e-8 is 0 in half precision, and 0 / 0 is no number."""
+    x = X.astype(np.float16)
+    x[:, 1] = 0
+    step = TrainingStep(linear(np.float16), optimizer=optim.create(rule))
+    for _ in range(8):
+        step.run(x, Y.astype(np.float16))
+    assert step.weights()["w"][1] == pytest.approx(-2, rel=2e-2)
 
 
 def test_the_state_of_a_master_copy_is_single_precision():

@@ -99,6 +99,7 @@ def structure(model: ir.Model, default_opset: int = _DEFAULT_OPSET) -> None:
     ConvertLinearOperatorsPass()(model)
     passes.LiftConstantsPass()(model)
     common.LiftSubgraphInitializersToMainGraphPass()(model)
+    passes.SeparateStatisticsPass()(model)
     passes.BypassIdentityPass()(model)
     passes.MergeSharedConstantsPass()(model)
     passes.UniqueNamesPass()(model)

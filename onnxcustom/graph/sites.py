@@ -41,7 +41,7 @@ class InitializerSite:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ConstantSite:
-    """A ``Constant`` or ``ConstantOfShape`` node of any graph or function."""
+    """A ``Constant``, ``ConstantOfShape`` or ``Identity`` node of any graph or function."""
 
     node: ir.Node
 
@@ -99,7 +99,7 @@ def tag(model: ir.Model) -> None:
     bodies: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
     for body in bodies:
         for node in ir.traversal.RecursiveGraphIterator(body):
-            if node.op_type in ("Constant", "ConstantOfShape") and node.domain in ("", "ai.onnx"):
+            if node.op_type in ("Constant", "ConstantOfShape", "Identity") and node.domain in ("", "ai.onnx"):
                 pin(node.outputs[0], ConstantSite(node))
             elif node.domain == "ai.onnx.ml":
                 node.meta[_KEY] = node

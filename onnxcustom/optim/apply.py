@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from onnxcustom.graph.builder import Builder, Var
 from onnxcustom.graph.roles import Role
 
@@ -47,6 +49,7 @@ def apply_rule(
         hyper["wd"] = 0.0
     elif prescaled and not is_zero(wd):
         hyper["wd"] = op.once(("times", lr.value, once_key(wd)), lambda: lr * wd)
+    hyper.update(_kept_from_zero(rule, w))
     view = rule.bound(role=role, stream=_stream(name, index), **hyper)
 
     g = _prepared(view, op, w, g)
@@ -60,6 +63,16 @@ def apply_rule(
     if "master" in s:
         return op.Cast(new, to=low), {**state, "master": new}
     return new, dict(state)
+
+
+def _kept_from_zero(rule: BaseLearningRate, w: Var) -> dict[str, float]:
+    """Epsilons that are 0 in the weight's dtype, so that 0 / 0 threatens, as its smallest normal number."""
+    assert w.dtype is not None
+    limits = np.finfo(w.dtype.numpy())
+    found = {name: getattr(rule, name) for name in ("epsilon", "eps") if hasattr(rule, name)}
+    return {
+        name: float(limits.tiny) for name, value in found.items() if value > 0 == limits.dtype.type(value)
+    }
 
 
 def _prepared(view: BaseLearningRate, op: Builder, w: Var, g: Var) -> Var:

@@ -24,7 +24,7 @@ from .function import State
 from .in_place import InPlaceUpdates
 from .options import SharedOptions
 from .registry import RULES, SELECTED, UnknownOptionError, resolve_options, rule_names
-from .schedules import Null, Schedule, as_schedule, check_loss
+from .schedules import Fixed, Null, Schedule, as_schedule, check_loss
 
 __all__ = ["BaseLearningRate", "State"]
 
@@ -101,6 +101,7 @@ class BaseLearningRate(SharedOptions, metaclass=RuleType):
 
     learning_rate: Any
     _schedules: dict[str, Schedule] | None = None
+    _constant = False
     _values: dict[str, float]
     _t = 1
     _epoch = 1
@@ -320,6 +321,28 @@ class BaseLearningRate(SharedOptions, metaclass=RuleType):
             check_number("t, the number of updates done,", t, "[0, inf)", integral=True)
         return self._set_clock(self._schedules, int(t) + 1 + self.begin_num_update, self._epoch)
 
+    def advance(self, t: int) -> bool:
+        """Move on like :meth:`update_learning_rate`, if the schedules know the next step.
+
+        Parameters
+        ----------
+        t : int
+            Number of updates done.
+
+        Returns
+        -------
+        bool
+            False if a schedule has no number for the next step: it need not, should it be the last.
+        """
+        if self._constant:  # once a step: the common case is quick
+            self.__dict__["_t"] = t + 1 + self.begin_num_update
+            return True
+        try:
+            self.update_learning_rate(t)
+        except Exception:  # whatever a function of the user's raises
+            return False
+        return True
+
     def report_epoch(self, loss: float) -> bool:
         """Tell the schedule the mean loss of the epoch that has just ended.
 
@@ -445,6 +468,7 @@ class BaseLearningRate(SharedOptions, metaclass=RuleType):
                 value = self._checked(name, value, schedule, t, epoch)
             values[name] = value
         self._schedules, self._t, self._epoch, self._values = schedules, t, epoch, values
+        self._constant = all(type(schedule) is Fixed for schedule in schedules.values())
         return self
 
     def _checked(self, name: str, value: Any, schedule: Schedule, t: int, epoch: int) -> float:

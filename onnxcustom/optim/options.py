@@ -50,7 +50,8 @@ class SharedOptions:
     begin_num_update : int, default=0
         Updates counted as done already: the first step is ``begin_num_update + 1``.
     multi_precision : bool, default=False
-        Keep a float32 copy of float16 weights and update that one, state included.
+        Keep a float32 copy of float16 weights and update that one, state included. Without it, an
+        epsilon that float16 rounds to 0 is its smallest normal number, 6.1e-5.
     skip_nonfinite : bool, default=False
         Skip, and count, a step whose gradient holds NaN or infinity; by default it is an error.
     param_idx2name : dict of int to str, optional

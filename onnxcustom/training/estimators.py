@@ -62,7 +62,6 @@ class _OnnxEstimator(Trainer):
         # Without an optimizer, the learning rate says which update rule it is.
         return frozenset() if self.optimizer is None else frozenset({"learning_rate"})
 
-
     def __init__(
         self,
         model: Any,

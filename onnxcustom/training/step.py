@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import fnmatch
 import functools
@@ -141,6 +140,7 @@ class TrainingStep:
         self.device: Device = parse_device(device)
         self.threads = threads
         self.optimizer = select_optimizer(optimizer, learning_rate).init_learning_rate()
+        self._options = _options(self.optimizer)
         model = prepare(self._proto)
         initial = _choose_weights(graph_weights(model), weights)
         self.targets: list[Target] = select_targets(model, loss, loss_weights)
@@ -269,7 +269,8 @@ class TrainingStep:
         """
         optimizer = self.optimizer
         if optimizer.t != self.iteration + 1 + optimizer.begin_num_update:
-            optimizer.update_learning_rate(self.iteration)
+            self._check_options()
+            optimizer.update_learning_rate(self.iteration)  # a schedule that knows no such step says so
         updating = self._pending + 1 >= optimizer.accumulate
         program = self._program(len(values) > self._n_batch, "update" if updating else "accumulate")
         rows, share = 0, 1.0
@@ -289,9 +290,16 @@ class TrainingStep:
         program.write_rows()
         self._pending = self._pending_rows = 0
         self.iteration += 1
-        with contextlib.suppress(Exception):  # raised again should there be a next step
-            optimizer.update_learning_rate(self.iteration)
+        optimizer.advance(self.iteration)
         return loss
+
+    def _check_options(self) -> None:
+        """The options of the optimizer are part of the graphs: they may not change under them."""
+        if _options(self.optimizer) != self._options:
+            raise RuntimeError(
+                f"The options of the optimizer have changed since this step was made: it is now "
+                f"{self.optimizer!r}. Make another TrainingStep with it and let it take_over() this one."
+            )
 
     def _refuse(self, loss: float, unfit: Sequence[str]) -> float:
         """Leave a step out: an error, or one more skipped. Nothing was changed."""
@@ -501,7 +509,8 @@ class TrainingStep:
         self.iteration, self.skipped = other.iteration, other.skipped
         kept = {w: states for w, states in other.state().items() if w in self._weights}
         self._born = {w: other._born.get(w, 0) if w in kept else other.iteration for w in self._weights}
-        self._forget_sessions()  # the age of a weight is part of the graphs
+        self._forget_sessions()  # the age of a weight is part of the graphs, and of what is updated as one
+        self._allocate(self._graph(self._weighted), *self._read())
         self.set_state(kept)
         if self.optimizer.accumulate == other.optimizer.accumulate and self._weights == other._weights:
             self._pending, self._pending_rows = other._pending, other._pending_rows
@@ -517,9 +526,13 @@ class TrainingStep:
 
     def __getstate__(self) -> dict[str, Any]:
         state = {k: v for k, v in vars(self).items() if k not in _REBUILT}
-        buffers = (self._buffers, self._statistics, self._accumulated)
-        state["_saved"] = [dict(zip(b.names, b.read(b.names), strict=True)) for b in buffers]
+        state["_saved"] = self._read()
         return stamp_version(state)
+
+    def _read(self) -> list[dict[str, np.ndarray]]:
+        """Everything the step keeps on the device, as :meth:`_allocate` takes it."""
+        buffers = (self._buffers, self._statistics, self._accumulated)
+        return [dict(zip(b.names, b.read(b.names), strict=True)) for b in buffers]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = check_version(state, self)
@@ -546,6 +559,11 @@ class TrainingStep:
 _REBUILT = frozenset(
     {"_graphs", "_programs", "_scores", "_forward", "_buffers", "_statistics", "_accumulated"}
 )
+
+
+def _options(optimizer: BaseLearningRate) -> dict[str, Any]:
+    """The options that graphs are made with: the learning rate is fed to them."""
+    return {k: v for k, v in optimizer.get_params().items() if k not in ("learning_rate", "eta0")}
 
 
 def _without_frozen(optimizer: BaseLearningRate, weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -12,6 +12,7 @@ from bare_gradient import differentiate
 
 from onnxcustom.exceptions import GradientNotImplementedError
 from onnxcustom.gradient import gradient_graph
+from onnxcustom.testing import check_gradient
 from onnxcustom.training.ortgradient import OrtGradientForwardBackward
 
 HEADER = '<ir_version: 8, opset_import: ["": 18]>'
@@ -388,3 +389,21 @@ def test_forward_and_backward_with_a_growing_state() -> None:
     found = [v.numpy() for v in function.backward([seed])]
     for one, other in zip(found, run(whole, {**feeds, "h_grad": seed}), strict=False):
         np.testing.assert_allclose(one, other, rtol=1e-12)
+
+
+def test_second_derivative_of_a_loop_without_inferred_shapes() -> None:
+    """The condition of a Loop stays a scalar, which onnxruntime insists on."""
+    model = onnx.parser.parse_model(
+        HEADER
+        + """
+    g (double[N, 3] h0, int64 n) => (double[N, 3] y) <double[3, 3] w = {0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9}> {
+      y = Loop (n, , h0) <body = b (int64 i, bool c, double[N, 3] h) => (bool d, double[N, 3] k) {
+        d = Identity(c)  m = MatMul(h, w)  k = Tanh(m) }>
+    }"""
+    )
+    gradient = gradient_graph(model)
+    graphs = [gradient.graph]
+    for graph in graphs:
+        del graph.value_info[:]
+        graphs += [a.g for node in graph.node for a in node.attribute if a.HasField("g")]
+    check_gradient(gradient, {"n": np.array(2), "h0": np.full((2, 3), 0.3), "y_grad": np.ones((2, 3))})

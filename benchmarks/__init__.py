@@ -1,0 +1,1 @@
+"""Benchmarks: ``python -m benchmarks`` runs the suite, each ``bench_*.py`` one subject."""
