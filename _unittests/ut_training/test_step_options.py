@@ -10,7 +10,12 @@ import onnx
 import pytest
 
 from onnxcustom import TrainingStep, optim
-from onnxcustom.exceptions import ConvergenceError, NoTrainableWeightError, UnknownNameError
+from onnxcustom.exceptions import (
+    ConvergenceError,
+    InvalidDataError,
+    NoTrainableWeightError,
+    UnknownNameError,
+)
 from onnxcustom.graph import weight_roles
 from onnxcustom.graph.prepare import prepare
 
@@ -374,3 +379,13 @@ def test_the_state_of_a_master_copy_is_single_precision():
     assert step.weights()["w"].dtype == np.float16
     plain = TrainingStep(linear(np.float32), optimizer=optim.Adam(multi_precision=True))
     assert list(plain.state()["w"]) == ["m", "v"]
+
+
+def test_an_input_without_rows_is_named():
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 17]>
+        net (float[N, 2] x, float f) => (float[N, 2] y) <float[2, 2] w = {1, 2, 3, 4}> {
+            z = MatMul (x, w)  y = Mul (z, f) }"""
+    )
+    with pytest.raises(InvalidDataError, match=r"inputs \['f'\] of the model are scalars"):
+        TrainingStep(model).run({"x": np.ones((3, 2)), "f": np.array(2.0)}, np.ones((3, 2)))

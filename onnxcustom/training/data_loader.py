@@ -109,7 +109,7 @@ class OrtDataLoader:
         What the losses want; by default (n, ...) as it is and (n,) as a column.
     weight_dtype : dtype, optional
         Dtype of the weights of the rows: by default that of the first floating-point array.
-    block_bytes : int, default=2**26
+    block_bytes : int, default=2**23
         Size of the buffer.
 
     Attributes
@@ -157,7 +157,7 @@ class OrtDataLoader:
         inputs: Sequence[TensorSpec] | None = None,
         targets: Sequence[TensorSpec] | None = None,
         weight_dtype: Any = None,
-        block_bytes: int = 2**26,
+        block_bytes: int = 2**23,
     ) -> None:
         given = _names("X", X) if inputs is None else list(inputs)
         arrays = as_inputs(X, given)

@@ -94,13 +94,20 @@ def as_inputs(X: Any, specs: Sequence[TensorSpec]) -> dict[str, np.ndarray]:
     Raises
     ------
     InvalidDataError
-        Empty data, wrong dimensions or lengths, NaN or infinity, numbers that the dtype cannot hold.
+        Empty data, wrong dimensions or lengths, NaN or infinity, numbers that the dtype cannot hold; an
+        input that is a scalar.
 
     Examples
     --------
     >>> as_inputs([[1, 2]], [TensorSpec("x", np.dtype(np.float32), (None, 2))])
     {'x': array([[1., 2.]], dtype=float32)}
     """
+    scalars = [spec.name for spec in specs if spec.shape == ()]
+    if scalars:
+        raise InvalidDataError(
+            f"The inputs {scalars} of the model are scalars, which have no rows to make batches of: make "
+            "constants of the model of them."
+        )
     single = len(specs) == 1 and not isinstance(X, Mapping)
     columns = {specs[0].name: X} if single else _by_name(X, specs, "X", "input")
     arrays = {
