@@ -519,3 +519,23 @@ def test_a_schedule_that_leaves_the_range_says_so(rule):
     negative = rule(0.1, wd=lambda t: 1.0 - t).init_learning_rate()
     with pytest.raises(ValueError, match=r"gave -1\.0 at step 2 of epoch 1; a wd is a number in \[0, inf\)"):
         negative.update_learning_rate(1)
+
+
+def test_multipliers_can_be_set_on_the_way():
+    """MXNet's set_lr_mult and set_wd_mult; the clock goes on."""
+    rule = optim.SGD(lambda t: 1.0 / t, wd=0.5)
+    updater, w = optim.get_updater(rule), np.array([1.0])
+    updater(0, np.array([1.0]), w)
+    np.testing.assert_allclose(w, 1 - (1 + 0.5))
+    assert rule.set_lr_mult({0: 0.5}) is rule
+    assert rule.set_wd_mult({0: 0.0}) is rule
+    updater(0, np.array([1.0]), w)
+    np.testing.assert_allclose(w, -0.5 - 0.5 * 0.5)
+    with pytest.raises(ValueError, match=r"lr_mult\[0\] must be in \[0, inf\)"):
+        rule.set_lr_mult({0: -1})
+    assert rule.lr_mult == {0: 0.5}
+
+
+def test_create_optimizer_is_create():
+    made = optim.Optimizer.create_optimizer("adam", learning_rate=0.1)
+    assert repr(made) == repr(optim.create("adam", learning_rate=0.1))

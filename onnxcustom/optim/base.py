@@ -23,7 +23,7 @@ from .apply import apply_rule
 from .function import State
 from .in_place import InPlaceUpdates
 from .options import SharedOptions
-from .registry import RULES, SELECTED, UnknownOptionError, resolve_options, rule_names
+from .registry import RULES, SELECTED, UnknownOptionError, create, resolve_options, rule_names
 from .schedules import Fixed, Null, Schedule, as_schedule, check_loss
 
 __all__ = ["BaseLearningRate", "State"]
@@ -396,6 +396,35 @@ class BaseLearningRate(SharedOptions, metaclass=RuleType):
         self.__dict__["learning_rate"] = chosen
         return self
 
+    def set_lr_mult(self: Self, args_lr_mult: Mapping[str | int, float]) -> Self:
+        """Use other factors of the learning rate; the clock goes on.
+
+        Parameters
+        ----------
+        args_lr_mult : dict of str or int to float
+            As the option ``lr_mult``. An :class:`~onnxcustom.optim.Updater` follows; a training step
+            keeps those that its graph was made with.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError, TypeError
+            Something else than factors in [0, inf); nothing is changed.
+        """
+        return self._set_multipliers("lr_mult", args_lr_mult)
+
+    def set_wd_mult(self: Self, args_wd_mult: Mapping[str | int, float]) -> Self:
+        """Use other factors of the weight decay; as :meth:`set_lr_mult`."""
+        return self._set_multipliers("wd_mult", args_wd_mult)
+
+    def _set_multipliers(self: Self, option: str, table: Mapping[str | int, float]) -> Self:
+        self.bound(**{option: table}).check_options()
+        self.__dict__[option] = table
+        return self
+
     @property
     def value(self) -> float:
         """Learning rate of the current step.
@@ -602,6 +631,11 @@ class BaseLearningRate(SharedOptions, metaclass=RuleType):
             f"{class_name!r} is no update rule: give an instance, a number, a schedule or one of "
             f"{rule_names()}."
         )
+
+    @staticmethod
+    def create_optimizer(name: str, **kwargs: Any) -> BaseLearningRate:
+        """An update rule by name: :func:`onnxcustom.optim.create`."""
+        return create(name, **kwargs)
 
     @classmethod
     def parameter_names(cls) -> list[str]:
