@@ -45,7 +45,7 @@ def test_one_runtime_per_platform(extra: str, platform: dict[str, str], version:
 
 
 def test_no_runtime_without_an_extra() -> None:
-    for extra in ("", "plot", "test", "docs"):
+    for extra in ("", "data", "plot", "test", "docs"):
         assert selected(extra, LINUX | {"python_version": "3.11"}) == []
 
 
@@ -53,4 +53,4 @@ def test_metadata() -> None:
     found = metadata("onnxcustom")
     assert found["Version"] == onnxcustom.__version__
     assert found["Requires-Python"] == ">=3.10"
-    assert {"cpu", "cuda", "plot", "test", "docs"} == set(found.get_all("Provides-Extra") or ())
+    assert {"cpu", "cuda", "data", "docs", "plot", "test"} == set(found.get_all("Provides-Extra") or ())

@@ -1,0 +1,380 @@
+"""What a stream reads: arrays, frames and batches that come from an iterable. Files: :mod:`.files`."""
+
+from __future__ import annotations
+
+import mmap
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from onnxcustom.exceptions import InvalidDataError, OnnxCustomError
+
+from .blocks import Block, Key
+from .columns import Plan, Selection
+from .fingerprints import hash_array, hash_rows
+from .frames import UnfitError, as_array, column_getter, column_names, is_frame, slice_rows
+from .sparse import SparseRows, is_sparse
+
+__all__ = ["ArraySource", "FrameSource", "IterableSource", "Part", "Source"]
+
+# Parts of arrays: small enough to mix rows from everywhere, large enough to read at the speed of the disk.
+_PART_BYTES = 2**18
+
+
+class Part(NamedTuple):
+    """Rows of a source that are read in one go, and in their order.
+
+    Attributes
+    ----------
+    file : int
+        Number of the file.
+    start : int
+        First row in that file.
+    rows : int or None
+        How many there are, if that is known before they are read.
+    key : object
+        What the source finds them by.
+    """
+
+    file: int
+    start: int
+    rows: int | None
+    key: Any = None
+
+
+class Source(ABC):
+    """Rows that can be read again and again, part by part.
+
+    Parameters
+    ----------
+    plan : Plan
+        Which columns are read.
+    """
+
+    #: Whether rows can be read a second time.
+    repeatable = True
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """What to call it in messages."""
+
+    @abstractmethod
+    def parts(self) -> Sequence[Part]:
+        """The parts in the source's own order."""
+
+    @abstractmethod
+    def read(self, part: Part, rows: int, targets_only: bool = False) -> Iterator[Block]:
+        """The rows of a part, in blocks of about so many."""
+
+    @abstractmethod
+    def fingerprint(self) -> dict[str, str]:
+        """What data it is: text by part, the same from process to process."""
+
+    def place(self, part: Part, row: int) -> str:
+        """What to call a row of a part in messages."""
+        return f"{self.name}, row {part.start + row}"
+
+
+def ranges(rows: int, size: int) -> list[Part]:
+    """Parts of `size` rows."""
+    return [Part(0, start, min(size, rows - start)) for start in range(0, rows, size)]
+
+
+# -- arrays -------------------------------------------------------------------------------------------
+
+
+class ArraySource(Source):
+    """Arrays in memory, or mapped into it: ``(X, y)`` or ``(X, y, sample_weight)``.
+
+    Parameters
+    ----------
+    arrays : sequence
+        X, an array or a dict of them, and perhaps y and the weights.
+    """
+
+    def __init__(self, arrays: Sequence[Any]) -> None:
+        super().__init__(Plan())
+        if not 1 <= len(arrays) <= 3:
+            raise InvalidDataError(
+                f"A tuple of arrays holds X, y and perhaps sample_weight, not {len(arrays)} things."
+            )
+        self._block = _block(arrays, "The arrays of the stream")
+        self._parts: list[Part] | None = None
+
+    @property
+    def name(self) -> str:
+        return "the arrays"
+
+    def parts(self) -> Sequence[Part]:
+        if self._parts is None:
+            size = sum(a.nbytes for a in self._block.arrays.values()) // max(1, len(self._block))
+            self._parts = ranges(len(self._block), max(1, _PART_BYTES // max(1, size)))
+        return self._parts
+
+    def read(self, part: Part, rows: int, targets_only: bool = False) -> Iterator[Block]:
+        block = self._block
+        if targets_only:
+            block = Block({key: a for key, a in block.arrays.items() if key.role == "y"})
+        assert part.rows is not None
+        yield block[part.start : part.start + part.rows].map(_read)
+
+    def fingerprint(self) -> dict[str, str]:
+        return {str(key): hash_array(array) for key, array in self._block.arrays.items()}
+
+
+def _read(array: np.ndarray) -> np.ndarray:
+    """Rows in memory of their own; pages of a file that is mapped for reading only are given back."""
+    mode, base = None, array
+    while isinstance(base, np.ndarray) and base.base is not None:
+        mode = getattr(base, "mode", mode)
+        base = base.base
+    if mode != "r" or not isinstance(base, mmap.mmap):
+        return array
+    made = np.array(array, subok=False)
+    if hasattr(mmap, "MADV_DONTNEED"):
+        base.madvise(mmap.MADV_DONTNEED)
+    return made
+
+
+def _rows(data: Any) -> Any:
+    return SparseRows(data) if is_sparse(data) else as_array(data)
+
+
+def _block(arrays: Sequence[Any], where: str) -> Block:
+    """X, y and weights as a block."""
+    made: dict[Key, np.ndarray] = {}
+    for role, given in zip(("X", "y", "sample_weight"), arrays, strict=False):
+        if given is None:
+            continue
+        if is_frame(given) and role == "X":
+            raise InvalidDataError(f"{where}: give a frame as the source and name its columns with target=.")
+        by_name = given.items() if isinstance(given, Mapping) and role != "sample_weight" else [(None, given)]
+        for name, array in by_name:
+            key = Key(role, None if name is None else str(name))
+            try:
+                made[key] = _rows(array)
+            except (UnfitError, TypeError, ValueError, RuntimeError) as exc:
+                raise InvalidDataError(f"{where}: {key} is no array: {exc}") from exc
+            if made[key].ndim == 0:
+                raise InvalidDataError(f"{where}: {key} is {given!r}, not an array with rows.")
+    if not any(key.role == "X" for key in made):
+        raise InvalidDataError(f"{where}: there are no features.")
+    counts = {str(key): len(a) for key, a in made.items()}
+    if len(set(counts.values())) > 1:
+        raise InvalidDataError(
+            f"{where} differ in rows: {', '.join(f'{k} has {n}' for k, n in counts.items())}."
+        )
+    return Block(made)
+
+
+# -- frames -------------------------------------------------------------------------------------------
+
+
+class FrameSource(Source):
+    """A frame of pandas, polars or pyarrow in memory, or a dict of columns.
+
+    Parameters
+    ----------
+    frame : DataFrame, Table, RecordBatch or dict of str to array_like
+        Columns of one length.
+    plan : Plan
+        Which of them are read.
+    """
+
+    def __init__(self, frame: Any, plan: Plan, rows: int = 4096) -> None:
+        super().__init__(plan)
+        self._frame = frame
+        self._selection = plan.select(column_names(frame), self.name)
+        column = column_getter(frame)
+        lengths = {name: len(column(name)) for name in self._selection.names}
+        if len(set(lengths.values())) > 1:
+            raise InvalidDataError(f"The columns of {self.name} differ in length: {lengths}.")
+        self._parts = ranges(next(iter(lengths.values())), rows)
+
+    @property
+    def name(self) -> str:
+        return f"the {'dict' if isinstance(self._frame, Mapping) else type(self._frame).__name__}"
+
+    def parts(self) -> Sequence[Part]:
+        return self._parts
+
+    def read(self, part: Part, rows: int, targets_only: bool = False) -> Iterator[Block]:
+        selection = (
+            self.plan.targets.select(column_names(self._frame), self.name)
+            if targets_only
+            else self._selection
+        )
+        assert part.rows is not None
+        yield from_frame(selection, slice_rows(self._frame, part.start, part.start + part.rows), self, part)
+
+    def fingerprint(self) -> dict[str, str]:
+        return hash_rows(block for part in self._parts for block in self.read(part, 1 << 30))
+
+
+def from_frame(selection: Selection, frame: Any, source: Source, part: Part, row: int = 0) -> Block:
+    """The block that columns of a frame make; `row` is that of the part where it begins.
+
+    Raises
+    ------
+    InvalidDataError
+        A value that training cannot use, and where it is.
+    """
+    try:
+        return selection.assemble(column_getter(frame))
+    except UnfitError as exc:
+        where = source.name if exc.row is None else source.place(part, row + exc.row)
+        raise InvalidDataError(f"{where}, column {exc.column!r}: {exc.what}.") from exc
+
+
+# -- batches ------------------------------------------------------------------------------------------
+
+
+class IterableSource(Source):
+    """Batches that somebody else makes.
+
+    Parameters
+    ----------
+    batches : iterable, iterator or callable
+        Yields ``(X,)``, ``(X, y)`` or ``(X, y, sample_weight)``, where X and y may be dicts of arrays, or
+        frames whose columns `plan` names. A callable returns a new iterator at every call.
+    plan : Plan
+        Which columns of frames are read.
+    """
+
+    def __init__(self, batches: Any, plan: Plan) -> None:
+        super().__init__(plan)
+        self._batches = batches
+        self.repeatable = callable(batches) or iter(batches) is not batches
+        self._begun = False
+        self._first: list[Any] = []  # of an iterator that cannot begin again, read already
+        self._selection: Selection | None = None
+
+    @property
+    def name(self) -> str:
+        return f"the batches of {_type_name(self._batches)}"
+
+    def parts(self) -> Sequence[Part]:
+        return [Part(0, 0, None)]
+
+    def place(self, part: Part, row: int) -> str:
+        return f"{self.name}, row {row} of those read"
+
+    def read(self, part: Part, rows: int, targets_only: bool = False) -> Iterator[Block]:
+        row = 0
+        iterator = self._iterator()
+        try:
+            for number, batch in enumerate(iterator):
+                block = self._as_block(batch, number, part, row)
+                if targets_only:
+                    block = Block({key: a for key, a in block.arrays.items() if key.role == "y"})
+                row += len(block)
+                if len(block):
+                    yield block
+        finally:
+            close = getattr(iterator, "close", None)
+            if close is not None and self.repeatable:
+                close()
+
+    def peek(self, part: Part) -> Block | None:
+        """The first block, which the first epoch gets all the same."""
+        if self.repeatable:
+            blocks = self.read(part, 1)
+            try:
+                return next(blocks, None)
+            finally:
+                blocks.close()  # type: ignore[attr-defined]
+        if self._begun:
+            raise self._spent()
+        for number, batch in enumerate(self._first):
+            block = self._as_block(batch, number, part, 0)
+            if len(block):
+                return block
+        while True:
+            try:
+                self._first.append(next(self._batches))
+            except StopIteration:
+                return None
+            except OnnxCustomError:
+                self._begun = True
+                raise
+            except Exception as exc:
+                self._begun = True
+                raise InvalidDataError(_failure(self.name, exc)) from exc
+            block = self._as_block(self._first[-1], len(self._first) - 1, part, 0)
+            if len(block):
+                return block
+
+    def _iterator(self) -> Iterator[Any]:
+        if self.repeatable:
+            return _guarded(self._batches, self.name)
+        if self._begun:
+            raise self._spent()
+        self._begun = True
+        return self._rest()
+
+    def _rest(self) -> Iterator[Any]:
+        while self._first:
+            yield self._first.pop(0)
+        yield from _guarded(self._batches, self.name)
+
+    def _spent(self) -> InvalidDataError:
+        return InvalidDataError(
+            f"{_type_name(self._batches)} is an iterator that was read already, and cannot be read a second "
+            "time. For several epochs, or to begin one again, give an iterable that makes new iterators, or "
+            "a function that returns one."
+        )
+
+    def _as_block(self, batch: Any, number: int, part: Part, row: int) -> Block:
+        where = f"Batch {number} of {self.name}"
+        if isinstance(batch, (tuple, list)) and 1 <= len(batch) <= 3:
+            if self.plan.said:
+                raise InvalidDataError(f"{where} is a tuple of arrays, which have no columns to name.")
+            return _block(batch, where).map(lambda a: a[:] if isinstance(a, SparseRows) else a)
+        if is_frame(batch) or (isinstance(batch, Mapping) and self.plan.said):
+            if self._selection is None:
+                self._selection = self.plan.select(column_names(batch), where)
+            self._selection.check(column_names(batch), where)
+            return from_frame(self._selection, batch, self, part, row)
+        raise InvalidDataError(
+            f"{where} is a {_type_name(batch)}; batches are tuples (X, y) or (X, y, sample_weight), or "
+            "frames whose columns target= and columns= name."
+        )
+
+    def fingerprint(self) -> dict[str, str]:
+        return {"batches of": _type_name(self._batches)}
+
+    def __getstate__(self) -> dict[str, Any]:
+        if not self.repeatable:
+            raise TypeError(f"{_type_name(self._batches)} is an iterator, which cannot be pickled.")
+        return self.__dict__
+
+
+def _guarded(batches: Any, name: str) -> Iterator[Any]:
+    """The batches of one epoch; what goes wrong in them is said to come from there."""
+    try:
+        yield from batches() if callable(batches) else batches
+    except OnnxCustomError:
+        raise
+    except Exception as exc:
+        raise InvalidDataError(_failure(name, exc)) from exc
+
+
+def _failure(name: str, exc: Exception) -> str:
+    return f"Reading {name} failed: {type(exc).__name__}: {exc}"
+
+
+def _type_name(value: Any) -> str:
+    cls = value if callable(value) and hasattr(value, "__qualname__") else type(value)
+    module = getattr(cls, "__module__", "")
+    return cls.__qualname__ if module in ("builtins", "__main__", None) else f"{module}.{cls.__qualname__}"
+
+
+def is_iterable_of_batches(source: Any) -> bool:
+    """Whether something yields, or returns what yields."""
+    return callable(source) or hasattr(source, "__iter__") or hasattr(source, "__getitem__")

@@ -1,0 +1,557 @@
+"""Rows from files, mapped arrays or batches, block by block, in an order that can be had again."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import numbers
+import operator
+import os
+from collections.abc import Callable, Generator, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from onnxcustom.exceptions import InvalidDataError
+
+from .blocks import Block, recut, row_bytes
+from .columns import Plan
+from .files import FileSource, find_files
+from .frames import is_frame
+from .reader import read_ahead
+from .shuffling import Share, Windows, part_order, shuffled
+from .sources import ArraySource, FrameSource, IterableSource, Part, Source
+
+__all__ = ["Stream", "stream"]
+
+# Sizes by default: of a block, of the shuffle buffer with 24 bytes a row for the order, and limits in rows.
+_BLOCK_BYTES, _BUFFER_BYTES, _ORDER_BYTES = 2**22, 2**26, 24
+_MOST_ROWS = 2**16
+# More different values than this are no labels.
+_MOST_LABELS = 2**16
+
+
+def stream(
+    source: Any,
+    *,
+    target: Any = None,
+    columns: Any = None,
+    sample_weight: str | None = None,
+    inputs: Mapping[str, Any] | None = None,
+    block_rows: int | None = None,
+    shuffle_rows: int | None = None,
+    prefetch: int = 2,
+) -> Stream:
+    r"""Rows to train on that need not fit into memory.
+
+    Parameters
+    ----------
+    source : path, dataset, frame, arrays or batches
+        - a path, a pattern such as ``'data/*.parquet'``, a folder, or a list of paths: Parquet, Arrow
+          (Feather version 2) and CSV files (``.gz`` and ``.bz2`` too), read by pyarrow; CSV files without it
+          as well, but slowly;
+        - a ``pyarrow.dataset.Dataset``;
+        - a frame in memory, of pandas, polars or pyarrow, or a dict of columns;
+        - a tuple of arrays, mapped into memory or not: ``(X,)``, ``(X, y)`` or ``(X, y, sample_weight)``;
+          X and y may be dicts of arrays, X a sparse matrix of scipy;
+        - batches: an iterable such as ``torch.utils.data.DataLoader``, or a function that returns an
+          iterator, of such tuples of arrays of any length, or of frames. An iterator can be read once only.
+    target : str, list of str or dict of str to either, optional
+        Column of the expected values, (n,) or lists (n, k); several are set side by side; a dict by
+        output of the model.
+    columns : str or list of str, optional
+        Columns of the features, set side by side in this order; by default all others. Lists of one length
+        count as so many columns; a single column may hold nested lists, such as pictures.
+    sample_weight : str, optional
+        Column of the weights of the rows.
+    inputs : dict of str to str or list of str, optional
+        Columns by input of the model in place of `columns`, when it has several; a name stands for a column
+        as it is, (n,) or (n, k).
+    block_rows : int, optional
+        Rows that are read and converted at once, by default about 4 MB.
+    shuffle_rows : int, optional
+        Rows of the shuffle buffer, by default about 64 MB; 0 shuffles the parts of the source only.
+    prefetch : int, default=2
+        Blocks that a thread reads ahead; 0 reads without one.
+
+    Returns
+    -------
+    Stream
+
+    Raises
+    ------
+    InvalidDataError
+        No such file, or not such a column.
+    MissingPackageError
+        What reads such files is not installed.
+    ValueError, TypeError
+        A parameter that is none.
+
+    Examples
+    --------
+    >>> import pathlib
+    >>> _ = pathlib.Path("points.csv").write_text("a,b,y\n1,2,yes\n3,4,no\n5,6,yes\n")
+    >>> rows = stream("points.csv", target="y")
+    >>> rows.head().X, rows.labels()
+    (array([[1., 2.],
+           [3., 4.],
+           [5., 6.]]), array(['no', 'yes'], dtype=object))
+    >>> [(len(block), block.y.tolist()) for block in rows.blocks(rows=2)]
+    [(2, ['yes', 'no']), (1, ['yes'])]
+    """
+    if isinstance(source, Stream):
+        raise TypeError("This is a stream already; its columns were named when it was made.")
+    plan = Plan(target, columns, sample_weight, inputs)
+    block_rows = _size("block_rows", block_rows, 1)
+    shuffle_rows = _size("shuffle_rows", shuffle_rows, 0)
+    depth = _size("prefetch", prefetch, 0)
+    assert depth is not None
+    return Stream(_source(source, plan), block_rows=block_rows, shuffle_rows=shuffle_rows, prefetch=depth)
+
+
+def _is_dataset(source: Any) -> bool:
+    return type(source).__module__.startswith("pyarrow") and hasattr(source, "scanner")
+
+
+def _size(what: str, value: Any, least: int) -> int | None:
+    if value is None and what != "prefetch":
+        return None
+    try:
+        size = operator.index(value)
+    except TypeError:
+        size = least - 1
+    if size < least or isinstance(value, bool):
+        raise ValueError(f"{what} must be an integer of at least {least}, not {value!r}.")
+    return size
+
+
+def _source(source: Any, plan: Plan) -> Source:
+    if isinstance(source, Source):
+        return source
+    if isinstance(source, (str, os.PathLike)) or _all_paths(source):
+        return FileSource(find_files(source), plan)
+    if isinstance(source, tuple):
+        if plan.said:
+            raise ValueError(
+                "A tuple of arrays has no columns to name: X, y and sample_weight are where they stand."
+            )
+        return ArraySource(source)
+    if is_frame(source) or isinstance(source, Mapping):
+        return FrameSource(source, plan)
+    if _is_dataset(source):
+        from .arrow_files import DatasetSource
+
+        return DatasetSource(source, plan)
+    if isinstance(source, np.ndarray) or not (callable(source) or hasattr(source, "__iter__")):
+        raise TypeError(
+            "A stream is made of files, a frame, a tuple of arrays (X, y) or batches, not of a "
+            f"{type(source).__name__}."
+        )
+    return IterableSource(source, plan)
+
+
+def _all_paths(source: Any) -> bool:
+    """Whether a list or tuple holds paths."""
+    listed = isinstance(source, (list, tuple)) and len(source) > 0
+    return listed and all(isinstance(item, (str, os.PathLike)) for item in source)
+
+
+class Stream:
+    """Rows that are read block by block, as often as they are needed; :func:`stream` makes one.
+
+    Parameters
+    ----------
+    source : Source
+        What is read.
+    block_rows, shuffle_rows, prefetch
+        As :func:`stream` takes them.
+    shares : tuple of Share
+        Which rows of the source, see :meth:`split`.
+
+    Notes
+    -----
+    **Order.** Unshuffled, rows come in the order of the source. Shuffled, its parts come in another order
+    each epoch, one after the other: row groups of Parquet files, record batches of Arrow files, pieces of
+    256 kB of arrays, 4096 rows of frames, CSV files as a whole; batches that an iterable makes are one part.
+    This sequence is cut into windows of `shuffle_rows` rows, and each window is permuted, any order of it as
+    likely as another. So rows mix perfectly within a window and not at all between windows, but for the parts
+    that another epoch brings together; the first window of an epoch is shorter, by a random number of rows,
+    so that the cuts move. A source of at most `shuffle_rows` rows is one window: shuffled as in memory. A
+    sorted CSV file of more rows, or batches that come sorted, stay so from window to window: write
+    such data as Parquet or several files, or make the buffer larger. The order is a function of the source,
+    `shuffle_rows`, seed and epoch, and of nothing else.
+
+    **Memory.** ``prefetch + 2`` blocks, the shuffle buffer, and what it takes to read a part: of a Parquet
+    file 256 kB for each column, of an Arrow file a record batch, of batches one of them. The size of the
+    source does not matter.
+
+    A stream of files can be pickled and read by several threads and processes at once.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        block_rows: int | None = None,
+        shuffle_rows: int | None = None,
+        prefetch: int = 2,
+        shares: tuple[Share, ...] = (),
+    ) -> None:
+        self.source = source
+        self.block_rows, self.shuffle_rows, self.prefetch = block_rows, shuffle_rows, prefetch
+        self._shares = shares
+        self._row_bytes: int | None = None
+        self._rows: tuple[int | None] | None = None
+
+    # -- reading ---------------------------------------------------------------------------------------
+
+    def blocks(
+        self,
+        epoch: int = 0,
+        *,
+        seed: int = 0,
+        shuffle: bool = False,
+        rows: int | None = None,
+        multiple: int = 1,
+        skip: int = 0,
+        apply: Callable[[Block], Any] | None = None,
+    ) -> Generator[Any, None, None]:
+        """All rows once, in blocks.
+
+        Parameters
+        ----------
+        epoch, seed : int, default=0
+            What the order is a function of, in [0, 2**64).
+        shuffle : bool, default=False
+            Another order each epoch.
+        rows : int, optional
+            Rows of a block, by default :attr:`block_rows`; the last one may have less.
+        multiple : int, default=1
+            Rows of a block are a multiple of this. Where batches differ in shape, blocks end early, at
+            such a multiple.
+        skip : int, default=0
+            Begin behind so many rows of that order. Parts of files and arrays that are skipped are not read.
+        apply : callable, optional
+            Called with each block, in the thread that reads.
+
+        Yields
+        ------
+        Block
+            Or what `apply` returns for it.
+
+        Raises
+        ------
+        InvalidDataError
+            What cannot be read, a value that is missing or no number, and where it is.
+        """
+
+        def made() -> Iterator[Any]:
+            found = self._blocks(epoch, seed, shuffle, rows, multiple, skip)
+            with contextlib.closing(found):
+                yield from found if apply is None else map(apply, found)
+
+        return read_ahead(made, self.prefetch)
+
+    def _blocks(
+        self, epoch: int, seed: int, shuffle: bool, rows: int | None, multiple: int, skip: int
+    ) -> Generator[Block, None, None]:
+        parts = list(self.source.parts())
+        if shuffle:
+            parts = [parts[i] for i in part_order(seed, epoch, len(parts))]
+        size, window = self._sizes()
+        if size is None:  # of batches nothing is known before the first one is here
+            first, blocks = _peeled(self._kept(parts, 1, 0))
+            if first is None:
+                return
+            self._row_bytes = row_bytes(first)
+            size, window = self._sizes()
+        else:
+            blocks = None
+        assert size is not None
+        assert window is not None
+        size = rows or size
+        size = max(1, size // multiple) * multiple
+        if not shuffle or window <= 1:
+            blocks = self._kept(parts, size, skip) if blocks is None else _behind(blocks, skip)
+            yield from recut(blocks, size, multiple)
+            return
+        windows = Windows(seed, epoch, window)
+        number, dropped = windows.skipped(self.rows, skip) if blocks is None else (0, 0)
+        blocks = self._kept(parts, size, dropped) if blocks is None else blocks
+        yield from recut(shuffled(blocks, windows, size, skip - dropped, number), size, multiple)
+
+    def _sizes(self) -> tuple[int | None, int | None]:
+        """Rows of a block and of the shuffle buffer; None while the size of a row is not known."""
+        if self._row_bytes is None and (self.block_rows is None or self.shuffle_rows is None):
+            first = None if isinstance(self.source, IterableSource) else self._first(64)
+            if first is None:
+                return None, None
+            self._row_bytes = row_bytes(first)
+        wide = self._row_bytes or 1
+        size = min(max(1, _BLOCK_BYTES // wide), _MOST_ROWS) if self.block_rows is None else self.block_rows
+        window = self.shuffle_rows
+        if window is None:
+            window = max(size, _BUFFER_BYTES // (wide + _ORDER_BYTES))
+        return size, window
+
+    def _first(self, rows: int) -> Block | None:
+        """Some first rows of the source."""
+        for part in self.source.parts():
+            if isinstance(self.source, IterableSource):
+                return self.source.peek(part)
+            for block in self.source.read(part, rows):
+                if len(block):
+                    return block[:rows]
+        return None
+
+    def _kept(
+        self, parts: list[Part], rows: int, skip: int, targets_only: bool = False
+    ) -> Generator[Block, None, None]:
+        """The rows of parts that belong to this stream, behind the first `skip` of them."""
+        for part in parts:
+            count = self._count(part) if skip else None
+            if count is not None and count <= skip:
+                skip -= count
+                continue
+            start = part.start
+            for block in self.source.read(part, rows, targets_only):
+                kept = self._share(block, part.file, start)
+                start += len(block)
+                if len(kept) > skip:
+                    yield kept[skip:] if skip else kept
+                skip = max(0, skip - len(kept))
+
+    def _share(self, block: Block, file: int, start: int) -> Block:
+        mask = self._mask(file, start, len(block))
+        return block if mask is None or mask.all() else block[mask]
+
+    def _mask(self, file: int, start: int, count: int) -> np.ndarray | None:
+        """Which of some rows belong to this stream; None for all."""
+        masks = [share.mask(file, start, count) for share in self._shares]
+        return np.logical_and.reduce(masks) if masks else None
+
+    def _count(self, part: Part) -> int | None:
+        """Rows of a part that belong to this stream, if that is known without reading it."""
+        if part.rows is None or not self._shares:
+            return part.rows
+        starts = range(part.start, part.start + part.rows, 2**20)
+        ends = [*starts[1:], part.start + part.rows]
+        masks = [self._mask(part.file, a, b - a) for a, b in zip(starts, ends, strict=True)]
+        return sum(int(np.count_nonzero(mask)) for mask in masks if mask is not None)
+
+    # -- what is in it ---------------------------------------------------------------------------------
+
+    @property
+    def rows(self) -> int | None:
+        """Number of rows, None where only reading all of them tells."""
+        if self._rows is None:
+            counts = [self._count(part) for part in self.source.parts()]
+            self._rows = (None if None in counts else sum(n or 0 for n in counts),)
+        return self._rows[0]
+
+    def head(self, rows: int = 100) -> Block:
+        """The first rows, or all if there are fewer.
+
+        Raises
+        ------
+        InvalidDataError
+            There are none, or an iterator was begun already.
+        """
+        if isinstance(self.source, IterableSource) and not self.source.repeatable:
+            first = self._first(rows)  # an epoch gets it, too
+            found = None if first is None else self._share(first, 0, 0)
+        else:
+            kept = self._kept(list(self.source.parts()), rows, 0)
+            with contextlib.closing(kept):
+                found = next(recut(kept, rows), None)
+        if found is None or not len(found):
+            raise self.empty()
+        return found[:rows]
+
+    def labels(self) -> np.ndarray:
+        """The different values of the target, sorted; nothing else is read.
+
+        Returns
+        -------
+        ndarray of shape (k,)
+            Of a target of several columns, the values of all of them.
+
+        Raises
+        ------
+        InvalidDataError
+            There is no target or several by name, it holds more than 65,536 values, or an iterator would be
+            used up.
+        """
+        if not self.source.repeatable:
+            raise InvalidDataError(f"{self.source.name} can be read once only: give the labels.")
+        if not isinstance(self.head(1).y, np.ndarray):
+            raise InvalidDataError(f"The stream of {self.source.name} has no target, or several: no labels.")
+        found: np.ndarray | None = None
+        size = self._sizes()[0] or 1
+        for block in self._kept(list(self.source.parts()), size, 0, targets_only=True):
+            values = _unique(block.y)
+            found = values if found is None else _unique(np.concatenate([found, values]))
+            if len(found) > _MOST_LABELS:
+                raise InvalidDataError(
+                    f"The target of {self.source.name} holds more than {_MOST_LABELS:,} different values: "
+                    "they are no labels. OnnxRegressor predicts numbers."
+                )
+        if found is None:
+            raise self.empty()
+        return found
+
+    def empty(self) -> InvalidDataError:
+        """What to raise where rows are needed and there are none."""
+        which = " that belong to this part of the split" if self._shares else ""
+        hint = (
+            " One iterator gives its rows once: make a new one for every epoch." if self._is_batches else ""
+        )
+        return InvalidDataError(f"There are no rows in {self.source.name}{which}.{hint}")
+
+    @property
+    def _is_batches(self) -> bool:
+        return isinstance(self.source, IterableSource)
+
+    def split(self, fraction: float, seed: int = 0) -> tuple[Stream, Stream]:
+        """Hold rows out, for validation.
+
+        Whether a row is held out is a function of the seed, the number of its file and its number in it:
+        both streams read the source and leave out the rows of the other. Where the number of
+        rows is not known, `fraction` is what is held out on average.
+
+        Parameters
+        ----------
+        fraction : float
+            Part that is held out, in (0, 1).
+        seed : int, default=0
+            Seed of the choice, in [0, 2**64).
+
+        Returns
+        -------
+        tuple of Stream
+            What remains, and what is held out.
+
+        Raises
+        ------
+        ValueError
+            A fraction or a seed that is none.
+        InvalidDataError
+            An iterator, which two streams cannot share.
+
+        Examples
+        --------
+        >>> train, validation = stream((np.zeros((1000, 2)), np.zeros(1000))).split(0.2)
+        >>> train.rows, validation.rows
+        (807, 193)
+        """
+        if isinstance(fraction, bool) or not isinstance(fraction, numbers.Real) or not 0 < fraction < 1:
+            raise ValueError(f"fraction must be in (0, 1), not {fraction!r}.")
+        if not isinstance(seed, numbers.Integral) or isinstance(seed, bool) or not 0 <= seed < 2**64:
+            raise ValueError(f"seed must be an integer in [0, 2**64), not {seed!r}.")
+        if not self.source.repeatable:
+            raise InvalidDataError(f"{self.source.name} can be read once only: two streams cannot share it.")
+        held = Share(float(fraction), int(seed), len(self._shares), True)
+        return self._with(held._replace(held=False)), self._with(held)
+
+    def _with(self, share: Share) -> Stream:
+        made = Stream(
+            self.source,
+            block_rows=self.block_rows,
+            shuffle_rows=self.shuffle_rows,
+            prefetch=self.prefetch,
+            shares=(*self._shares, share),
+        )
+        made._row_bytes = self._row_bytes
+        return made
+
+    def fingerprint(self) -> dict[str, str]:
+        """What data it is and in what order it comes, as text by part, the same from process to process.
+
+        Of files name, size, number of rows where the file says it, and a hash of the first and last 64 kB;
+        of arrays and frames a hash (of arrays of more than 1 GB one of samples); of datasets paths, rows and
+        sizes; of batches the type of what makes them and nothing more.
+
+        Returns
+        -------
+        dict of str to str
+        """
+        columns = {f"columns of {key}": text for key, text in self.source.plan.describe().items()}
+        if isinstance(self.source, ArraySource):
+            columns = {}
+        shares = [f"{'' if s.held else 'all but '}{s.fraction} by seed {s.seed}" for s in self._shares]
+        window = "by default" if self.shuffle_rows is None else str(self.shuffle_rows)
+        return {
+            **self.source.fingerprint(),
+            **columns,
+            **({"split": ", of these ".join(shares)} if shares else {}),
+            "shuffle_rows": window,
+        }
+
+    def where_not_finite(self, dtype: Any = None) -> str | None:
+        """Where the first NaN or infinity is; None if there is none or it cannot be told.
+
+        All rows are read, up to the place: for an error message.
+
+        Parameters
+        ----------
+        dtype : dtype, optional
+            A floating-point dtype; numbers that are too large for it count as well.
+        """
+        if not self.source.repeatable:
+            return None
+        size = self._sizes()[0] or 1
+        for part in self.source.parts():
+            row = 0
+            for block in self.source.read(part, size):
+                mask = self._mask(part.file, part.start + row, len(block))
+                for key, array in block.arrays.items():
+                    bad = _not_finite(array, dtype)
+                    bad &= True if mask is None else mask
+                    if bad.any():
+                        place = self.source.place(part, row + int(np.argmax(bad)))
+                        large = "" if dtype is None else f", or a number too large for {np.dtype(dtype)}"
+                        return f"{place}: {key} holds NaN or infinity{large}"
+                row += len(block)
+        return None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_rows": None}  # files may have others by then
+
+    def __repr__(self) -> str:
+        known = "" if self._rows is None or self._rows[0] is None else f", {self._rows[0]:,} rows"
+        shares = (
+            f", {len(self._shares)} splits" if len(self._shares) > 1 else ", split" if self._shares else ""
+        )
+        return f"<Stream of {self.source.name}{known}{shares}>"
+
+
+def _peeled(blocks: Iterator[Block]) -> tuple[Block | None, Iterator[Block]]:
+    """The first block, and all of them."""
+    first = next(blocks, None)
+    return first, blocks if first is None else itertools.chain([first], blocks)
+
+
+def _behind(blocks: Iterator[Block], skip: int) -> Iterator[Block]:
+    """Blocks without their first `skip` rows."""
+    for block in blocks:
+        if len(block) > skip:
+            yield block[skip:] if skip else block
+        skip = max(0, skip - len(block))
+
+
+def _not_finite(array: np.ndarray, dtype: Any) -> np.ndarray:
+    """Which rows hold NaN or infinity, also once they are of a dtype."""
+    if array.dtype.kind not in "fiu":
+        return np.zeros(len(array), bool)
+    with np.errstate(over="ignore"):
+        numbers = array.reshape(len(array), -1)
+        return ~np.isfinite(numbers if dtype is None else numbers.astype(dtype)).all(axis=1)
+
+
+def _unique(values: np.ndarray) -> np.ndarray:
+    try:
+        if values.dtype.kind == "O":  # sorting text takes far longer than hashing it
+            return np.array(sorted(set(values.reshape(-1).tolist())), dtype=object)
+        return np.unique(values)
+    except TypeError as exc:
+        raise InvalidDataError(f"The labels are of several types: {exc}.") from exc
