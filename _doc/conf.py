@@ -47,6 +47,8 @@ suppress_warnings = ["ref.python"]
 
 # One example takes a model from a wheel: where it cannot be downloaded, the example is shown and not run.
 sys.path.insert(0, str(Path(__file__).parents[1] / "_unittests" / "ut_gradient" / "rules"))
+# Where the gallery finds graph_scraper.
+sys.path.insert(0, str(Path(__file__).parent))
 from model_cache import fetch
 
 member = "rapidocr_onnxruntime/models/ch_ppocr_mobile_v2.0_cls_infer.onnx"
@@ -60,6 +62,7 @@ sphinx_gallery_conf = {
     "filename_pattern": r"plot_" if isinstance(found, Path) else r"plot_(?!finetune_text_direction)",
     "abort_on_example_error": True,
     "download_all_examples": False,
+    "image_scrapers": ("matplotlib", "graph_scraper"),
     "show_memory": False,
 }
 

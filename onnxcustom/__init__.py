@@ -23,6 +23,7 @@ from onnxcustom.exceptions import (
     GradientNotImplementedError,
     InvalidDataError,
     InvalidModelError,
+    MissingPackageError,
     MissingRuntimeError,
     NonDifferentiableError,
     NoTrainableWeightError,
@@ -50,6 +51,7 @@ __all__ = [
     "GradientNotImplementedError",
     "InvalidDataError",
     "InvalidModelError",
+    "MissingPackageError",
     "MissingRuntimeError",
     "NoTrainableWeightError",
     "NonDifferentiableError",
@@ -70,7 +72,7 @@ __all__ = [
     "weights",
 ]
 
-_SUBPACKAGES = frozenset("gradient graph objective optim runtime testing training".split())
+_SUBPACKAGES = frozenset("gradient graph objective optim plotting runtime testing training".split())
 
 # The imports under TYPE_CHECKING, done one name at a time.
 _LAZY = {

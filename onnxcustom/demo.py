@@ -23,8 +23,12 @@ from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.class_weight import compute_sample_weight
 
+from onnxcustom.exceptions import MissingPackageError
 from onnxcustom.graph import save
 from onnxcustom.optim import NAG
+from onnxcustom.plotting import plot_history
+from onnxcustom.plotting.style import new_axes
+from onnxcustom.plotting.style import save as save_figure
 from onnxcustom.runtime import require_runtime
 from onnxcustom.training.estimators import OnnxClassifier, OnnxRegressor
 
@@ -45,8 +49,8 @@ class Comparison:
         The measures of the model as scikit-learn left it, after our epochs, after scikit-learn's.
     loss_name : str
         What the curves show.
-    curves : dict of str to list of float
-        The loss before training and after each epoch; nan where it was not measured.
+    curves : dict of str to dict of str to list of float
+        The history of each contender, with an epoch 0 before training; nan where nothing was measured.
     estimator : OnnxClassifier or OnnxRegressor
         The trained estimator.
     """
@@ -57,7 +61,7 @@ class Comparison:
     trained: tuple[float, float]
     reference: tuple[float, float]
     loss_name: str
-    curves: dict[str, list[float]]
+    curves: dict[str, dict[str, list[float]]]
     estimator: Any
 
     def __str__(self) -> str:
@@ -137,11 +141,7 @@ def train_digits(epochs: int = 30, verbose: int = 0) -> Comparison:
         trained=scores(model),
         reference=scores(reference),
         loss_name="log-loss",
-        curves={
-            "onnxcustom, training": [np.nan, *model.history_["loss"]],
-            "onnxcustom, validation": [reference_losses[0], *model.history_["val_loss"]],
-            "scikit-learn, validation": reference_losses,
-        },
+        curves=_curves(model, reference_losses),
         estimator=model,
     )
 
@@ -204,37 +204,30 @@ def train_diabetes(epochs: int = 40, verbose: int = 0) -> Comparison:
         trained=scores(model),
         reference=scores(reference),
         loss_name="½ squared error",
-        curves={
-            "onnxcustom, training": [np.nan, *model.history_["loss"]],
-            "onnxcustom, held-out": [reference_losses[0], *model.history_["val_loss"]],
-            "scikit-learn, held-out": reference_losses,
-        },
+        curves=_curves(model, reference_losses),
         estimator=model,
     )
+
+
+def _curves(model: Any, reference: list[float]) -> dict[str, dict[str, list[float]]]:
+    """Both contenders from the epoch before training on, where they are the same."""
+    epochs = list(map(float, range(len(reference))))
+    losses = {key: model.history_[key] for key in ("loss", "val_loss")}
+    ours = {"loss": [np.nan, *losses["loss"]], "val_loss": [reference[0], *losses["val_loss"]]}
+    return {"onnxcustom": {"epoch": epochs, **ours}, "scikit-learn": {"epoch": epochs, "val_loss": reference}}
 
 
 def _plot(parts: list[Comparison], path: Path) -> bool:
     """Draw the curves of each part beside each other; False without matplotlib."""
     try:
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import LogLocator, NullLocator
-    except ImportError:
+        panels = new_axes(len(parts), 10, 4.2)
+    except MissingPackageError:
         return False
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
-    for axes, part in zip(figure.subplots(1, len(parts)), parts, strict=True):
-        styles = [("tab:blue", "--", 1.2), ("tab:blue", "-", 2), ("tab:orange", "-", 1.2)]
-        for (name, losses), (color, line, width) in zip(part.curves.items(), styles, strict=True):
-            axes.plot(losses, line, color=color, linewidth=width, label=name)
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7)))
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_locator(NullLocator())
-        axes.set_xlabel("epoch")
-        axes.set_title(f"{part.title.split(',')[0]}: {part.loss_name}", loc="left")
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.3)
-        axes.legend(frameon=False)
-    figure.savefig(path, dpi=120)
+    for axes, part in zip(panels, parts, strict=True):
+        plot_history(part.curves, ax=axes, log=True)
+        axes.set_title(part.title.split(",")[0], loc="left")
+        axes.set_ylabel(part.loss_name)
+    save_figure(panels, path)
     return True
 
 

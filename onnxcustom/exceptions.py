@@ -15,6 +15,7 @@ __all__ = [
     "GradientNotImplementedError",
     "InvalidDataError",
     "InvalidModelError",
+    "MissingPackageError",
     "MissingRuntimeError",
     "NoTrainableWeightError",
     "NonDifferentiableError",
@@ -50,6 +51,10 @@ class InvalidDataError(OnnxCustomError, ValueError):
 
 class MissingRuntimeError(OnnxCustomError, ImportError):
     """No suitable onnxruntime is installed; the message names the extra that brings one."""
+
+
+class MissingPackageError(OnnxCustomError, ImportError):
+    """An optional package or program is not installed; the message names the extra that brings it."""
 
 
 class ProviderError(OnnxCustomError, RuntimeError, ValueError):

@@ -6,10 +6,11 @@ The data is that of :func:`onnxcustom.gradient_report`; here it becomes text of 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from onnxcustom.gradient.report import GradientReport, OperatorRow, gradient_report
+from onnxcustom.graph import layers
 
 __all__ = ["describe", "inspect_model"]
 
@@ -39,10 +40,11 @@ def inspect_model(path: Path | str, engine: str = "auto", width: int = 100) -> t
         If the file holds no valid model.
     """
     report = gradient_report(path, engine)
-    return f"{Path(path).name}\n\n{describe(report, width)}", report.trainable
+    levels = {name: layer.level for layer in layers(path) for name in layer.weights}
+    return f"{Path(path).name}\n\n{describe(report, width, levels)}", report.trainable
 
 
-def describe(report: GradientReport, width: int = 100) -> str:
+def describe(report: GradientReport, width: int = 100, levels: Mapping[str, int] | None = None) -> str:
     """Write a report as tables: operators, weights, what is refused, the engine, the verdict.
 
     Parameters
@@ -51,6 +53,8 @@ def describe(report: GradientReport, width: int = 100) -> str:
         Of :func:`onnxcustom.gradient_report`.
     width : int, default=100
         Columns of the text, 60 at least.
+    levels : mapping of str to int, optional
+        Level of the layer of every weight, as :func:`onnxcustom.graph.layers` counts them.
 
     Returns
     -------
@@ -81,7 +85,7 @@ def describe(report: GradientReport, width: int = 100) -> str:
     Every weight can be trained.
     """
     width = max(width, 60)
-    parts = [_operators(report, width), _weights(report, width)]
+    parts = [_operators(report, width), _weights(report, width, levels)]
     if report.refused:
         parts.append(_refused(report, width))
     parts.append("\n".join([*_engine(report, width), *_verdict(report, width)]))
@@ -108,14 +112,17 @@ def _how(row: OperatorRow) -> str:
     return f"{row.how}: {row.reason}" if explained else row.how
 
 
-def _weights(report: GradientReport, width: int) -> str:
+def _weights(report: GradientReport, width: int, levels: Mapping[str, int] | None) -> str:
     if not report.weights:
         return "Weights\n  none"
+    layer = {w.name: [] if levels is None else [str(levels.get(w.name, ""))] for w in report.weights}
     rows = [
-        (w.name, "x".join(map(str, w.shape)) or "scalar", w.dtype, f"{w.size:,}", w.how)
+        [w.name, "x".join(map(str, w.shape)) or "scalar", w.dtype, f"{w.size:,}", *layer[w.name], w.how]
         for w in report.weights
     ]
-    table = _table(("name", "shape", "dtype", "numbers", "gradient"), rows, "<<<><", width)
+    more, aligned = ([], "") if levels is None else (["layer"], ">")
+    titles, align = ["name", "shape", "dtype", "numbers", *more, "gradient"], f"<<<>{aligned}<"
+    table = _table(titles, rows, align, width)
     total = sum(w.size for w in report.weights)
     count = len(report.weights)
     return "\n".join(["Weights", *table, f"  {_plural(count, 'weight')}, {_plural(total, 'number')}"])

@@ -21,6 +21,7 @@ KEYS = {
     "bench_loop": {"case", "microseconds", "inside", "share_outside"},
     "bench_logistic": {"contender", "seconds", "ratio_to_ours", "accuracy"},
     "bench_memory": {"case", "contender", "peak", "training"},
+    "bench_streaming": {"case", "contender", "peak", "training", "rows_per_second"},
     "bench_growth": {"axis", "value", "contender", "microseconds"},
 }
 

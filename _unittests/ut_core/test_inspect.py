@@ -14,6 +14,7 @@ from onnxcustom import gradient_graph, weights
 from onnxcustom.__main__ import main
 from onnxcustom.exceptions import DifferentiationError
 from onnxcustom.gradient import ENGINES, gradient_report
+from onnxcustom.graph import layers
 from onnxcustom.inspect import describe
 
 HEAD = '<ir_version: 8, opset_import: ["": 18, "my.domain": 1, "ai.onnx.ml": 3]>\n'
@@ -66,10 +67,11 @@ def test_trainable(tmp_path: Path, name: str) -> None:
     assert result.output.endswith("Every weight can be trained.\n")
     assert "Refused" not in result.output
     found = weights(path)
+    levels = {w: str(layer.level) for layer in layers(path) for w in layer.weights}
     for weight, array in found.items():
         (line,) = [s for s in result.output.splitlines() if s.split()[:1] == [weight]]
         shape = "x".join(map(str, array.shape))
-        assert line.split() == [weight, shape, str(array.dtype), str(array.size), "trained"]
+        assert line.split() == [weight, shape, str(array.dtype), str(array.size), levels[weight], "trained"]
     total = sum(a.size for a in found.values())
     assert f"{len(found)} weight{'s' * (len(found) > 1)}, {total} numbers" in result.output
 

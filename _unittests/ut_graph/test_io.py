@@ -165,11 +165,32 @@ def test_empty_proto():
     ],
     ids=["undefined input", "unknown operator", "name twice", "no opset", "IR version", "no output name"],
 )
-def test_invalid_graph(model, change, message):
+@pytest.mark.parametrize("limit", [None, 0], ids=["whole", "without data"])
+def test_invalid_graph(model, change, message, limit, monkeypatch):
+    if limit is not None:
+        monkeypatch.setattr(graph_io, "_LARGE", limit)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(1000, np.float32), "large"))
     change(model)
     for source in (model, model.SerializeToString()):
         with pytest.raises(InvalidModelError, match=f"not a valid ONNX model(.|\n)*{message}"):
             load(source)
+
+
+def test_large_models_are_checked_without_their_numbers(monkeypatch):
+    seen = []
+    check = onnx.checker.check_model
+    monkeypatch.setattr(onnx.checker, "check_model", lambda m: (seen.append(m), check(m)))
+    model = large(2**18 + 1)
+    model.metadata_props.add(key="a", value="b")
+    before = model.SerializeToString()
+    assert load(model) is model
+    assert load(before) == model
+    assert model.SerializeToString() == before
+    for checked in seen:
+        assert checked.ByteSize() < 1000
+        del checked.graph.initializer[:]
+        del model.graph.initializer[:]
+        assert checked == model
 
 
 # -- saving ----------------------------------------------------------------------------------

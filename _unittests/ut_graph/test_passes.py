@@ -408,3 +408,70 @@ def test_remove_unused_looks_into_subgraphs_that_stay():
     assert modified
     assert operators(made) == ["Neg", "If", "Sin", "Cos"]
     assert not passes.RemoveUnusedPass()(made).modified
+
+
+# -- rows ------------------------------------------------------------------------------------------------
+
+
+def named(model):
+    """Dimensions of every value."""
+    values = [*model.graph.inputs, *(v for node in model.graph for v in node.outputs)]
+    return {v.name: None if v.shape is None else [getattr(d, "value", d) for d in v.shape] for v in values}
+
+
+def test_name_rows():
+    """A name goes as far as the number of rows does, whatever converters called it in between."""
+    model = parse("""g (float[?, 2] x, float[?, 2] u) => (float[?, 3] y, float[?, 2] z) <float[2, 3] w = {1, 2, 3, 4, 5, 6}, int64[2] s = {-1, 6}> {
+        a = Relu(x)  y = MatMul(a, w)  b = Abs(u)  c = Reshape(y, s)  z = Add(b, a) }""")
+    ir_model = to_ir(onnx.shape_inference.infer_shapes(model))
+    for value in (*ir_model.graph.inputs, *ir_model.graph.outputs):
+        value.shape = ir.Shape([None, *value.shape[1:]])
+    after = passes.NameRowsPass()(ir_model)
+    assert after.modified
+    shapes = named(after.model)
+    assert shapes["x"] == ["rows", 2]
+    assert shapes["u"] == [None, 2]
+    assert shapes["a"] == ["rows", 2]
+    assert shapes["y"] == ["rows", 3]
+    assert "rows" not in shapes["c"]
+    assert "rows" not in shapes["z"]
+    assert not passes.NameRowsPass()(after.model).modified
+
+
+@pytest.mark.parametrize("first", ["4", "N"])
+def test_rows_that_have_a_size_or_a_name(first):
+    model = parse(f"g (float[{first}, 2] x) => (float[{first}, 2] y) {{ y = Relu(x) }}")
+    after, modified = apply(passes.NameRowsPass(), model)
+    assert not modified
+    assert str(named(after)["x"][0]) == first
+
+
+def test_a_name_that_is_taken():
+    model = parse("g (float[?, 2] x, float[rows, 2] u) => (float[rows, 2] y) { y = Relu(u)  z = Relu(x) }")
+    ir_model = to_ir(model)
+    ir_model.graph.inputs[0].shape = ir.Shape([None, 2])
+    shapes = named(passes.NameRowsPass()(ir_model).model)
+    assert shapes["x"][0] not in (None, "rows")
+    assert shapes["z"] == shapes["x"]
+    assert shapes["y"] == ["rows", 2]
+
+
+@pytest.mark.parametrize(
+    ("shape", "target", "bypassed"),
+    [
+        ("N, 2", [-1, 2], True),
+        ("2, 2", [2, 2], True),
+        ("N, 2", [-1, 1], False),
+        ("N, 2", [-1], False),
+        ("N, M", [-1, 2], False),
+        ("N, 2", [0, 2], False),
+    ],
+)
+def test_bypass_reshape(shape, target, bypassed):
+    text = ", ".join(map(str, target))
+    model = parse(
+        f"g (float[{shape}] x) => (y) <int64[{len(target)}] s = {{{text}}}> {{ a = Abs(x)  b = Reshape(a, s)  y = Neg(b) }}"
+    )
+    after, modified = apply(passes.BypassReshapePass(), onnx.shape_inference.infer_shapes(model), x=X)
+    assert modified == bypassed
+    assert operators(after) == ["Abs", "Identity" if bypassed else "Reshape", "Neg"]

@@ -316,3 +316,17 @@ def test_a_declared_output_shape_that_the_graph_contradicts_is_corrected():
     y, z = prepare(model).graph.outputs
     assert list(y.shape)[1] == 2
     assert str(z.shape[0]) == "M"  # nothing contradicts it
+
+
+def test_shapes_declared_in_between_may_be_wrong():
+    """Exporters leave old ones behind; onnxruntime corrects them, too."""
+    model = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["": 18]>
+        g (float[N, 2] x) => (float[N, 1] y) <float[2, 3] w, float[3, 1] v>
+        { a = MatMul(x, w) b = Tanh(a) y = MatMul(b, v) }""")
+    for name, shape in (("a", [7, 9]), ("b", [7])):
+        model.graph.value_info.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape))
+    for name, shape in (("w", (2, 3)), ("v", (3, 1))):
+        array = np.ones(shape, np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    values = {v.name: v for node in prepare(model).graph for v in node.outputs}
+    assert [str(d) for d in values["a"].shape] == [str(d) for d in values["b"].shape] == ["N", "3"]

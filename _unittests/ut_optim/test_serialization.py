@@ -21,25 +21,19 @@ from onnxcustom.optim import (
     SGD,
     Adam,
     BaseLearningRate,
-    Cosine,
-    CosineRestarts,
     Exp,
     Fixed,
     Function,
-    Inv,
     LearningRateSGD,
-    MultiStep,
-    Null,
-    OneCycle,
-    Polynomial,
     ReduceOnPlateau,
     Schedule,
-    Step,
     Updater,
     Warmup,
 )
 from onnxcustom.optim.registry import RULES
 from onnxcustom.optim.serialization import rule_from_dict, rule_to_dict
+
+from .schedule_cases import LOSSES, SCHEDULES
 
 pytest.importorskip("onnxruntime")
 
@@ -291,26 +285,6 @@ def test_states_of_master_copies_need_the_option():
 # -- the rule with them ----------------------------------------------------------------------------
 
 
-SCHEDULES = [
-    Fixed(0.3),
-    Null(),
-    Exp(0.3, 0.5),
-    Exp(0.3, 0.5, decay_on_iteration=True),
-    Inv(0.3, 0.9, 0.4, True),
-    optim.InverseScaling(0.3, 0.7),
-    optim.Optimal(0.3, 0.1),
-    optim.Adaptive(0.3, n_iter_no_change=2),
-    Step(0.3, step_size=2),
-    MultiStep(0.3, milestones=(2, 4)),
-    Polynomial(0.3, total=7),
-    Cosine(0.3, total=7),
-    CosineRestarts(0.3, period=3),
-    OneCycle(0.3, total=9),
-    ReduceOnPlateau(0.3, factor=0.5, patience=0, cooldown=1),
-    Warmup(ReduceOnPlateau(0.3, factor=0.5, patience=1), steps=3),
-]
-
-
 def all_schedules(base: type = Schedule) -> set[type]:
     subclasses = set(base.__subclasses__())
     return subclasses.union(*map(all_schedules, subclasses))
@@ -322,9 +296,6 @@ def test_every_schedule_is_tried():
     }
     # A function cannot be saved, and the warm-up of LBSGD is made by the rule.
     assert ours == {*map(type, SCHEDULES), Function, optim.large_batch.LargeBatchWarmup}
-
-
-LOSSES = [3.0, 2.0, 2.0, 2.0, 2.0, 2.5, 2.5, 2.5, 2.5, 2.5]
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)

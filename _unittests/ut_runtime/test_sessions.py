@@ -9,7 +9,14 @@ import onnxruntime
 import pytest
 
 from onnxcustom.exceptions import EvaluationError, InvalidModelError, ProviderError
-from onnxcustom.runtime import check_providers, create_session, default_threads, ort_limits, sessions
+from onnxcustom.runtime import (
+    check_providers,
+    create_session,
+    default_threads,
+    ort_limits,
+    session_options,
+    sessions,
+)
 
 TEXT = """<ir_version: 8, opset_import: ["": 17]>
     add_one (float[N] x) => (float[N] y) <float[1] one = {1}> { y = Add(x, one) }"""
@@ -87,6 +94,28 @@ def test_double_transpose_and_product():
     )
     x = np.arange(6.0).reshape(2, 3)
     np.testing.assert_allclose(create_session(model).run(None, {"x": x})[0], x.T @ x)
+
+
+def test_double_sigmoid_times_what_it_is_of():
+    # onnxruntime 1.19.2 makes a QuickGelu of it, which has no double kernel.
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 17]> g (double[3] x) => (double[3] y) {
+        s = Sigmoid(x) y = Mul(x, s) }"""
+    )
+    x = np.arange(3.0)
+    np.testing.assert_allclose(create_session(model).run(None, {"x": x})[0], x / (1 + np.exp(-x)))
+
+
+def test_settings():
+    made = session_options(2, optimize=False, memory_pattern=False)
+    assert (made.intra_op_num_threads, made.inter_op_num_threads) == (2, 1)
+    assert not made.enable_mem_pattern
+    assert made.graph_optimization_level == onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    default = session_options()
+    assert default.enable_mem_pattern
+    assert default.enable_cpu_mem_arena
+    with pytest.raises(ValueError, match="threads"):
+        session_options(0)
 
 
 class OldRuntime:

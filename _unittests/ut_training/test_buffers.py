@@ -42,7 +42,8 @@ def test_two_sets():
     assert addresses[0]["a"] != addresses[1]["a"]
     buffer.write({"a": np.ones((2, 3), np.float32), "b": np.array(5.0)})
     buffer.swap()
-    np.testing.assert_array_equal(buffer.read("a")[0], arrays()["a"])
+    buffer.write({"a": np.full((2, 3), 2, np.float32)})
+    np.testing.assert_array_equal(buffer.read("a")[0], 2)
     buffer.swap()
     np.testing.assert_array_equal(buffer.read("a")[0], 1)
     assert float(buffer.read("b")[0]) == 5
@@ -57,3 +58,12 @@ def test_scalars_are_read_where_they_are_written(dtype):
     scalar.set(0.25)
     value = scalar.ortvalue.numpy()
     assert (value.shape, value.dtype, float(value)) == ((), dtype, 0.25)
+
+
+def test_a_back_tensor_as_a_row():
+    buffer = DoubleBuffer(arrays() | {"v": np.arange(3.0)}, parse_device("cpu"), packs={"pack": ["v"]})
+    assert buffer.back("v", [3]) is buffer.values[1]["v"]
+    row = buffer.back("v", [1, 3])
+    assert row.shape() == [1, 3]
+    assert row.data_ptr() == buffer.values[1]["v"].data_ptr()
+    assert buffer.back("pack", [3]).data_ptr() == row.data_ptr()

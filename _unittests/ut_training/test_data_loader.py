@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import pickle
 
 import numpy as np
@@ -8,7 +9,9 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.sparse import csr_matrix
 
+from onnxcustom.data.sparse import SparseRows
 from onnxcustom.exceptions import CheckpointError, InvalidDataError
 from onnxcustom.training.data_loader import OrtDataLoader, draw_seed, permutation
 from onnxcustom.training.validation import TensorSpec
@@ -167,6 +170,135 @@ def test_iter_bind_needs_a_name_for_each_array():
         next(loader.iter_bind(None, ["x"]))
 
 
+# -- an epoch that was begun before ----------------------------------------------------------------
+
+
+@given(
+    n=st.integers(1, 40),
+    batch_size=st.integers(1, 45),
+    block_bytes=st.sampled_from([1, 200, 2**20]),
+    shuffle=st.booleans(),
+    sparse=st.booleans(),
+    data=st.data(),
+)
+def test_skipping_is_as_iterating(n, batch_size, block_bytes, shuffle, sparse, data):
+    X = np.arange(3.0 * n).reshape(n, 3)
+    options = {"batch_size": batch_size, "block_bytes": block_bytes, "shuffle": shuffle, "random_state": 0}
+    loader = OrtDataLoader(csr_matrix(X) if sparse else X, X[:, 0], **options)
+    batches = [[v.numpy().copy() for v in batch.values] for batch in loader.epoch(2)]
+    skip = data.draw(st.integers(0, loader.n_batches))
+    for batch, wanted in zip(loader.epoch(2, skip), batches[skip:], strict=True):
+        assert batch.rows == len(wanted[0])
+        for value, array in zip(batch.values, wanted, strict=True):
+            np.testing.assert_array_equal(value.numpy(), array)
+
+
+def test_skipping_many_batches_made_on_the_way(monkeypatch):
+    monkeypatch.setattr("onnxcustom.training.data_loader._PREPARED", 2)
+    X, loader = make(shuffle=False)
+    np.testing.assert_array_equal(np.concatenate([b.values[0].numpy() for b in loader.epoch(0, 3)]), X[15:])
+
+
+def test_blocks_that_are_skipped_are_not_gathered(monkeypatch):
+    _, loader = make(block_bytes=1)
+    filled = []
+    monkeypatch.setattr(OrtDataLoader, "_fill", lambda self, order: filled.append(len(order)))
+    list(loader.epoch(0, 3))
+    assert filled == [5, 3]
+
+
+@pytest.mark.parametrize("skip", [-1, 6, 100])
+def test_skipping_more_than_there_is(skip):
+    with pytest.raises(ValueError, match=r"skip must be in \[0, 5\], the batches of an epoch, not"):
+        next(make()[1].epoch(0, skip))
+
+
+# -- what data it is -------------------------------------------------------------------------------
+
+
+def test_fingerprint():
+    X, loader = make()
+    found = loader.fingerprint()
+    digest = hashlib.sha256(X.tobytes()).hexdigest()
+    assert list(found) == ["X", "y", "sample_weight"]
+    assert found["X"] == f"float64 (23, 3) {digest[:16]}"
+    assert make(shuffle=False)[1].fingerprint() == found
+    assert OrtDataLoader(X + 1, X[:, 0], X[:, 1]).fingerprint() == found | {
+        "X": OrtDataLoader(X + 1).fingerprint()["X"]
+    }
+    assert OrtDataLoader(X + 1).fingerprint() != OrtDataLoader(X).fingerprint()
+
+
+def test_fingerprints_are_computed_once(monkeypatch):
+    _, loader = make()
+    found = loader.fingerprint()
+    monkeypatch.setattr("onnxcustom.training.data_loader.hash_array", None)
+    assert loader.fingerprint() == found
+    found.clear()
+    assert loader.fingerprint()
+
+
+def test_fingerprint_of_memory_that_is_mapped(tmp_path):
+    X, loader = make()
+    np.save(tmp_path / "x.npy", X)
+    mapped = OrtDataLoader(np.load(tmp_path / "x.npy", mmap_mode="r"))
+    assert mapped.fingerprint()["X"] == loader.fingerprint()["X"]
+
+
+# -- sparse rows -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("block_bytes", [1, 300, 2**20])
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_sparse_rows_give_the_same_batches(shuffle, block_bytes):
+    X, dense = make(shuffle=shuffle, block_bytes=block_bytes)
+    loader = OrtDataLoader(
+        csr_matrix(X),
+        X[:, 0],
+        X[:, 1],
+        batch_size=5,
+        random_state=0,
+        shuffle=shuffle,
+        block_bytes=block_bytes,
+    )
+    for epoch in range(2):
+        for a, b in zip(rows_of(loader, epoch), rows_of(dense, epoch), strict=True):
+            np.testing.assert_array_equal(a, b)
+    assert sum(b.nbytes for b in loader._buffers) <= max(block_bytes, 200)
+    assert loader.desc == dense.desc
+    assert isinstance(loader.data_np[0], SparseRows)
+    np.testing.assert_array_equal(loader.data_ort[0].numpy(), X)
+    for a, b in zip(loader.iter_numpy(), dense.iter_numpy(), strict=True):
+        np.testing.assert_array_equal(a[0], b[0])
+    again = pickle.loads(pickle.dumps(loader))
+    np.testing.assert_array_equal(rows_of(again, 1)[0], rows_of(dense, 1)[0])
+    assert loader.fingerprint()["X"].startswith("sparse float64 (23, 3) ")
+
+
+def test_sparse_rows_never_become_dense_as_a_whole():
+    """As dense rows this would be 37 GB; a block of it is 8 MB."""
+    n, columns = 10**6, 10_000
+    place = np.arange(n)
+    X = csr_matrix((np.ones(n, np.float32), (place, place % columns)), shape=(n, columns))
+    spec = TensorSpec("x", F32, (None, columns))
+    loader = OrtDataLoader(X, place, batch_size=100, random_state=0, inputs=[spec])
+    assert sum(b.nbytes for b in loader._buffers) < 2**23 + 10**4
+    x, y = (v.numpy() for v in next(loader.epoch(0)).values)
+    np.testing.assert_array_equal(x.argmax(axis=1), y[:, 0] % columns)
+    assert (x.sum(axis=1) == 1).all()
+    with pytest.raises(InvalidDataError, match=r"37\.3 GB as dense"):
+        loader.data_ort  # noqa: B018
+
+
+def test_two_epochs_of_sparse_rows_at_once_are_refused():
+    loader = OrtDataLoader(csr_matrix(np.eye(9)), batch_size=2, shuffle=False)
+    early = loader.epoch(0)
+    next(early)
+    next(loader.epoch(1))
+    with pytest.raises(RuntimeError, match="Another epoch"):
+        next(early)
+
+
 # -- what goes in ------------------------------------------------------------------------------
 
 
@@ -179,8 +311,9 @@ def test_iter_bind_needs_a_name_for_each_array():
         np.arange(12.0).reshape(3, 4)[:, 1:3] * 0 + [[1, 2], [3, 4], [5, 6]],
         pd.DataFrame({"a": [1, 3, 5], "b": [2.0, 4.0, 6.0]}),
         {"x": [[1, 2], [3, 4], [5, 6]]},
+        csr_matrix([[1, 2], [3, 4], [5, 6]]),
     ],
-    ids=["list", "fortran", "strided", "frame", "dict"],
+    ids=["list", "fortran", "strided", "frame", "dict", "sparse"],
 )
 def test_data_of_any_kind(X, shuffle):
     inputs, targets = [TensorSpec("x", F32, ("N", 2))], [TensorSpec("y", F32, ("N",))]

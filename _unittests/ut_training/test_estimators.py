@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import copy
 import pickle
 
@@ -11,7 +12,7 @@ import pandas as pd
 import pytest
 from skl2onnx import to_onnx
 from sklearn.base import clone, is_classifier, is_regressor
-from sklearn.exceptions import NotFittedError
+from sklearn.exceptions import DataConversionWarning, NotFittedError
 from sklearn.linear_model import LinearRegression, LogisticRegression, SGDClassifier
 from sklearn.metrics import accuracy_score, log_loss, r2_score
 from sklearn.model_selection import GridSearchCV, cross_val_score
@@ -370,8 +371,9 @@ def test_hinge_trains_scores(mlp_model, columns):
         mlp_model([3, columns]), loss="hinge", learning_rate=0.3, max_iter=40, random_state=0
     )
     assert clf.fit(X, y).score(X, y) > 0.85
-    with pytest.raises(AttributeError, match=r"predict_proba is not available: HingeLearningLoss.*scores"):
+    with pytest.raises(AttributeError, match="predict_proba") as caught:
         clf.predict_proba(X)
+    assert "HingeLearningLoss" in str(caught.value.__cause__)
 
 
 def test_squared_error_on_probabilities(mlp_model):
@@ -466,7 +468,10 @@ def test_containers_of_labels(linear_model, kind):
     X, y = binary(labels=("no", "yes"))
     clf = OnnxClassifier(linear_model(3, end="Sigmoid"), random_state=0)
     expected = copy.deepcopy(clf).fit(X, y)
-    clf.fit(X, kind(y))
+    labels = kind(y)
+    # One of them is a column, which scikit-learn's classifiers warn of.
+    with pytest.warns(DataConversionWarning) if np.ndim(labels) == 2 else contextlib.nullcontext():
+        clf.fit(X, labels)
     np.testing.assert_array_equal(clf.weights_["w"], expected.weights_["w"])
     np.testing.assert_array_equal(clf.predict(X), expected.predict(X))
 
@@ -525,7 +530,8 @@ def test_parameters(linear_model):
     params = reg.get_params(deep=False)
     assert list(params) == sorted(
         "model weights_to_train loss penalty optimizer learning_rate batch_size max_iter shuffle "
-        "random_state warm_start engine device verbose loss_weights batch_norm dropout".split()
+        "random_state warm_start engine device verbose loss_weights batch_norm dropout freeze threads "
+        "callbacks checkpoint_dir validation_fraction".split()
     )
     assert params["model"] is model
     other = clone(reg)

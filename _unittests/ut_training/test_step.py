@@ -78,7 +78,7 @@ def test_the_graph_runs_without_us(mlp_model, dtype, weighted):
         assert step.run(X, y, w) == pytest.approx(float(made[names["loss"]]), rel=1e-6)
         tensors = {old: made[new] for old, new in updates.items()}
     for name, array in step.weights().items():
-        np.testing.assert_allclose(tensors[name], array, rtol=1e-6)
+        np.testing.assert_allclose(tensors[name], array, rtol=1e-6, atol=1e-7)
 
 
 def test_no_session_is_made_after_the_first_step(mlp_model, monkeypatch):

@@ -4,9 +4,11 @@ import numpy as np
 import onnx
 import pandas as pd
 import pytest
+import scipy.sparse as sparse
 from skl2onnx import to_onnx
 from sklearn.linear_model import LogisticRegression
 
+from onnxcustom.data.sparse import SparseRows
 from onnxcustom.exceptions import InvalidDataError, UnknownNameError
 from onnxcustom.training.validation import (
     TensorSpec,
@@ -138,10 +140,158 @@ def test_bad_features(X, message):
         as_inputs(X, [MATRIX])
 
 
-def test_sparse_features_are_refused():
-    sparse = pytest.importorskip("scipy.sparse")
-    with pytest.raises(InvalidDataError, match=r"[Ss]parse"):
-        as_inputs(sparse.csr_matrix(np.eye(3)), [MATRIX])
+# -- frames, tables, tensors, sparse rows --------------------------------------------------------
+
+
+class Tensor:
+    """What has ``__array__``, as tensors of other packages do."""
+
+    def __init__(self, values, error=None):
+        self.values, self.error = values, error
+
+    def __array__(self, dtype=None, copy=None):
+        if self.error is not None:
+            raise self.error
+        return np.array(self.values)
+
+
+LISTS = {"a": [1, 4], "rest": [[2, 3], [5, 6]]}
+FRAMES = {
+    "pandas": lambda data: pd.DataFrame(data),
+    "polars": lambda data: pytest.importorskip("polars").DataFrame(data),
+    "table": lambda data: pytest.importorskip("pyarrow").table(data),
+    "record batch": lambda data: pytest.importorskip("pyarrow").RecordBatch.from_pydict(data),
+}
+COLUMNS = {
+    "series": lambda data: pd.Series(data),
+    "polars": lambda data: pytest.importorskip("polars").Series(data),
+    "array": lambda data: pytest.importorskip("pyarrow").array(data),
+    "chunks": lambda data: pytest.importorskip("pyarrow").chunked_array([data[:1], data[1:]]),
+    "tensor": Tensor,
+}
+
+
+@pytest.mark.parametrize("make", FRAMES.values(), ids=FRAMES)
+@pytest.mark.parametrize(
+    "data", [{"a": [1, 4], "b": [2, 5], "c": [3.0, 6.0]}, LISTS], ids=["numbers", "lists"]
+)
+def test_frames_are_matrices(make, data):
+    array = as_inputs(make(data), [MATRIX])["X"]
+    assert array.dtype == F32
+    assert array.flags.c_contiguous
+    np.testing.assert_array_equal(array, ROWS)
+    np.testing.assert_array_equal(as_inputs(make(data), [TensorSpec("X")])["X"], ROWS)
+
+
+@pytest.mark.parametrize("make", FRAMES.values(), ids=FRAMES)
+def test_frames_feed_inputs_by_name(make):
+    specs = [TensorSpec("rest", I64, (None, 2)), TensorSpec("a", F32, (None, 1))]
+    arrays = as_inputs(make(LISTS), specs)
+    np.testing.assert_array_equal(arrays["rest"], [[2, 3], [5, 6]])
+    np.testing.assert_array_equal(arrays["a"], [[1], [4]])
+    targets = as_targets(make(LISTS), specs, 2)
+    np.testing.assert_array_equal(targets["rest"], arrays["rest"])
+    with pytest.raises(UnknownNameError, match=r"\['rest'\] unknown"):
+        as_inputs(make(LISTS), [TensorSpec("a"), TensorSpec("b")])
+
+
+@pytest.mark.parametrize("make", COLUMNS.values(), ids=COLUMNS)
+def test_columns_and_tensors_are_arrays(make):
+    np.testing.assert_array_equal(
+        as_targets(make([1, 2]), [TensorSpec("y", F32, (None, 1))], 2)["y"], [[1], [2]]
+    )
+    np.testing.assert_array_equal(as_sample_weight(make([1.0, 2.0]), 2), [1, 2])
+    np.testing.assert_array_equal(as_inputs(make(ROWS), [MATRIX])["X"], ROWS)
+
+
+@pytest.mark.parametrize("kind", [k for k in FRAMES if k != "pandas"])
+def test_bad_frames(kind):
+    make = FRAMES[kind]
+    with pytest.raises(InvalidDataError, match="Input 'X': column 'b', row 1: there is no value"):
+        as_inputs(make({"a": [1, 2], "b": [1, None]}), [MATRIX])
+    with pytest.raises(InvalidDataError, match="Input 'X': column 'b', row 0: 'x' is no number"):
+        as_inputs(make({"a": [1, 2], "b": ["x", "y"]}), [MATRIX])
+    with pytest.raises(InvalidDataError, match="Input 'X': column 'b', row 1: 1 value where row 0 has 2"):
+        as_inputs(make({"a": [1, 2], "b": [[1, 2], [3]]}), [MATRIX])
+    with pytest.raises(InvalidDataError, match="Input 'X': Input X contains NaN"):
+        as_inputs(make({"a": [1, 2], "b": [1.0, np.nan], "c": [1, 2]}), [MATRIX])
+    with pytest.raises(InvalidDataError, match="Input 'X' wants 3 columns, the data has 2"):
+        as_inputs(make({"a": [1, 2], "b": [1, 2]}), [MATRIX])
+
+
+def test_nullable_frames_of_pandas_name_what_is_missing():
+    frame = pd.DataFrame({"a": [1, 2], "b": [1, None]}).astype("Int64")
+    with pytest.raises(InvalidDataError, match="Input 'X'"):
+        as_inputs(frame, [MATRIX])
+
+
+@pytest.mark.parametrize("error", [TypeError("on a GPU"), RuntimeError("requires grad"), ValueError("no")])
+def test_tensors_that_are_no_arrays(error):
+    with pytest.raises(InvalidDataError, match=str(error)) as caught:
+        as_inputs(Tensor(ROWS, error), [MATRIX])
+    assert caught.value.__cause__ is error
+
+
+def test_tensors_of_torch():
+    torch = pytest.importorskip("torch")
+    np.testing.assert_array_equal(as_inputs(torch.tensor(ROWS), [MATRIX])["X"], ROWS)
+    with pytest.raises(InvalidDataError, match="requires grad"):
+        as_inputs(torch.tensor(ROWS, dtype=torch.float32, requires_grad=True), [MATRIX])
+
+
+SPARSE = ["csr_matrix", "csc_matrix", "coo_matrix", "csr_array", "coo_array"]
+
+
+@pytest.mark.parametrize("kind", SPARSE)
+def test_sparse_features(kind):
+    matrix = getattr(sparse, kind)(np.array(ROWS, float))
+    array = as_inputs(matrix, [MATRIX])["X"]
+    assert (array.dtype, array.flags.c_contiguous) == (F32, True)
+    np.testing.assert_array_equal(array, ROWS)
+    rows = as_inputs(matrix, [MATRIX], sparse=True)["X"]
+    assert isinstance(rows, SparseRows)
+    assert rows.dtype == F32
+    np.testing.assert_array_equal(rows[1:], ROWS[1:])
+    kept = as_inputs({"X": matrix, "k": [1, 2]}, [MATRIX, TensorSpec("k", I64, (None,))], sparse=True)
+    assert isinstance(kept["X"], SparseRows)
+    assert isinstance(kept["k"], np.ndarray)
+
+
+def test_sparse_integers():
+    spec = TensorSpec("k", I64, (None, 3))
+    np.testing.assert_array_equal(as_inputs(sparse.csr_matrix(np.array(ROWS, float)), [spec])["k"], ROWS)
+    with pytest.raises(InvalidDataError, match=r"wants int64, the data holds 0\.5"):
+        as_inputs(sparse.csr_matrix(np.full((2, 3), 0.5)), [spec])
+
+
+def test_sparse_targets():
+    array = as_targets(sparse.csr_matrix(np.eye(2)), [TensorSpec("y", F32, (None, 2))], 2)["y"]
+    np.testing.assert_array_equal(array, np.eye(2))
+
+
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.eye(2), "Input 'X' wants 3 columns, the data has 2"),
+        (np.array([[1, np.nan, 3]]), "Input X contains NaN"),
+        (np.array([[1, 1e300, 3]]), "contains infinity or a value too large"),
+        (np.zeros((0, 3)), r"0 sample\(s\)"),
+    ],
+)
+def test_bad_sparse_features(values, message, keep):
+    with pytest.raises(InvalidDataError, match=message):
+        as_inputs(sparse.csr_matrix(values), [MATRIX], sparse=keep)
+
+
+def test_sparse_features_that_are_too_many_to_be_dense():
+    matrix = sparse.csr_matrix((10**6, 10_000), dtype=np.float32)
+    spec = TensorSpec("X", F32, (None, 10_000))
+    with pytest.raises(
+        InvalidDataError, match=r"sparse matrix of 1000000 rows, which take 37.3 GB as dense ones"
+    ):
+        as_inputs(matrix, [spec])
+    assert len(as_inputs(matrix, [spec], sparse=True)["X"]) == 10**6
 
 
 def test_bad_shape_of_images():
@@ -173,7 +323,7 @@ def test_text_inputs_cannot_be_trained_on():
             InvalidDataError,
             r"has 2 inputs, \['a', 'b'\]: X must be a dict of arrays or a DataF",
         ),
-        ({"a": [[1], [2]], "b": [[1]]}, InvalidDataError, "input 'a' has 2 rows, input 'b' has 1 rows"),
+        ({"a": [[1], [2]], "b": [[1]]}, InvalidDataError, "input 'a' has 2 rows, input 'b' has 1 row"),
     ],
 )
 def test_bad_dicts(X, kind, message):
@@ -216,7 +366,7 @@ def test_several_targets():
         ([1, 2, 3], "X has 2 rows, y has 3 rows"),
         ([1, np.nan], "Y: Input y contains NaN"),
         ([np.inf, 1], "Y: Input y contains infinity"),
-        (np.zeros((2, 2)), "Y wants 1 columns, the data has 2"),
+        (np.zeros((2, 2)), "Y wants 1 column, the data has 2"),
         (["a", "b"], "Y: could not convert string"),
         (3.0, "Y: "),
     ],
@@ -262,14 +412,20 @@ def test_some_weights_may_be_zero():
         (0, "zero for every row"),
         ([1, np.nan], "contains NaN"),
         ([1, np.inf], "contains infinity"),
-        ([1], "X has 2 rows, sample_weight has 1 rows"),
-        ([[1, 2], [3, 4]], "wants 1 dimensions"),
+        ([1], "X has 2 rows, sample_weight has 1 row"),
+        ([[1, 2], [3, 4]], "wants 1 dimension "),
         (["a", "b"], "could not convert string"),
     ],
 )
 def test_bad_sample_weights(weight, message):
     with pytest.raises(InvalidDataError, match=message):
         as_sample_weight(weight, 2)
+
+
+def test_weights_of_a_part_may_be_zero():
+    np.testing.assert_array_equal(as_sample_weight([0, 0], 2, part=True), [0, 0])
+    with pytest.raises(InvalidDataError, match="must not be negative: there is -1"):
+        as_sample_weight([0, -1], 2, part=True)
 
 
 @pytest.mark.parametrize("size", [1, 7, np.int64(3), 100])
@@ -289,3 +445,12 @@ def test_a_model_with_a_fixed_number_of_rows():
     for size, rows in [(3, 6), (2, 5), (1, 4)]:
         with pytest.raises(InvalidDataError, match="'x' takes batches of exactly 2 rows"):
             check_batch_size(size, rows, [spec])
+
+
+def test_a_model_with_a_fixed_number_of_rows_and_data_of_unknown_length():
+    spec = TensorSpec("x", F32, (2, 3))
+    assert check_batch_size(2, None, [spec]) == 2
+    with pytest.raises(InvalidDataError, match=r"exactly 2 rows; batch_size is 3\. Use batch_size=2"):
+        check_batch_size(3, None, [spec])
+    with pytest.raises(InvalidDataError, match=r"exactly 1 row; batch_size is 3 and the data has 4 rows\."):
+        check_batch_size(3, 4, [TensorSpec("x", F32, (1, 3))])

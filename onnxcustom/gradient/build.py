@@ -100,12 +100,13 @@ def gradient_graph(
 
 def prepared(model: object, engine: Engine) -> ir.Model:
     """A model in the form an engine reads: see :func:`onnxcustom.graph.prepare`."""
-    proto = load(model)  # type: ignore[arg-type]
+    # A model of onnx_ir shares its tensors with what is made of it; a ModelProto would be another copy.
+    source = model if isinstance(model, ir.Model) else load(model)  # type: ignore[arg-type]
     max_opset, max_ir = engine.limits()
-    made = prepare(proto, max_opset=max_opset, max_ir=max_ir)
+    made = prepare(source, max_opset=max_opset, max_ir=max_ir)
     lowest = engine.min_opset(made)
     if made.opset_imports.get("", lowest) < lowest:
-        made = prepare(proto, opset=lowest, max_opset=max_opset, max_ir=max_ir)
+        made = prepare(source, opset=lowest, max_opset=max_opset, max_ir=max_ir)
     return made
 
 

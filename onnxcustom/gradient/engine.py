@@ -15,6 +15,7 @@ import onnx_ir as ir
 from onnxcustom.exceptions import (
     DifferentiationError,
     GradientNotImplementedError,
+    OnnxCustomError,
     UnknownOperatorError,
 )
 from onnxcustom.graph.builder import Var
@@ -150,6 +151,25 @@ class ReverseWalk:
     ) -> list[tuple[ir.Value, Var]]:
         """Apply the node's rule: pairs of an input and a contribution to its gradient."""
         rule = self.find(node)
+        try:
+            return self._apply(rule, node, dys, needs, captured)
+        except OnnxCustomError:
+            raise
+        except Exception as exc:  # operands or attributes that its operator cannot have
+            raise self.error(
+                DifferentiationError,
+                node,
+                f"its rule fails on it ({type(exc).__name__}: {exc}); check its operands and attributes",
+            ) from exc
+
+    def _apply(
+        self,
+        rule: Rule,
+        node: ir.Node,
+        dys: Sequence[Var | None],
+        needs: Sequence[bool],
+        captured: Sequence[ir.Value],
+    ) -> list[tuple[ir.Value, Var]]:
         view = NodeView(self.op, node, self._version(node), needs, self._constant)
         view.walk, view.captured = self, tuple(captured)  # for rules of nodes with subgraphs
         result = rule.function(self.op, view, *dys)

@@ -21,7 +21,7 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass, ShapeInferencePass
 
-from onnxcustom.exceptions import GradientNotImplementedError
+from onnxcustom.exceptions import GradientNotImplementedError, OnnxCustomError
 from onnxcustom.graph.builder import Var
 from onnxcustom.graph.traversal import all_names, unique_name
 
@@ -175,7 +175,12 @@ def refusal(node: NodeView, what: str) -> GradientNotImplementedError:
 def _apply(model: ir.Model, graph: ir.Graph, node: ir.Node, taken: set[str]) -> None:
     op = GradientBuilder(model.opset_imports[""], taken=taken)
     view = NodeView(op, node, _version(model, node.domain), [True] * len(node.inputs), _constant)
-    result = _EXPANSIONS[_domain(node.domain), node.op_type](op, view)
+    try:
+        result = _EXPANSIONS[_domain(node.domain), node.op_type](op, view)
+    except OnnxCustomError:
+        raise
+    except Exception as exc:
+        raise refusal(view, f"its operands or attributes are wrong ({type(exc).__name__}: {exc})") from exc
     made = [result] if isinstance(result, Var) else list(result)
     pairs = [
         (old, new if new.value.producer() in op.nodes else op.Identity(new))

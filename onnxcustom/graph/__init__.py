@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from onnxcustom.graph.builder import Builder, Var
 from onnxcustom.graph.classifier import Logits, class_labels, find_logits
+from onnxcustom.graph.initialize import initialize_weights
 from onnxcustom.graph.io import ModelLike, load, save, to_ir, to_proto
+from onnxcustom.graph.layers import Layer, layers
+from onnxcustom.graph.limits import Limits, use_limits
 from onnxcustom.graph.prepare import prepare
 from onnxcustom.graph.roles import Role, weight_roles
+from onnxcustom.graph.selection import Selection, select_weights
 from onnxcustom.graph.weights import (
     constants,
     rename_weights,
@@ -18,22 +22,29 @@ from onnxcustom.graph.weights import (
 
 __all__ = [
     "Builder",
+    "Layer",
+    "Limits",
     "Logits",
     "ModelLike",
     "Role",
+    "Selection",
     "Var",
     "class_labels",
     "constants",
     "find_logits",
+    "initialize_weights",
+    "layers",
     "load",
     "prepare",
     "rename_weights",
     "replace_constants",
     "replace_weights",
     "save",
+    "select_weights",
     "to_ir",
     "to_proto",
     "trainable_values",
+    "use_limits",
     "weight_roles",
     "weights",
 ]

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, Union
+from typing import IO, Any, NamedTuple, Union
 
 import numpy as np
 import onnx
 import onnx_ir as ir
-from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_model, uses_external_data
+from onnx.external_data_helper import uses_external_data
 from onnx_ir.passes.common import TopologicalSortPass
 
 from onnxcustom.exceptions import InvalidModelError
+from onnxcustom.graph.external import check_external, read_external
+from onnxcustom.graph.limits import Contents, Limits, current_limits, shown, size_of, survey
+from onnxcustom.graph.outline import outline
+from onnxcustom.graph.wire import count_parts
 
 __all__ = ["ModelLike", "load", "save", "to_ir", "to_proto"]
 
@@ -24,12 +28,18 @@ ModelLike = Union[str, "os.PathLike[str]", bytes, onnx.ModelProto, ir.Model, IO[
 
 # Protobuf refuses messages of 2 GiB; what is not a tensor must fit beside them.
 PROTOBUF_LIMIT = 2**31 - 2**24
+_LARGEST_FILE = 2**31
+# Names, attributes and whatever else a node has, at most.
+_PARTS_OF_A_NODE = 32
 
 # onnx_ir has no maps, which is what ZipMap gives: such a type travels beside the value, serialized.
 _TYPE_KEY = "onnxcustom.type"
 
 # Shapes and axes stay in the model file: shape inference does not read external data.
 EXTERNAL_TENSOR_BYTES = 256
+
+# Bytes of a model from which it is checked without its numbers, whose sizes were looked at before.
+_LARGE = 2**20
 
 
 class _MissingModelError(InvalidModelError, FileNotFoundError):
@@ -39,14 +49,20 @@ class _MissingModelError(InvalidModelError, FileNotFoundError):
 # -- public functions ------------------------------------------------------------------------
 
 
-def load(model: ModelLike) -> onnx.ModelProto:
+def load(model: ModelLike, *, limits: Limits | None = None) -> onnx.ModelProto:
     """Load a model and check it.
+
+    A model may come from anywhere: nothing in it is executed, no file outside of its folder is read, and
+    what it claims is compared with what it holds and with `limits` before memory is taken.
 
     Parameters
     ----------
     model : str, path, bytes, file object, onnx.ModelProto or onnx_ir.Model
         The model in any form. External data is read from the folder of the file (or of the
         file object's name), and only from there.
+    limits : Limits, default=None
+        The largest model that is read; None: those of :func:`onnxcustom.graph.use_limits`, else the
+        defaults of :class:`onnxcustom.graph.Limits`.
 
     Returns
     -------
@@ -58,7 +74,8 @@ def load(model: ModelLike) -> onnx.ModelProto:
     ------
     InvalidModelError
         Not ONNX, empty, truncated, no such file, external data missing or outside the model's
-        folder, or a graph that breaks the rules of the specification.
+        folder, tensors without the data that their shapes ask for, beyond the limits, or a graph that
+        breaks the rules of the specification.
 
     Examples
     --------
@@ -69,13 +86,11 @@ def load(model: ModelLike) -> onnx.ModelProto:
     >>> load(model.SerializeToString()).graph.node[0].op_type
     'Relu'
     """
-    proto, folder, label = _read(model)
-    if any(uses_external_data(t) for t in _tensors(proto)):
-        try:
-            load_external_data_for_model(proto, folder or "")
-        except Exception as exc:
-            raise InvalidModelError(f"External data of {label} cannot be read: {exc}") from exc
-    return proto
+    read = _read(model, limits or current_limits())
+    if read.external:
+        assert read.folder is not None
+        read_external(read.external, read.folder, read.label)
+    return read.proto
 
 
 def to_ir(model: ModelLike) -> ir.Model:
@@ -100,10 +115,16 @@ def to_ir(model: ModelLike) -> ir.Model:
     if isinstance(model, ir.Model):
         made = _clone(model)
     else:
-        proto, folder, _ = _read(model)
-        proto, maps = _without_maps(_without_sparse(proto))
+        read = _read(model, current_limits())
+        proto, folder = read.proto, read.folder
         try:
+            if read.contents.sparse:
+                proto = _without_sparse(proto)
+            proto, maps = _without_maps(proto)
             made = ir.from_proto(proto)
+            _forget_negative_sizes(made)
+        except InvalidModelError:
+            raise
         except Exception as exc:
             reason: BaseException = exc
             while reason.__cause__ is not None:
@@ -193,7 +214,7 @@ def save(model: ModelLike, path: str | os.PathLike[str], external_data: bool | s
         )
     data_name = _data_name(target, external_data)
     proto = load(model)
-    if external_data is None and sum(_nbytes(t) for t in _tensors(proto)) > PROTOBUF_LIMIT:
+    if external_data is None and sum(map(_nbytes, survey(proto, "the model").tensors)) > PROTOBUF_LIMIT:
         external_data = True
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
         part = Path(folder) / target.name
@@ -211,21 +232,64 @@ def save(model: ModelLike, path: str | os.PathLike[str], external_data: bool | s
 # -- reading ---------------------------------------------------------------------------------
 
 
-def _read(model: ModelLike) -> tuple[onnx.ModelProto, str | None, str]:
-    """The checked model without its external data, the folder of that data, a name for messages."""
+class _Read(NamedTuple):
+    """A checked model, its external data still outside.
+
+    Attributes
+    ----------
+    proto : ModelProto
+        The model.
+    folder : str or None
+        Where its external data is, if that is known.
+    label : str
+        What messages call it.
+    contents : Contents
+        Its tensors.
+    external : list of TensorProto
+        Those with external data.
+    """
+
+    proto: onnx.ModelProto
+    folder: str | None
+    label: str
+    contents: Contents
+    external: list[onnx.TensorProto]
+
+
+def _read(model: ModelLike, limits: Limits) -> _Read:
+    """The checked model."""
+    label, folder, path = "the model", None, None
+    source: bytes | str | None = None
     if isinstance(model, ir.Model):
         proto = to_proto(model)
-        _check(None, proto, "the model")
-        return proto, None, "the model"
-    if isinstance(model, onnx.ModelProto):
-        if not model.HasField("graph"):
+    elif isinstance(model, onnx.ModelProto):
+        proto = model
+        if not proto.HasField("graph"):
             raise InvalidModelError("The ModelProto is empty: it holds no graph.")
-        _check_locations(model, None, "the model")
-        _check(None, model, "the model")
-        return model, None, "the model"
-    content, path, label = _content(model)
+    else:
+        content, path, label = _content(model)
+        proto = _parsed(content, label, limits)
+        folder = None if path is None else os.path.dirname(os.path.abspath(path))
+        source = content
+    contents = survey(proto, label, limits)
+    external = check_external(contents.tensors, folder, label)
+    if external:
+        source = path
+    _check(source, proto, contents, label)
+    return _Read(proto, folder, label, contents, external)
+
+
+def _parsed(content: bytes, label: str, limits: Limits) -> onnx.ModelProto:
+    """What the bytes of a model say."""
     if not content:
         raise InvalidModelError(f"{label} is empty: an ONNX model was expected.")
+    most = _PARTS_OF_A_NODE * limits.nodes
+    # A part takes two bytes: what is short cannot have too many.
+    if len(content) > 2 * most and count_parts(content, most) > most:
+        raise InvalidModelError(
+            f"{label} has more than {most:,} names, attributes and other parts: refused, Limits.nodes is "
+            f"{limits.nodes:,} (see onnxcustom.graph.use_limits)."
+        )
     proto = onnx.ModelProto()
     try:
         proto.ParseFromString(content)
@@ -235,10 +299,7 @@ def _read(model: ModelLike) -> tuple[onnx.ModelProto, str | None, str]:
         ) from exc
     if not proto.HasField("graph"):
         raise InvalidModelError(f"{label} is not an ONNX model, or a truncated one: it holds no graph.")
-    folder = None if path is None else os.path.dirname(os.path.abspath(path))
-    external = _check_locations(proto, folder, label)
-    _check(path if external else content, proto, label)
-    return proto, folder, label
+    return proto
 
 
 def _content(model: Any) -> tuple[bytes, str | None, str]:
@@ -248,6 +309,8 @@ def _content(model: Any) -> tuple[bytes, str | None, str]:
     if isinstance(model, (str, os.PathLike)):
         path = os.fspath(model)
         try:
+            if os.path.getsize(path) > _LARGEST_FILE:
+                raise ValueError("no protobuf file is larger than 2 GB")
             return Path(path).read_bytes(), path, f"File {path!r}"
         except FileNotFoundError:
             raise _MissingModelError(f"There is no file {path!r}.") from None
@@ -269,23 +332,25 @@ def _content(model: Any) -> tuple[bytes, str | None, str]:
     )
 
 
-def _check(source: bytes | str | None, proto: onnx.ModelProto, label: str) -> None:
+def _check(source: bytes | str | None, proto: onnx.ModelProto, contents: Contents, label: str) -> None:
     """Run onnx.checker on a model, through its bytes or its file if these are at hand."""
-    if not isinstance(source, str) and sum(_nbytes(t) for t in _tensors(proto)) > PROTOBUF_LIMIT:
+    if not isinstance(source, str) and sum(map(_nbytes, contents.tensors)) > PROTOBUF_LIMIT:
         return  # The checker reads serialized models only, and this one cannot be.
     shapeless = [info.name for info in (*proto.graph.input, *proto.graph.output) if _shapeless(info)]
-    checked: onnx.ModelProto | bytes | str = source if source is not None else proto
-    if shapeless:
-        # The checker wants a shape where onnxruntime and the specification want none.
-        checked = onnx.ModelProto()
-        checked.CopyFrom(proto)
-        for info in (*checked.graph.input, *checked.graph.output):
-            if info.name in shapeless:
-                info.type.tensor_type.shape.SetInParent()
-        for tensor in _tensors(checked):
-            if uses_external_data(tensor):  # looked for beside a file, which this copy has none of
-                tensor.CopyFrom(onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=[0]))
     try:
+        checked: onnx.ModelProto | bytes | str = source if source is not None else proto
+        if not isinstance(source, str) and proto.ByteSize() > _LARGE:
+            checked = proto = outline(proto)
+        if shapeless:
+            # The checker wants a shape where onnxruntime and the specification want none.
+            checked = onnx.ModelProto()
+            checked.CopyFrom(proto)
+            for info in (*checked.graph.input, *checked.graph.output):
+                if info.name in shapeless:
+                    info.type.tensor_type.shape.SetInParent()
+            for tensor in survey(checked, label).tensors:
+                if uses_external_data(tensor):  # looked for beside a file, which this copy has none of
+                    tensor.CopyFrom(onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=[0]))
         onnx.checker.check_model(checked)
     except Exception as exc:
         raise InvalidModelError(f"{label} is not a valid ONNX model: {exc}") from exc
@@ -295,48 +360,11 @@ def _shapeless(info: onnx.ValueInfoProto) -> bool:
     return info.type.HasField("tensor_type") and not info.type.tensor_type.HasField("shape")
 
 
-def _check_locations(proto: onnx.ModelProto, folder: str | None, label: str) -> bool:
-    """Refuse external data outside the folder of the model; tell whether there is any."""
-    external = [t for t in _tensors(proto) if uses_external_data(t)]
-    if external and folder is None:
-        raise InvalidModelError(
-            f"Tensor {external[0].name!r} of {label} is in an external file, and it is unknown in which "
-            "folder: give the path of the model."
-        )
-    for location in dict.fromkeys(ExternalDataInfo(t).location for t in external):
-        assert folder is not None
-        root = os.path.realpath(folder)
-        where = os.path.realpath(os.path.join(root, location))
-        if os.path.isabs(location) or os.path.commonpath([root, where]) != root:
-            raise InvalidModelError(
-                f"{label} refers to external data {location!r}, outside its own folder: refused."
-            )
-        if not os.path.isfile(where):
-            raise InvalidModelError(f"{label} refers to external data {location!r}, which is missing.")
-    return bool(external)
-
-
-def _tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Every dense tensor of a model: initializers and attributes, in all graphs and functions."""
-    graphs: list[Any] = [proto.graph, *proto.functions]
-    while graphs:
-        graph = graphs.pop()
-        yield from getattr(graph, "initializer", ())
-        for node in graph.node:
-            for attribute in node.attribute:
-                if attribute.HasField("t"):
-                    yield attribute.t
-                yield from attribute.tensors
-                if attribute.HasField("g"):
-                    graphs.append(attribute.g)
-                graphs.extend(attribute.graphs)
-
-
 def _nbytes(tensor: onnx.TensorProto) -> int:
     """Size of the data, from the shape: reading the field itself would copy it."""
     if tensor.data_type == onnx.TensorProto.STRING:
         return sum(len(s) for s in tensor.string_data)
-    return (int(np.prod(tensor.dims, dtype=np.int64)) * ir.DataType(tensor.data_type).bitwidth + 7) // 8
+    return size_of(tensor.dims, tensor.data_type)
 
 
 # -- tensors ---------------------------------------------------------------------------------
@@ -395,6 +423,14 @@ def _own_tensor(tensor: ir.TensorProtocol, name: str | None) -> ir.TensorProtoco
     return made
 
 
+def _forget_negative_sizes(model: ir.Model) -> None:
+    """Sizes that are unknown are written as -1 by some exporters, which others would compute with."""
+    for graph in model.graphs():
+        for value in (*graph.inputs, *(v for node in graph for v in node.outputs)):
+            if value.shape is not None and any(isinstance(d, int) and d < 0 for d in value.shape):
+                value.shape = ir.Shape([None if isinstance(d, int) and d < 0 else d for d in value.shape])
+
+
 def _external_array(tensor: ir.ExternalTensor) -> np.ndarray:
     """The data of an external tensor, in memory."""
     try:
@@ -427,21 +463,11 @@ def _holds_map(kind: onnx.TypeProto) -> bool:
 
 def _without_sparse(proto: onnx.ModelProto) -> onnx.ModelProto:
     """The model with dense tensors in place of sparse ones, which onnx_ir does not know."""
-    if not any(_has_sparse(graph) for graph in [proto.graph, *proto.functions]):
-        return proto
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
     for graph in [copy.graph, *copy.functions]:
         _densify(graph)
     return copy
-
-
-def _has_sparse(graph: Any) -> bool:
-    if getattr(graph, "sparse_initializer", ()):
-        return True
-    attributes = [a for node in graph.node for a in node.attribute]
-    graphs = [g for a in attributes for g in ([a.g] if a.HasField("g") else list(a.graphs))]
-    return any(a.HasField("sparse_tensor") for a in attributes) or any(map(_has_sparse, graphs))
 
 
 def _densify(graph: Any) -> None:
@@ -461,6 +487,11 @@ def _densify(graph: Any) -> None:
 def _dense(sparse: onnx.SparseTensorProto) -> onnx.TensorProto:
     values = onnx.numpy_helper.to_array(sparse.values)
     indices = onnx.numpy_helper.to_array(sparse.indices)
+    sizes = [math.prod(sparse.dims)] if indices.ndim == 1 else list(sparse.dims)
+    if (indices < 0).any() or (indices.reshape(-1, len(sizes)) >= sizes).any():
+        raise InvalidModelError(
+            f"Sparse tensor {shown(sparse.values.name)} has an index beyond its shape {list(sparse.dims)}."
+        )
     array = np.zeros(tuple(sparse.dims), dtype=values.dtype)
     if indices.ndim == 1:  # positions in the flattened tensor
         array.reshape(-1)[indices] = values

@@ -98,7 +98,9 @@ class _Converter:
 
     def _LinearRegressor(self, node: ir.Node) -> Sequence[Var] | None:
         rows = node.attributes.get_int("targets", 1)
-        if len(node.attributes.get_floats("coefficients", ())) % max(rows, 1):
+        coefficients = node.attributes.get_floats("coefficients", ())
+        intercepts = node.attributes.get_floats("intercepts", ())
+        if rows < 1 or not coefficients or len(coefficients) % rows or len(intercepts) not in (0, rows):
             return None
         transform = node.attributes.get_string("post_transform", "NONE")
         z = self._linear(node, rows)

@@ -176,6 +176,8 @@ def _types_allowed(node: ir.Node, schema: onnx.defs.OpSchema) -> bool:
     for i, value in enumerate(node.inputs):
         if value is None or not isinstance(value.type, ir.TensorType) or not schema.inputs:
             continue
+        if value.dtype == ir.DataType.UNDEFINED:
+            continue
         operand = schema.inputs[min(i, len(schema.inputs) - 1)]
         if operand.types and f"tensor({_type_name(value.type.dtype)})" not in operand.types:
             return False

@@ -6,6 +6,7 @@ None of them changes what the model computes, its inputs or its outputs.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 
 import numpy as np
@@ -14,17 +15,20 @@ import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass, RemoveUnusedNodesPass
 
 from onnxcustom.exceptions import InvalidModelError
+from onnxcustom.graph.operands import FLOATS
 from onnxcustom.graph.sites import site_of
 from onnxcustom.graph.traversal import subgraphs, unique_name, value_names
 
 __all__ = [
     "BypassIdentityPass",
+    "BypassReshapePass",
     "DeclareOptionalOutputsPass",
     "FoldConstantsPass",
     "InferShapesPass",
     "InlineFunctionsPass",
     "LiftConstantsPass",
     "MergeSharedConstantsPass",
+    "NameRowsPass",
     "RemoveUnusedPass",
     "SeparateOutputsPass",
     "SeparateStatisticsPass",
@@ -312,7 +316,12 @@ class DeclareOptionalOutputsPass(ir.passes.InPlacePass):
             if node.domain not in _STANDARD:
                 continue
             if node.op_type == "LayerNormalization":
-                dtype = ir.DataType(node.attributes.get_int("stash_type", 1))
+                number = node.attributes.get_int("stash_type", 1)
+                if number not in FLOATS:
+                    raise InvalidModelError(
+                        f"Node {node.name!r} (LayerNormalization): stash_type {number} is no float."
+                    )
+                dtype = ir.DataType(number)
                 modified |= self._declare(node, [("mean", dtype), ("inv_std_dev", dtype)], taken)
             elif node.op_type == "Dropout":
                 # The mask was of the data's own type before opset 10.
@@ -340,7 +349,16 @@ class InferShapesPass(ir.passes.InPlacePass):
 
     The common pass takes sequences for tensors and fails on the maps that ``ZipMap`` gives. Large
     initializers are left out of what onnx gets to see, which is their type and shape.
+
+    Parameters
+    ----------
+    strict : bool, default=False
+        Whether operators that contradict their operands are an error: what onnxruntime would refuse.
     """
+
+    def __init__(self, strict: bool = False) -> None:
+        super().__init__()
+        self.strict = strict
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Infer in place; declared types of inputs and outputs stay, unless the graph contradicts them."""
@@ -363,14 +381,134 @@ class InferShapesPass(ir.passes.InPlacePass):
             if output.type.HasField("tensor_type"):
                 output.type.tensor_type.ClearField("shape")
         try:
-            inferred = onnx.shape_inference.infer_shapes(
-                proto, check_type=False, strict_mode=False, data_prop=True
-            )
+            inferred = _inferred(proto, self.strict)
         except Exception as exc:
+            if self.strict:
+                raise InvalidModelError(f"The model contradicts itself: {exc}") from exc
             logger.info("Shape inference failed: %s", exc)
             return ir.passes.PassResult(model, modified=False)
         _take_types(graph, inferred.graph)
         return ir.passes.PassResult(model, modified=True)
+
+
+def _inferred(proto: onnx.ModelProto, strict: bool) -> onnx.ModelProto:
+    """What onnx infers; strictly, an error for what is wrong."""
+    loose = functools.partial(
+        onnx.shape_inference.infer_shapes, check_type=False, strict_mode=False, data_prop=True
+    )
+    if not strict:
+        return loose(proto)
+    infer = functools.partial(onnx.shape_inference.infer_shapes, check_type=True, strict_mode=True)
+    try:
+        return infer(proto, data_prop=True)
+    except Exception as exc:
+        # Two faults of onnx itself, numbers it cannot propagate and attributes left out that the body of a
+        # function reads (MeanVarianceNormalization), and one of exporters: shapes declared in between that
+        # are not those computed, which onnxruntime corrects as well.
+        bare = _undeclared(proto)
+        for candidate, result in ((proto, proto), (_with_defaults(proto), proto), (bare, bare)):
+            try:
+                infer(candidate)
+            except Exception:
+                continue
+            return loose(result)
+        raise exc from None
+
+
+def _undeclared(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy without declared types of what nodes of known operators compute."""
+    made = onnx.ModelProto()
+    made.CopyFrom(proto)
+    known = {name for node in made.graph.node if node.domain in _STANDARD for name in node.output}
+    kept = [info for info in made.graph.value_info if info.name not in known]
+    del made.graph.value_info[:]
+    made.graph.value_info.extend(kept)
+    return made
+
+
+def _with_defaults(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy in which operators of the main graph that are functions have all their attributes."""
+    made = onnx.ModelProto()
+    made.CopyFrom(proto)
+    opset = next((i.version for i in made.opset_import if i.domain in _STANDARD), 1)
+    for node in made.graph.node:
+        if node.domain not in _STANDARD or not onnx.defs.has(node.op_type):
+            continue
+        try:
+            schema = onnx.defs.get_schema(node.op_type, opset, "")
+        except onnx.defs.SchemaError:
+            continue
+        has = {attribute.name for attribute in node.attribute}
+        if schema.has_function or schema.has_context_dependent_function:  # type: ignore[attr-defined]
+            defaults = [a.default_value for name, a in schema.attributes.items() if name not in has]
+            node.attribute.extend(d for d in defaults if d.name)
+    return made
+
+
+class NameRowsPass(ir.passes.InPlacePass):
+    """Give the first dimension of the first input a name where it has neither that nor a size.
+
+    Shape inference carries a name on, but takes two dimensions that have none for different ones.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Name it and infer shapes again, in place."""
+        graph = model.graph
+        first = graph.inputs[0].shape if graph.inputs else None
+        if not first or isinstance(first[0], int) or first[0].value is not None:
+            return ir.passes.PassResult(model, modified=False)
+        made = [v for node in graph for v in node.outputs]
+        taken = {_name_of(d) for v in (*graph.inputs, *made) for d in v.shape or ()}
+        graph.inputs[0].shape = ir.Shape([unique_name("rows", {name for name in taken if name}), *first[1:]])
+        before = {v: v.shape for v in made}
+        for value in made:
+            value.shape = None  # names of unknown dimensions would stay
+        InferShapesPass()(model)
+        for value, shape in before.items():
+            value.shape = _merged(value.shape, shape)
+        return ir.passes.PassResult(model, modified=True)
+
+
+def _name_of(size: int | ir.SymbolicDim) -> str | None:
+    return None if isinstance(size, int) else size.value
+
+
+def _merged(new: ir.Shape | None, old: ir.Shape | None) -> ir.Shape | None:
+    """A shape with the sizes of both, and the names of the first."""
+    if new is None or old is None or len(new) != len(old):
+        return old if new is None else new
+    return ir.Shape([b if isinstance(b, int) else a for a, b in zip(new, old, strict=True)])
+
+
+class BypassReshapePass(ir.passes.InPlacePass):
+    """A Reshape to the shape that a tensor has is an Identity.
+
+    Converters put one behind a model, (rows, 1) to (-1, 1).
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Replace in place."""
+        modified = False
+        for node in model.graph:
+            if node.op_type != "Reshape" or node.domain not in _STANDARD or len(node.inputs) != 2:
+                continue
+            x, target = node.inputs
+            sizes = None if target is None or target.is_graph_input() else constant_array(target)
+            if x is None or x.shape is None or sizes is None or not _has_shape(x.shape, sizes.tolist()):
+                continue
+            node.op_type = "Identity"
+            node.attributes.clear()
+            node.resize_inputs(1)
+            node.outputs[0].shape = x.shape
+            modified = True
+        return ir.passes.PassResult(model, modified=modified)
+
+
+def _has_shape(shape: ir.Shape, sizes: list[int]) -> bool:
+    """Whether a Reshape to `sizes`, of which one may be open, leaves a tensor as it is."""
+    if len(sizes) != len(shape) or sizes.count(-1) > 1:
+        return False
+    return all(size == -1 or (size > 0 and size == d) for size, d in zip(sizes, shape, strict=True))
 
 
 def _contradicts(declared: ir.Shape, kind: onnx.TypeProto) -> bool:

@@ -8,6 +8,7 @@ from onnx_ir.passes import common
 
 from onnxcustom.exceptions import InvalidModelError
 from onnxcustom.graph import passes
+from onnxcustom.graph.checks import check_attributes, check_operands, check_sizes
 from onnxcustom.graph.io import ModelLike, to_ir
 from onnxcustom.graph.ml_operators import ConvertLinearOperatorsPass, is_linear_operator
 from onnxcustom.graph.opsets import ConvertOpsetPass, SetIrVersionPass
@@ -75,7 +76,9 @@ def prepare(
     _convert_opset(ir_model, opset, max_opset)
     passes.DeclareOptionalOutputsPass()(ir_model)
     SetIrVersionPass(max_ir)(ir_model)
-    passes.InferShapesPass()(ir_model)
+    passes.InferShapesPass(strict=True)(ir_model)
+    check_operands(ir_model.graph)
+    check_sizes(ir_model.graph)
     return ir_model
 
 
@@ -92,6 +95,7 @@ def structure(model: ir.Model, default_opset: int = _DEFAULT_OPSET) -> None:
     model.opset_imports.setdefault("", default_opset)
     common.RemoveInitializersFromInputsPass()(model)
     passes.InlineFunctionsPass()(model)
+    check_attributes(model.graph)  # before anything divides by one
     passes.FoldConstantsPass()(model)
     passes.SeparateOutputsPass()(model)
     if _linear_input_unknown(model):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ from onnxcustom._registry import Registry
 from onnxcustom.exceptions import UnknownNameError
 from onnxcustom.graph import weight_roles
 from onnxcustom.graph.builder import Builder, Var
+from onnxcustom.graph.selection import matching
 
 from .rows import shaped
 
@@ -269,10 +269,10 @@ def _matching(patterns: Iterable[str], names: Sequence[str]) -> set[str]:
     """Names that one of the patterns matches; a name itself always matches."""
     found: set[str] = set()
     for pattern in patterns:
-        hits = {n for n in names if n == pattern} or {n for n in names if fnmatch.fnmatchcase(n, pattern)}
+        hits = matching(pattern, names)
         if not hits:
             raise UnknownNameError(f"No weight is called {pattern!r}; the weights trained are {list(names)}.")
-        found |= hits
+        found.update(hits)
     return found
 
 

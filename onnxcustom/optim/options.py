@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import fnmatch
 import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from onnxcustom._parameters import check_number, flag, integer, number, optional
 from onnxcustom.graph.roles import Role
+from onnxcustom.graph.selection import matching
 
 __all__ = ["SharedOptions"]
 
@@ -163,8 +163,7 @@ class SharedOptions:
 
     def is_frozen(self, name: str | None) -> bool:
         """Whether the weight of that name is not updated."""
-        # The name itself, too: one with brackets does not match itself as a pattern.
-        return name is not None and any(name == p or fnmatch.fnmatchcase(name, p) for p in self.frozen or ())
+        return name is not None and any(matching(pattern, [name]) for pattern in self.frozen or ())
 
 
 def _is_key(key: Any, *others: type) -> bool:
@@ -178,6 +177,6 @@ def _factor(table: Multipliers | None, name: str | None, index: int | None, defa
         if key is not None and key in table:
             return float(table[key])
     for pattern, factor in table.items():
-        if name is not None and isinstance(pattern, str) and fnmatch.fnmatchcase(name, pattern):
+        if name is not None and isinstance(pattern, str) and matching(pattern, [name]):
             return float(factor)
     return default

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import copy
+import numbers
 from typing import Any
 
 from .base import BaseLearningRate
 from .registry import create
+from .sgd import LearningRateSGD
 
 __all__ = ["select_optimizer"]
+
+# Schedules by scikit-learn's names.
+_NAMES = ("adaptive", "constant", "invscaling", "optimal")
 
 
 def select_optimizer(optimizer: Any = None, learning_rate: Any = None) -> BaseLearningRate:
@@ -20,8 +25,10 @@ def select_optimizer(optimizer: Any = None, learning_rate: Any = None) -> BaseLe
         Rule or name of one, where ``'sgd'`` is :class:`~onnxcustom.optim.SGD`.
     learning_rate : float, Schedule, callable, str or BaseLearningRate, optional
         Overrides the rule's own; None keeps it. Of a rule without state, such as
-        :class:`~onnxcustom.optim.LearningRateSGD`, the schedule is taken. Without `optimizer`, it is
-        what :meth:`BaseLearningRate.select` takes.
+        :class:`~onnxcustom.optim.LearningRateSGD`, the schedule is taken. The names ``'constant'``,
+        ``'invscaling'``, ``'adaptive'`` and ``'optimal'`` are schedules of that rule that begin at the
+        rate of `optimizer`. Without `optimizer`, it is what :meth:`BaseLearningRate.select` takes, or one
+        of these names for plain descent.
 
     Returns
     -------
@@ -42,7 +49,12 @@ def select_optimizer(optimizer: Any = None, learning_rate: Any = None) -> BaseLe
     Adam(learning_rate=0.1, beta1=0.9, beta2=0.999, epsilon=1e-08, lazy_update=True)
     >>> select_optimizer("adam", LearningRateSGD(0.1)).learning_rate
     InverseScaling(eta0=0.1, power_t=0.25)
+    >>> select_optimizer("adam", "invscaling").learning_rate
+    InverseScaling(eta0=0.001, power_t=0.25)
     """
+    named = isinstance(learning_rate, str) and learning_rate in _NAMES
+    if optimizer is None and named:
+        return LearningRateSGD(learning_rate=learning_rate)
     if optimizer is None:
         chosen = create("sgd") if learning_rate is None else BaseLearningRate.select(learning_rate)
         return copy.deepcopy(chosen)
@@ -52,4 +64,19 @@ def select_optimizer(optimizer: Any = None, learning_rate: Any = None) -> BaseLe
         rule = optimizer()
     else:
         rule = create(optimizer)
+    if named:
+        learning_rate = LearningRateSGD(_base_rate(rule, learning_rate), learning_rate=learning_rate)
     return rule if learning_rate is None else rule.set_learning_rate(learning_rate)
+
+
+def _base_rate(rule: BaseLearningRate, name: str) -> float:
+    """The number that is the rate of a rule, or what its schedule begins with."""
+    rate = rule.learning_rate
+    if isinstance(rate, str):
+        rate = getattr(rule, "eta0", rate)
+    if not isinstance(rate, numbers.Real):
+        raise ValueError(
+            f"learning_rate={name!r} begins at the rate of the optimizer, whose own is {rate!r}: give that "
+            "one alone, or an optimizer whose learning_rate is a number."
+        )
+    return float(rate)

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from .binding import Binding, OrtValues, owned_copy, plain_array, run_values, to_ortvalue, to_vector
 from .devices import Device, available_providers, default_threads, parse_device, require_runtime
-from .sessions import check_providers, create_session, ort_limits
+from .forking import ForkLock
+from .sessions import check_providers, create_session, ort_limits, session_options
 from .training_builder import build_gradient_model, training_available
 
 __all__ = [
     "Binding",
     "Device",
+    "ForkLock",
     "OrtValues",
     "available_providers",
     "build_gradient_model",
@@ -26,6 +28,7 @@ __all__ = [
     "plain_array",
     "require_runtime",
     "run_values",
+    "session_options",
     "to_ortvalue",
     "to_vector",
     "training_available",

@@ -11,6 +11,7 @@ import numpy as np
 from onnxcustom.exceptions import EvaluationError, InvalidDataError
 
 from .devices import Device, parse_device, require_runtime
+from .forking import Remade, remember
 
 __all__ = ["Binding", "OrtValues", "owned_copy", "plain_array", "run_values", "to_ortvalue", "to_vector"]
 
@@ -186,7 +187,7 @@ def session_name(session: Any) -> str:
         return "the graph"
 
 
-class Binding:
+class Binding(Remade):
     """Inputs and outputs bound to one session once, then run many times.
 
     Parameters
@@ -209,20 +210,35 @@ class Binding:
     array([2., 4.], dtype=float32)
     """
 
+    _parts = ("_sess", "_binding")
+
     def __init__(self, session: Any, device: Any = None) -> None:
         require_runtime()
         from onnxruntime.capi import _pybind_state
 
         self.session = session
         self.device = device if isinstance(device, Device) else parse_device(device)
-        self._sess = session._sess
         self._c_device = self.device.ort_device()
-        self._binding = _pybind_state.SessionIOBinding(self._sess)
         self._run_options = _pybind_state.RunOptions()
         self._names = {i.name for i in session.get_inputs()}, {o.name for o in session.get_outputs()}
         # onnxruntime borrows the memory of arrays: what is bound must stay alive.
         self._inputs: dict[str, Any] = {}
         self._outputs: dict[str, Any] = {}
+        self._open()
+        remember(self)
+
+    def _open(self) -> None:
+        from onnxruntime.capi import _pybind_state
+
+        self._sess = self.session._sess
+        self._binding = _pybind_state.SessionIOBinding(self._sess)
+
+    def _remake(self) -> None:
+        self._open()
+        for name, value in self._inputs.items():
+            self.bind_input(name, value)
+        for name, value in self._outputs.items():
+            self.bind_output(name, value)
 
     def bind_input(self, name: str, value: OrtValueLike) -> None:
         """Bind an OrtValue or an array to an input, until something else is bound to it."""

@@ -16,8 +16,9 @@ from onnxcustom.exceptions import EvaluationError, InvalidModelError, ProviderEr
 from onnxcustom.graph.io import PROTOBUF_LIMIT, to_ir, to_proto
 
 from .devices import Device, available_providers, default_threads, parse_device, require_runtime
+from .forking import remade_session
 
-__all__ = ["check_providers", "create_session", "ort_limits"]
+__all__ = ["check_providers", "create_session", "ort_limits", "session_options"]
 
 
 def create_session(
@@ -29,6 +30,7 @@ def create_session(
     providers: Any = None,
     provider_options: Any = None,
     optimize: bool = True,
+    memory_pattern: bool = True,
 ) -> Any:
     """An ``onnxruntime.InferenceSession`` of a model.
 
@@ -41,7 +43,7 @@ def create_session(
     threads : int, optional
         Threads inside one operator, by default as many as this process has processors.
     sess_options : onnxruntime.SessionOptions, optional
-        Used as it is, in place of `threads` and `optimize`.
+        Used as it is, in place of the other settings.
     providers, provider_options : list, optional
         As ``InferenceSession`` takes them, in place of those of `device`.
     optimize : bool, default=True
@@ -50,6 +52,7 @@ def create_session(
     Returns
     -------
     onnxruntime.InferenceSession
+        In a process that is forked from this one, it is made again when it is used.
 
     Raises
     ------
@@ -66,15 +69,29 @@ def create_session(
         providers, provider_options = where.providers, None
     else:
         providers = check_providers(providers)
-    options = sess_options if sess_options is not None else _options(ort, threads, optimize)
+    options = sess_options
+    if options is None:
+        options = session_options(threads, optimize=optimize, memory_pattern=memory_pattern)
+    source: Any = serialize(model)
+
+    def make() -> Any:
+        return _opened(ort, model if source is None else source, options, providers, provider_options)
+
+    return remade_session(make(), make)
+
+
+def _opened(ort: Any, model: Any, options: Any, providers: Any, provider_options: Any) -> Any:
+    """A session of a model: bytes, or what goes through a folder."""
     folder: str | None = None
     try:
-        source: bytes | str | None = serialize(model)
-        if source is None:
+        source = model
+        if not isinstance(model, bytes):
             folder = tempfile.mkdtemp(prefix="onnxcustom-")
             source = _spill(model, folder)
+        if providers == ["CPUExecutionProvider"]:  # nothing to warn of, and filters are shared by threads
+            return _session(ort, source, options, providers, provider_options)
         with warnings.catch_warnings():
-            # The providers were checked above; what remains is onnxruntime talking about fallbacks.
+            # The providers were checked before; what remains is onnxruntime talking about fallbacks.
             warnings.simplefilter("ignore")
             return _session(ort, source, options, providers, provider_options)
     except Exception as exc:
@@ -88,7 +105,11 @@ def create_session(
 
 
 # Optimizations that put a node in place of others which has no kernel for float64, by that node.
-_WITHOUT_DOUBLE = {"FusedMatMul": "MatmulTransposeFusion", "FusedGemm": "GemmActivationFusion"}
+_WITHOUT_DOUBLE = {
+    "FusedMatMul": "MatmulTransposeFusion",
+    "FusedGemm": "GemmActivationFusion",
+    "QuickGelu": "QuickGeluFusion",
+}
 
 
 def _session(ort: Any, source: Any, options: Any, providers: Any, provider_options: Any) -> Any:
@@ -131,14 +152,34 @@ def check_providers(providers: Any) -> list[Any]:
     return result
 
 
-def _options(ort: Any, threads: int | None, optimize: bool) -> Any:
+def session_options(threads: int | None = None, *, optimize: bool = True, memory_pattern: bool = True) -> Any:
+    """Settings of a session as this library makes them.
+
+    Parameters
+    ----------
+    threads : int, optional
+        Threads inside one operator, by default as many as this process has processors. There is one thread
+        between operators.
+    optimize : bool, default=True
+        Whether onnxruntime may rewrite the graph.
+    memory_pattern : bool, default=True
+        Whether onnxruntime takes the memory of all intermediate results as one block from the second run
+        on inputs of the same shapes on. What it held in the first run stays with it, so that a training
+        step would take twice the memory of its activations.
+
+    Returns
+    -------
+    onnxruntime.SessionOptions
+    """
     if threads is not None and threads < 1:
         raise ValueError(f"threads must be at least 1, not {threads}.")
+    ort = require_runtime()
     options = ort.SessionOptions()
     options.intra_op_num_threads = default_threads() if threads is None else threads
     options.inter_op_num_threads = 1
     # Warnings go to stderr from C++, where nobody can catch them; errors are raised.
     options.log_severity_level = 3
+    options.enable_mem_pattern = memory_pattern
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     return options

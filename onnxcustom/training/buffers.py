@@ -21,17 +21,16 @@ _PIECE = 8192
 _ALIGNMENT = 64
 
 
-def block_layout(sizes: Sequence[int], itemsize: int) -> tuple[list[int], int]:
+def block_layout(sizes: Sequence[int], step: int = 1) -> tuple[list[int], int]:
     """Where tensors begin in a block that they share, and its size, in numbers.
 
     Parameters
     ----------
     sizes : sequence of int
         Numbers in each tensor.
-    itemsize : int
-        Bytes in a number.
+    step : int, default=1
+        They begin at multiples of it.
     """
-    step = max(1, _ALIGNMENT // itemsize)
     offsets = [0, *itertools.accumulate(-(-size // step) * step for size in sizes)]
     return offsets[:-1], offsets[-1]
 
@@ -45,14 +44,14 @@ class DoubleBuffer:
     Parameters
     ----------
     arrays : dict of str to ndarray
-        Initial values; they are copied.
+        Initial values of the front set; they are copied.
     device : Device
         Where the tensors live.
     single : collection of str
         Tensors that are kept once, because they are updated in place.
     packs : mapping of str to sequence of str, optional
-        Names for blocks of tensors of one dtype, in an order: the block is a vector, laid out as
-        :func:`block_layout` says.
+        Names for blocks of tensors of one dtype, in an order: the block is a vector in which they lie one
+        behind the other.
     """
 
     def __init__(
@@ -66,7 +65,8 @@ class DoubleBuffer:
         self.front = 0
         twice = {name: array for name, array in arrays.items() if name not in single}
         # Host arrays: what the OrtValues borrow on the CPU.
-        self._sets = [_HostSet(twice, packs or {}) for _ in range(2)]
+        # The back one is written before it is read: until then it is memory that nobody has touched.
+        self._sets = [_HostSet(twice, packs or {}, fill=front) for front in (True, False)]
         self.names = list(arrays)
         self._single = {name: np.array(arrays[name], order="C") for name in arrays if name in single}
         shared = {name: to_ortvalue(array, device) for name, array in self._single.items()}
@@ -74,6 +74,14 @@ class DoubleBuffer:
             {**{n: to_ortvalue(a, device) for n, a in (host.arrays | host.packs).items()}, **shared}
             for host in self._sets
         ]
+
+    def back(self, name: str, shape: Sequence[Any]) -> Any:
+        """A back tensor, to write to: in host memory, a row where `shape` has one axis more than it."""
+        back = 1 - self.front
+        host = self._sets[back].arrays.get(name)
+        if self.device.type != "cpu" or host is None or len(shape) == host.ndim:
+            return self.values[back][name]
+        return to_ortvalue(host.reshape(1, *host.shape), self.device)
 
     def swap(self) -> None:
         """What was just written becomes what is read."""
@@ -97,34 +105,47 @@ class DoubleBuffer:
 class _HostSet:
     """Arrays side by side in one block for each dtype."""
 
-    def __init__(self, arrays: Mapping[str, np.ndarray], packs: Mapping[str, Sequence[str]]) -> None:
+    def __init__(
+        self, arrays: Mapping[str, np.ndarray], packs: Mapping[str, Sequence[str]], fill: bool
+    ) -> None:
+        self._fill = fill
         placed: dict[str, np.ndarray] = {}
-        self.packs = {pack: self._place(arrays, names, placed) for pack, names in packs.items()}
+        self.packs = {pack: self._place(arrays, names, placed, dense=True) for pack, names in packs.items()}
         blocks = list(self.packs.values())
         rest = [name for name in arrays if name not in placed]
         for dtype in dict.fromkeys(arrays[name].dtype for name in rest):
             own = [name for name in rest if arrays[name].dtype == dtype]
             blocks.append(self._place(arrays, own, placed))
-        self._pieces = [block[i : i + _PIECE] for block in blocks for i in range(0, block.size, _PIECE)]
+        pieces = [block[i : i + _PIECE] for block in blocks for i in range(0, block.size, _PIECE)]
+        self._sums = [(_SUMS.get(piece.dtype, _half_sum), piece) for piece in pieces]
         self.arrays = {name: placed[name] for name in arrays}
 
-    @staticmethod
     def _place(
-        arrays: Mapping[str, np.ndarray], names: Sequence[str], placed: dict[str, np.ndarray]
+        self,
+        arrays: Mapping[str, np.ndarray],
+        names: Sequence[str],
+        placed: dict[str, np.ndarray],
+        dense: bool = False,
     ) -> np.ndarray:
-        """Copy arrays into a block of their own; their new places go into `placed`."""
+        """Give arrays a block of their own; their new places go into `placed`."""
         dtype = arrays[names[0]].dtype
-        starts, total = block_layout([arrays[name].size for name in names], dtype.itemsize)
+        sizes = [arrays[name].size for name in names]
+        starts, total = block_layout(sizes, 1 if dense else max(1, _ALIGNMENT // dtype.itemsize))
         block = _aligned(total, dtype)
         for name, start in zip(names, starts, strict=True):
             placed[name] = block[start : start + arrays[name].size].reshape(arrays[name].shape)
-            placed[name][...] = arrays[name]
+            if self._fill:
+                placed[name][...] = arrays[name]
         return block
 
     def unfit(self) -> list[str]:
         """Names of the arrays that hold NaN or infinity."""
-        if all(_surely_finite(piece) for piece in self._pieces):
-            return []
+        for total, piece in self._sums:
+            if not math.isfinite(total(piece)):
+                return self._where()
+        return []
+
+    def _where(self) -> list[str]:
         return [name for name, array in self.arrays.items() if not np.isfinite(array).all()]
 
 
@@ -139,12 +160,9 @@ def _aligned(size: int, dtype: np.dtype) -> np.ndarray:
 _SUMS = {np.dtype(np.float32): blas.sasum, np.dtype(np.float64): blas.dasum}
 
 
-def _surely_finite(piece: np.ndarray) -> bool:
-    """True only if all numbers are finite; one pass over memory."""
-    total = _SUMS.get(piece.dtype)
-    if total is None:  # sums of half precision overflow soon
-        return bool(np.isfinite(piece).all())
-    return math.isfinite(total(piece))
+def _half_sum(piece: np.ndarray) -> float:
+    """Finite only if all numbers are; sums of half precision overflow soon."""
+    return 0.0 if np.isfinite(piece).all() else math.nan
 
 
 class Scalar:

@@ -7,7 +7,6 @@ business of :mod:`onnxcustom.training.step`.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
@@ -20,109 +19,28 @@ from onnxcustom.gradient.interface import Engine
 from onnxcustom.gradient.names import METADATA_KEY as GRADIENT_KEY
 from onnxcustom.gradient.names import GradientNames
 from onnxcustom.graph.builder import Builder, Var
-from onnxcustom.graph.passes import RemoveUnusedPass
+from onnxcustom.graph.passes import BypassReshapePass, NameRowsPass, RemoveUnusedPass
 from onnxcustom.graph.roles import Role, weight_roles
 from onnxcustom.graph.traversal import all_names
 from onnxcustom.objective import BaseLearningPenalty
 from onnxcustom.objective.base import LossTerms
 from onnxcustom.optim import BaseLearningRate
 
-from .folding import FOLDING
+from .folding import fold_updates
 from .modes import Modes, ModeSettings, set_modes
+from .products import bias_products
+from .recompute import recompute
+from .scalars import NOTHING, plan_scalars
 from .sparse import CutTable, cut_tables, gather_only, reattach
+from .step_graph import ComposedStep
 from .targets import Target
 from .updates import Scalars, Updates, compose_accumulation, compose_updates
 
 __all__ = ["ComposedStep", "compose_forward", "compose_scores", "compose_step"]
 
-METADATA_KEY = "onnxcustom.step"
-
 Phase = Literal["update", "accumulate"]
 
 _HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-
-
-@dataclasses.dataclass
-class ComposedStep:
-    """A step graph and the names of its inputs and outputs.
-
-    Attributes
-    ----------
-    model : onnx_ir.Model
-        The graph.
-    inputs : list of str
-        Inputs of the user's model.
-    expected : dict of str to str
-        Output of the user's model -> graph input with its expected values.
-    sample_weight : str or None
-        Graph input with one weight per row, if the step is weighted.
-    learning_rate, step : str
-        Scalar graph inputs.
-    hyper : dict of str to str
-        Hyper-parameter with a schedule -> scalar graph input.
-    share : str or None
-        Scalar graph input with the share of this batch's rows in those accumulated, if gradients are.
-    loss : str
-        Scalar graph output.
-    finite : str or None
-        Graph output with one number for each of :attr:`checked`: 0, or NaN if its gradient holds NaN or
-        infinity. None where the graph does not look for it.
-    checked : list of str
-        Weights.
-    weights : dict of str to str
-        Weight (graph input) -> graph output with its new value, empty if the step only accumulates.
-    state : dict of str to dict
-        Weight -> state name -> (graph input, graph output).
-    packs : dict of str to (str, list of str)
-        Graph input with several small weights, or one state of each, side by side -> graph output with
-        their new values, and the names of what lies in it. Weights in it are inputs by themselves too;
-        their states are not, and none of them has an output of its own.
-    statistics : dict of str to str
-        Running statistic of a BatchNormalization (graph input) -> graph output with its new value.
-    accumulated : dict of str to (str, str or None)
-        Weight -> graph input with the mean gradient so far, graph output with the new one.
-    rows : dict of str to str
-        Weight updated by rows -> graph output with their indices. For it, :attr:`weights` and
-        :attr:`state` name outputs that hold these rows only.
-    """
-
-    model: ir.Model
-    inputs: list[str]
-    expected: dict[str, str]
-    sample_weight: str | None
-    learning_rate: str
-    step: str
-    hyper: dict[str, str]
-    share: str | None
-    loss: str
-    finite: str | None
-    checked: list[str]
-    weights: dict[str, str]
-    state: dict[str, dict[str, tuple[str, str | None]]]
-    packs: dict[str, tuple[str, list[str]]]
-    statistics: dict[str, str]
-    accumulated: dict[str, tuple[str, str | None]]
-    rows: dict[str, str]
-
-    @property
-    def whole(self) -> dict[str, str]:
-        """What is rewritten as a whole, weights, states and packs: graph input -> graph output."""
-        weights = {w: new for w, new in self.weights.items() if w not in self.rows}
-        states = (pairs for w, pairs in self.state.items() if w not in self.rows)
-        made = {old: new for pairs in states for old, new in pairs.values() if new is not None}
-        return {**weights, **made, **{old: new for old, (new, _) in self.packs.items()}}
-
-    @property
-    def by_rows(self) -> dict[str, dict[str, str]]:
-        """For each weight updated by rows, weight and states: graph input -> graph output of the rows."""
-        made = {w: {old: new for old, new in self.state[w].values() if new is not None} for w in self.rows}
-        return {w: {w: self.weights[w], **states} for w, states in made.items()}
-
-    @property
-    def batch(self) -> list[str]:
-        """Graph inputs that come with every batch, in order."""
-        rows = [] if self.sample_weight is None else [self.sample_weight]
-        return [*self.inputs, *self.expected.values(), *rows]
 
 
 # -- forward ----------------------------------------------------------------------------------
@@ -227,6 +145,8 @@ def compose_step(
     born: Mapping[str, int] | None = None,
     fold: bool = True,
     packed: bool = False,
+    fed: bool = False,
+    again: bool = False,
 ) -> ComposedStep:
     """Join everything one training step does into one graph.
 
@@ -255,10 +175,15 @@ def compose_step(
     born : mapping of str to int, optional
         Updates done when a weight joined, where it was not there from the beginning.
     fold : bool
-        Whether the learning rate goes into the seeds and updates into the products of matrices, where the
-        optimizer allows it.
+        Whether the graph is simplified, and the learning rate goes into the seeds and updates into the
+        products of matrices, where the optimizer allows it.
     packed : bool
         Whether small weights are updated together where the optimizer allows it.
+    fed : bool
+        Whether who runs the graph does arithmetic of scalars beside it and feeds it what only depends on
+        the number of rows: it is then not to be read without :attr:`ComposedStep.plan`.
+    again : bool
+        Whether the backward pass computes cheap activations again in place of keeping them.
 
     Returns
     -------
@@ -268,6 +193,9 @@ def compose_step(
         the new state and the new statistics.
     """
     values = list(dict.fromkeys(t.value for t in targets))
+    if fold:
+        NameRowsPass()(model)
+        BypassReshapePass()(model)
     rewritten = set_modes(trunk(model, values), modes)
     roles = weight_roles(model, weights)
     made = {v.name: v for node in model.graph for v in node.outputs}
@@ -280,15 +208,21 @@ def compose_step(
     rows = [rows for table in tables.values() for _, rows in table.reads]
     gradient = differentiate(model, engine, dense, rows, values)
     prescaled = fold and optimizer.prescalable
-    composer = _StepComposer(gradient, weighted, rewritten, weights, tables, prescaled)
+    composer = _StepComposer(gradient, weighted, rewritten, weights, tables, prescaled, fed)
     composer.objective(targets)
     composer.penalties(penalties)
     if check:
         composer.look_for_nan()
     composer.updates(optimizer, roles, phase, born or {}, packed)
     composed = composer.finish()
+    if again:
+        recompute(composed.model, composer.seeds)
+    if fed:
+        composed.ones = bias_products(composed.model, composer.batch_rows, composer.dtype, composer.op.unique)
     if fold:
-        FOLDING.apply_to_model(composed.model)
+        fold_updates(composed.model)
+    composed.plan = plan_scalars(composed.model, composed.loss, composer.sources(), hoist=fed)
+    composed.describe()
     return composed
 
 
@@ -335,6 +269,7 @@ class _StepComposer:
         weights: Sequence[str],
         tables: dict[str, CutTable],
         prescaled: bool,
+        fed: bool,
     ) -> None:
         self.model = model
         self.modes = modes
@@ -352,9 +287,15 @@ class _StepComposer:
         self.gathered = {rows for table in tables.values() for _, rows in table.reads}
         self.dtype = _scalar_dtype([v.value for v in self.weights.values()])
         self.batch = _Batch(self.op, self.dtype, weighted)
+        first = self.op.wrap(self.values[self.names.inputs[0]]).shape
+        # Rows of a batch, as its first input has them: a number, or the name of one.
+        self.batch_rows = first[0] if fed and first else None
+        self.rows: Var | None = None
+        self.seeds: list[ir.Value] = []
         self.learning_rate = self.op.input(self.op.unique("learning_rate"), self.dtype, [])
         self.step = self.op.input(self.op.unique("step"), self.dtype, [])
         self.hyper: dict[str, Var] = {}
+        self.predicted: dict[str, str] = {}
         self.share: Var | None = None
         self.loss: Var | None = None
         self.finite: Var | None = None
@@ -376,12 +317,12 @@ class _StepComposer:
     def objective(self, targets: Sequence[Target]) -> None:
         """Sum over the targets of weight * sum(scores) / rows; its gradient seeds the backward part."""
         op = self.op
+        self.predicted = {target.output: target.value for target in targets}
         seeds: dict[str, Var] = {}
         for target in targets:
             predicted = op.wrap(self.values[target.value])
             terms = self.batch.terms(target, predicted)
-            # A scalar divisor of the prediction's dtype, whatever the batch.
-            rows = op.Cast(op.Gather(op.Shape(predicted), 0), to=predicted.dtype)
+            rows = self._rows(predicted)
             self._add_loss(_scaled(terms.loss / rows, target.weight))
             seed = self._seed(terms.gradient, rows, target.weight)
             seeds[target.value] = seeds[target.value] + seed if target.value in seeds else seed
@@ -389,6 +330,16 @@ class _StepComposer:
             slot = self.values[self.names.seeds[value]]
             slot.replace_all_uses_with(seed.value, replace_graph_outputs=True)
             self.graph.inputs.remove(slot)
+            self.seeds.append(seed.value)
+
+    def _rows(self, predicted: Var) -> Var:
+        """The number of rows of a prediction as a scalar of its dtype, whatever the batch."""
+        known = self.batch_rows is not None and predicted.shape and predicted.shape[0] == self.batch_rows
+        if not known or predicted.dtype != self.dtype:
+            return self.op.Cast(self.op.Gather(self.op.Shape(predicted), 0), to=predicted.dtype)
+        if self.rows is None:
+            self.rows = self.op.input(self.op.unique("batch_rows"), self.dtype, [])
+        return self.rows
 
     def _seed(self, gradient: Var, rows: Var, weight: float) -> Var:
         """The gradient of the mean, in one pass: all factors are scalars."""
@@ -461,6 +412,7 @@ class _StepComposer:
         composed = ComposedStep(
             model=self.model,
             inputs=[n for n in self.names.inputs if n != self.modes.step and n not in self.gathered],
+            predicted=self.predicted,
             expected={output: _name(v) for output, v in self.batch.expected.items()},
             sample_weight=None if self.batch.sample_weight is None else _name(self.batch.sample_weight),
             learning_rate=_name(self.learning_rate),
@@ -489,14 +441,21 @@ class _StepComposer:
                 for w, rows in self.sparse.items()
                 if w in self.updated.rows
             },
+            ones={},
+            plan=NOTHING,
         )
         self._set_inputs(composed)
         self.graph.outputs[:] = outputs.values
         _extend(composed.model, self.op)
         del composed.model.metadata_props[GRADIENT_KEY]
-        description = {k: v for k, v in vars(composed).items() if k != "model"}
-        composed.model.metadata_props[METADATA_KEY] = json.dumps(description)
         return composed
+
+    def sources(self) -> dict[str, str]:
+        """Scalar graph inputs and what they are: see :func:`~onnxcustom.training.scalars.plan_scalars`."""
+        scalars = {"step": self.step, "share": self.share, "rows": self.rows}
+        hyper = {"learning_rate": self.learning_rate, **self.hyper}
+        found = {_name(v): f"hyper[{key!r}]" for key, v in hyper.items()}
+        return found | {_name(v): text for text, v in scalars.items() if v is not None}
 
     def _new_weights(self, outputs: _Outputs) -> dict[str, str]:
         new = {w: outputs.add(f"{w}_new", v, self.weights[w]) for w, v in self.updated.weights.items()}
@@ -522,7 +481,7 @@ class _StepComposer:
         means = [old for old, _ in self.accumulated.values()]
         kept = [*self.weights.values(), *states, *self.statistics.values(), *means]
         scalars = [self.learning_rate, self.step, *self.hyper.values()]
-        added = [*self.batch.inputs, *kept, *scalars, *([] if self.share is None else [self.share])]
+        added = [*self.batch.inputs, *kept, *scalars, *(v for v in (self.share, self.rows) if v is not None)]
         own = [self.values[n] for n in composed.inputs]
         self.graph.inputs[:] = own + [v.value for v in added]
 

@@ -9,10 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from onnxcustom._versioning import check_version, stamp_version
+from onnxcustom.data.fingerprints import hash_array
+from onnxcustom.data.sparse import SparseRows
 from onnxcustom.exceptions import InvalidDataError
 from onnxcustom.runtime import Device, owned_copy, parse_device, plain_array, to_ortvalue
 
-from .validation import TensorSpec, as_inputs, as_sample_weight, as_targets, check_batch_size
+from .validation import TensorSpec, as_inputs, as_sample_weight, as_targets, check_batch_size, dense
 
 __all__ = ["Batch", "OrtDataLoader", "draw_seed", "permutation"]
 
@@ -86,9 +88,10 @@ class OrtDataLoader:
 
     Parameters
     ----------
-    X : array_like, DataFrame or dict of str to array_like
-        Features, (n, ...); a dict for several inputs.
-    y : array_like, Series, DataFrame or dict of str to array_like, optional
+    X : array_like, sparse matrix, frame or dict of str to array_like
+        Features, (n, ...), of any kind that :func:`~onnxcustom.training.validation.as_inputs` takes; a dict
+        or a frame for several inputs. Sparse rows stay sparse: those of a block become dense in the buffer.
+    y : array_like, Series, frame or dict of str to array_like, optional
         Expected values, (n,) or (n, ...).
     sample_weight : number or array_like of shape (n,), optional
         Weights of the rows.
@@ -114,7 +117,7 @@ class OrtDataLoader:
 
     Attributes
     ----------
-    arrays : dict of str to ndarray
+    arrays : dict of str to ndarray or SparseRows
         The data: inputs, expected values, then ``'sample_weight'``.
     seed : int
         Seed of the order.
@@ -160,7 +163,7 @@ class OrtDataLoader:
         block_bytes: int = 2**23,
     ) -> None:
         given = _names("X", X) if inputs is None else list(inputs)
-        arrays = as_inputs(X, given)
+        arrays = as_inputs(X, given, sparse=True)
         self._n_inputs = len(arrays)
         self._rows = len(next(iter(arrays.values())))
         self.batch_size = check_batch_size(batch_size, self._rows, given)
@@ -172,7 +175,10 @@ class OrtDataLoader:
             dtype = weight_dtype or _first_float(arrays.values())
             _add(arrays, {"sample_weight": as_sample_weight(sample_weight, self._rows, dtype)})
         # OrtValues of batches borrow this memory: none of them may be a converted copy.
-        self.arrays = {name: plain_array(array) for name, array in arrays.items()}
+        self.arrays: dict[str, Any] = {
+            name: array if isinstance(array, SparseRows) else plain_array(array)
+            for name, array in arrays.items()
+        }
         self.device = parse_device(device)
         self.random_iter = bool(random_iter if shuffle is None else shuffle)
         self.seed = draw_seed(random_state)
@@ -188,8 +194,9 @@ class OrtDataLoader:
         self._buffers: list[np.ndarray] = []
         self._prepared: list[Batch] = []
         self._short: Batch | None = None
+        self._hashes: dict[str, str] | None = None
         size, arrays = self.batch_size, list(self.arrays.values())
-        if self.random_iter:
+        if self._gathers:
             row_bytes = max(1, sum(a.nbytes for a in arrays) // self._rows)
             in_block = min(max(1, self.block_bytes // (row_bytes * size)), _PREPARED, self.n_batches)
             self._block = min(in_block * size, self._rows)
@@ -206,6 +213,11 @@ class OrtDataLoader:
             start = (self._rows - short) % self._block if self._block < self._rows else self._rows - short
             self._short = self._batch(start, start + short)
 
+    @property
+    def _gathers(self) -> bool:
+        """Whether rows go through a buffer, which the next block or epoch overwrites."""
+        return self.random_iter or any(isinstance(a, SparseRows) for a in self.arrays.values())
+
     def _batch(self, start: int, stop: int) -> Batch:
         """A batch of rows of the buffers."""
         return Batch(stop - start, tuple(_value(b[start:stop], self.device) for b in self._buffers))
@@ -213,8 +225,10 @@ class OrtDataLoader:
     def _fill(self, order: np.ndarray) -> None:
         """Gather rows into the buffers."""
         for source, buffer in zip(self.arrays.values(), self._buffers, strict=True):
-            # 'clip' spares numpy the check, and with it a second buffer.
-            np.take(source, order, axis=0, out=buffer[: len(order)], mode="clip")
+            if isinstance(source, SparseRows):
+                source.take(order, buffer[: len(order)])
+            else:  # 'clip' spares numpy the check, and with it a second buffer
+                np.take(source, order, axis=0, out=buffer[: len(order)], mode="clip")
 
     def _upload(self, rows: int) -> None:
         """Copy the batches of the buffers to the device."""
@@ -235,6 +249,17 @@ class OrtDataLoader:
     # -- iteration -----------------------------------------------------------------------------
 
     @property
+    def n_rows(self) -> int:
+        """Number of rows."""
+        return self._rows
+
+    def fingerprint(self) -> dict[str, str]:
+        """What data it is: dtype, shape and a hash of every array, by name; computed once."""
+        if self._hashes is None:
+            self._hashes = {name: hash_array(array, whole=True) for name, array in self.arrays.items()}
+        return dict(self._hashes)
+
+    @property
     def n_batches(self) -> int:
         """Batches in an epoch."""
         return -(-self._rows // self.batch_size)
@@ -243,13 +268,15 @@ class OrtDataLoader:
         """Order of the rows in an epoch, None if they are not shuffled."""
         return permutation(self.seed, epoch, self._rows) if self.random_iter else None
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
+    def epoch(self, epoch: int, skip: int = 0) -> Iterator[Batch]:
         """The batches of an epoch.
 
         Parameters
         ----------
         epoch : int
             Its number, from 0.
+        skip : int, default=0
+            Begin behind so many batches: those that follow are the same as if these had been taken.
 
         Yields
         ------
@@ -257,33 +284,40 @@ class OrtDataLoader:
 
         Raises
         ------
+        ValueError
+            More batches to skip than an epoch has.
         RuntimeError
             Another epoch was begun before this one was through: they share a buffer.
         """
-        order = self.order(epoch)
+        if not 0 <= skip <= self.n_batches:
+            raise ValueError(f"skip must be in [0, {self.n_batches}], the batches of an epoch, not {skip!r}.")
         self._turn += 1
         turn = self._turn
-        for batches in self._blocks(order):
+        for batches in self._blocks(epoch, skip):
             for batch in batches:
-                if self._turn != turn and order is not None:
+                if self._turn != turn and self._gathers:
                     raise RuntimeError("Another epoch of this loader was begun: its batches overwrote these.")
                 yield batch
 
-    def _blocks(self, order: np.ndarray | None) -> Iterator[Any]:
+    def _blocks(self, epoch: int, skip: int) -> Iterator[Any]:
         if not self._buffers:
-            yield self._made_on_the_way()
-        elif order is None:
-            yield self._block_batches(self._rows)
+            yield self._made_on_the_way(skip)
+        elif not self._gathers:
+            yield self._block_batches(self._rows)[skip:]
         else:
-            for start in range(0, self._rows, self._block):
-                rows = order[start : start + self._block]
+            order = self.order(epoch)
+            first = skip // -(-self._block // self.batch_size) * self._block
+            for start in range(first, self._rows, self._block):
+                stop = min(start + self._block, self._rows)
+                rows = np.arange(start, stop) if order is None else order[start:stop]
                 self._fill(rows)
                 self._upload(len(rows))
-                yield self._block_batches(len(rows))
+                batches = self._block_batches(len(rows))
+                yield batches[skip - start // self.batch_size :] if start == first else batches
 
-    def _made_on_the_way(self) -> Iterator[Batch]:
+    def _made_on_the_way(self, skip: int) -> Iterator[Batch]:
         arrays = list(self.arrays.values())
-        for start in range(0, self._rows, self.batch_size):
+        for start in range(skip * self.batch_size, self._rows, self.batch_size):
             parts = [a[start : start + self.batch_size] for a in arrays]
             yield Batch(len(parts[0]), tuple(_value(p, self.device) for p in parts))
 
@@ -341,13 +375,14 @@ class OrtDataLoader:
 
     @property
     def data_np(self) -> tuple[np.ndarray, ...]:
-        """The data as arrays."""
+        """The data as arrays; sparse rows as :class:`~onnxcustom.data.sparse.SparseRows`."""
         return tuple(self.arrays.values())
 
     @property
     def data_ort(self) -> tuple[Any, ...]:
         """The data as C OrtValues, in memory of their own."""
-        return tuple(owned_copy(to_ortvalue(a, self.device)) for a in self.arrays.values())
+        arrays = [dense(a, n) if isinstance(a, SparseRows) else a for n, a in self.arrays.items()]
+        return tuple(owned_copy(to_ortvalue(array, self.device)) for array in arrays)
 
     @property
     def desc(self) -> list[tuple[tuple[int, ...], np.dtype]]:
@@ -358,7 +393,7 @@ class OrtDataLoader:
         return f"{type(self).__name__}(..., batch_size={self.batch_size!r}, device={self.device.name!r})"
 
     def __getstate__(self) -> dict[str, Any]:
-        rebuilt = ("_turn", "_buffers", "_prepared", "_short", "_block")
+        rebuilt = ("_turn", "_buffers", "_prepared", "_short", "_block", "_hashes")
         return stamp_version({k: v for k, v in vars(self).items() if k not in rebuilt})
 
     def __setstate__(self, state: dict[str, Any]) -> None:

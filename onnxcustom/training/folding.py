@@ -13,7 +13,9 @@ import numpy as np
 import onnx_ir as ir
 from onnxscript.rewriter import pattern
 
-__all__ = ["FOLDING"]
+from onnxcustom.runtime import ForkLock
+
+__all__ = ["FOLDING", "fold_updates"]
 
 
 class _Fold(pattern.RewriteRuleClassBase):
@@ -78,7 +80,9 @@ class FactorInGemm(pattern.RewriteRuleClassBase):
             return False
         factor = tensor.numpy().reshape(-1)[0]
         # Attributes are in single precision, whatever the operands are.
-        return list(c.shape) == list(total.shape) and factor == np.asarray(factor, np.float32)
+        # A bias stays a vector where the product is a row.
+        fits = list(c.shape) in (list(total.shape), list(total.shape)[1:])
+        return fits and factor == np.asarray(factor, np.float32)
 
     def rewrite(
         self, op: Any, k: ir.Value, c: ir.Value, a: ir.Value, b: ir.Value, total: ir.Value, **_: Any
@@ -105,3 +109,11 @@ def _attributes(node: ir.Node) -> dict[str, Any]:
 
 #: In this order: the second makes what the third looks for.
 FOLDING = pattern.RewriteRuleSet([DescentInGemm.rule(), SumInGemm.rule(), FactorInGemm.rule()])
+# A rule keeps what it has matched so far.
+_LOCK = ForkLock()
+
+
+def fold_updates(model: ir.Model) -> None:
+    """Apply the rules, in place; models of several threads one after the other."""
+    with _LOCK:
+        FOLDING.apply_to_model(model)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,13 +17,24 @@ from onnxcustom.runtime import Device, create_session, ort_limits, run_values, t
 
 logger = logging.getLogger("onnxcustom")
 
-__all__ = ["Forward", "loadable", "runnable"]
+__all__ = ["Forward", "loadable", "runnable", "without_numbers"]
 
 
 def runnable(model: Any) -> ir.Model:
     """A model, prepared, in versions that the installed onnxruntime reads."""
     max_opset, max_ir = ort_limits()
     return prepare(model, max_opset=max_opset, max_ir=max_ir)
+
+
+def without_numbers(model: ir.Model, weights: Iterable[str]) -> ir.Model:
+    """A prepared model whose weights are zeros that take no memory, in place: graphs read them as inputs."""
+    for name in weights:
+        value = model.graph.initializers[name]
+        tensor = value.const_value
+        assert tensor is not None
+        array = np.broadcast_to(np.zeros((), tensor.dtype.numpy()), tensor.shape.numpy())
+        value.const_value = ir.Tensor(array, dtype=tensor.dtype, name=name)
+    return model
 
 
 def loadable(model: onnx.ModelProto) -> onnx.ModelProto:

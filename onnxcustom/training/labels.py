@@ -6,8 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
+from onnxcustom.data.sparse import is_sparse
 from onnxcustom.exceptions import InvalidDataError, InvalidModelError
 from onnxcustom.graph import find_logits
 from onnxcustom.objective import (
@@ -22,7 +24,9 @@ from .targets import prediction_tensors
 __all__ = [
     "FITTING_NAMES",
     "are_independent",
+    "are_numbered",
     "as_labels",
+    "declared_columns",
     "fitting_loss",
     "from_one_hot",
     "label_indices",
@@ -145,11 +149,13 @@ def as_labels(y: Any) -> np.ndarray:
     """Labels as an array."""
     if y is None:
         raise InvalidDataError("Training requires y to be passed, but the target y is None: give the labels.")
-    array = np.asarray(y)
+    array = y.toarray() if is_sparse(y) else np.asarray(y)
     if array.ndim == 0:
         raise InvalidDataError(f"y must hold a label for every row, not {y!r}.")
     if array.dtype.kind == "O" and any(v is None or v != v for v in array.reshape(-1)):
         raise InvalidDataError("y contains None or NaN in place of a label.")
+    if array.dtype.kind == "c":
+        raise InvalidDataError("Complex data not supported: y holds complex numbers in place of labels.")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise InvalidDataError("y contains NaN or infinity in place of a label.")
     if array.dtype.kind == "f" and array.size == len(array) and (array != np.floor(array)).any():
@@ -181,13 +187,70 @@ def labels_of(y: np.ndarray, columns: int) -> np.ndarray:
         raise InvalidDataError(f"The labels in y are of several types: {exc}.") from exc
     if len(labels) == columns:
         return labels
-    if labels.dtype.kind in "iu" and len(labels) and labels.min() >= 0 and labels.max() < columns:
+    if labels.dtype.kind in "iuf" and len(labels) and labels.min() >= 0 and labels.max() < columns:
         return np.arange(columns, dtype=labels.dtype)  # some classes are not in this data
+    binary = columns == 2 and len(labels) > 2
     raise InvalidDataError(
-        f"y has {len(labels)} different labels, {some(labels)}, the model has {columns} classes and does "
+        ("Only binary classification is supported. The type of the target is multiclass: " if binary else "")
+        + f"y has {len(labels)} different labels, {some(labels)}, the model has {columns} classes and does "
         "not name them: give every class at least once, or labels 0, 1, ..., in the order of the model's "
         "columns, or all of them to partial_fit(classes=)."
     )
+
+
+def are_numbered(labels: np.ndarray, y: np.ndarray) -> bool:
+    """Whether `y` holds the places of a model's labels rather than these.
+
+    Ensembles of scikit-learn hand their estimators 0, 1, ..., k-1 for the k labels that they have seen, in
+    sorted order. Those are the places of the columns if the labels of the model are sorted and all of them
+    are there; if not, there is no telling what the numbers mean.
+
+    Raises
+    ------
+    InvalidDataError
+        Integers that are no labels, and may not be the places of the labels either.
+    """
+    if y.dtype.kind not in "iu" or y.size != len(y):
+        return False
+    names, numbers = labels.tolist(), np.unique(y)
+    integers = labels.dtype.kind in "iu"
+    if integers and np.isin(numbers, labels).any():
+        return False
+    if names == sorted(names) and np.array_equal(numbers, np.arange(len(names))):
+        return True
+    if integers:
+        return False
+    raise InvalidDataError(
+        f"The model names its classes {some(labels)}, y holds the integers {some(numbers)}: give labels. "
+        f"Numbers as scikit-learn's ensembles make them are taken for places in that list if all of 0 to "
+        f"{len(names) - 1} are there and the names are sorted."
+    )
+
+
+def declared_columns(model: Any, output: str | None) -> int | None:
+    """Columns that a model in memory declares for an output, by default its first of floating-point numbers.
+
+    None if it does not say, or if it is not in memory: nothing is loaded for this.
+    """
+    if isinstance(model, onnx.ModelProto):
+        for info in model.graph.output:
+            tensor = info.type.tensor_type
+            if info.name == output or (output is None and tensor.elem_type in _FLOATS):
+                dims = tensor.shape.dim
+                return dims[1].dim_value or None if len(dims) == 2 else None
+    if isinstance(model, ir.Model):
+        for value in model.graph.outputs:
+            if value.name == output or (
+                output is None and value.dtype is not None and value.dtype in _FLOATS
+            ):
+                shape = value.shape
+                return (
+                    shape[1] if shape is not None and len(shape) == 2 and isinstance(shape[1], int) else None
+                )
+    return None
+
+
+_FLOATS = frozenset({onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16})
 
 
 def label_indices(y: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 import numbers
 import os
-import sys
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import onnx
 
+from onnxcustom._warnings import warn_user
 from onnxcustom.exceptions import ConvergenceError, ConvergenceWarning, InvalidDataError, UnknownNameError
 from onnxcustom.graph import load, replace_weights
 from onnxcustom.optim import BaseLearningRate
@@ -151,7 +150,7 @@ class OrtGradientForwardBackwardOptimizer(Trainer):
     def fit(
         self,
         X: Any,
-        y: Any,
+        y: Any = None,
         sample_weight: Any = None,
         X_val: Any = None,
         y_val: Any = None,
@@ -176,6 +175,12 @@ class OrtGradientForwardBackwardOptimizer(Trainer):
                 f"validation_every must be a number of epochs, or a fraction of max_iter, not {every!r}."
             )
         return super().fit(X, y, sample_weight, X_val, y_val)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.requires_fit = False  # the model's own weights predict, too
+        tags.target_tags.multi_output = True
+        return tags
 
     def make_step(self, X: Any, y: Any) -> TrainingStep:
         """A new training step at the model's own weights."""
@@ -205,7 +210,7 @@ class OrtGradientForwardBackwardOptimizer(Trainer):
         except ConvergenceError as exc:
             if self.exc:
                 raise
-            warnings.warn(str(exc), ConvergenceWarning, stacklevel=_level_of_caller())
+            warn_user(str(exc), ConvergenceWarning)
 
     def run_epoch(self, loader: OrtDataLoader) -> float:
         """Train once on every row; the mean objective over the rows."""
@@ -230,8 +235,8 @@ class OrtGradientForwardBackwardOptimizer(Trainer):
     @property
     def validation_losses_(self) -> list[float] | None:
         """Mean loss on validation data, None without any."""
-        history = self._fitted().history_
-        return history.get("val_loss", []) if self._validates else None
+        losses = self._fitted().history_.get("val_loss", [])
+        return [loss for loss in losses if loss == loss] if self._validates else None
 
     @property
     def trained_coef_(self) -> dict[str, np.ndarray]:
@@ -357,11 +362,16 @@ class OrtGradientForwardBackwardOptimizer(Trainer):
     def predict(self, X: Any) -> np.ndarray:
         """Output of the trained model; before :meth:`fit`, of the model as it is."""
         step = self._current_step(X)
+        if self.__sklearn_is_fitted__():
+            self._check_features(X)
         return step.predict(X)[step.targets[0].output]
 
     def losses(self, X: Any, y: Any, sample_weight: Any = None) -> np.ndarray:
         """Loss of every row, in order; before :meth:`fit`, with the model's own weights."""
-        return self._current_step(X, y).scores(X, y, sample_weight)
+        step = self._current_step(X, y)
+        if self.__sklearn_is_fitted__():
+            self._check_features(X)
+        return step.scores(X, y, sample_weight)
 
     #: The name of :meth:`losses` in older versions.
     scores = losses
@@ -401,14 +411,6 @@ class OrtGradientForwardBackwardOptimizer(Trainer):
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in super().__getstate__().items() if k != "_session"}
-
-
-def _level_of_caller() -> int:
-    """Stack level, for a warning of our caller, of the first frame that isn't of this library."""
-    frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("onnxcustom."):
-        frame, level = frame.f_back, level + 1
-    return level
 
 
 def _kind(kind: str) -> str:

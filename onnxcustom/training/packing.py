@@ -16,8 +16,6 @@ from onnxcustom.graph.builder import Builder, Var
 from onnxcustom.graph.roles import Role
 from onnxcustom.optim import BaseLearningRate, State
 
-from .buffers import block_layout
-
 __all__ = ["concatenate", "plan_packs"]
 
 # Above, a pass over memory costs more than the node that makes it.
@@ -96,17 +94,12 @@ def _is_scalar(value: ir.Value) -> bool:
 
 
 def concatenate(op: Builder, gradients: Sequence[Var], shapes: Sequence[tuple[int, ...]]) -> Var:
-    """Gradients of these shapes one behind the other, zeros between them, as their weights lie in memory."""
-    dtype = gradients[0].dtype
-    assert dtype is not None
-    sizes = [math.prod(shape) for shape in shapes]
-    starts, total = block_layout(sizes, dtype.numpy().itemsize)
-    ends = [*starts[1:], total]
+    """Gradients of these shapes one behind the other, as their weights lie in memory."""
     parts: list[Var] = []
-    for g, shape, gap in zip(gradients, shapes, np.subtract(ends, starts) - sizes, strict=True):
-        parts.append(g if len(shape) == 1 else op.Reshape(g, [-1]))
-        if gap:
-            parts.append(op.const(np.zeros(gap), like=g))
+    for g, shape in zip(gradients, shapes, strict=True):
+        flat = g if len(shape) == 1 else op.Reshape(g, [-1])
+        flat.value.shape = ir.Shape([math.prod(shape)])
+        parts.append(flat)
     joined = op.Concat(*parts, axis=0)
-    joined.value.shape = ir.Shape([total])
+    joined.value.shape = ir.Shape([sum(map(math.prod, shapes))])
     return joined

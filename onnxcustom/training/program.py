@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,11 @@ from onnxcustom.runtime import Binding, Device, create_session, to_ortvalue
 from .buffers import DoubleBuffer, Scalar
 from .compose import ComposedStep
 
-__all__ = ["Program"]
+__all__ = ["Program", "intermediate_bytes"]
+
+# Intermediate results of so many bytes are laid out once: it saves the allocations of a run, a tenth of
+# the time of the smallest models, and costs as much memory again.
+_SMALL = 2**20
 
 
 class Program:
@@ -32,6 +37,8 @@ class Program:
         Where it runs.
     threads : int, optional
         Threads of onnxruntime.
+    sess_options : onnxruntime.SessionOptions, optional
+        Used as it is.
     """
 
     def __init__(
@@ -43,20 +50,30 @@ class Program:
         dtype: np.dtype,
         device: Device,
         threads: int | None,
+        sess_options: Any = None,
     ) -> None:
         self._graph = graph
         self._buffers = (kept, statistics, accumulated)
         self._device = device
-        self._session = create_session(graph.model, device, threads=threads)
-        self._rate, self._step, self._loss = Scalar(dtype), Scalar(dtype), Scalar(dtype)
-        self._hyper = [(key, Scalar(dtype)) for key in graph.hyper]
-        self._share = None if graph.share is None else Scalar(dtype)
+        self._options = {"threads": threads, "sess_options": sess_options}
+        self._session: Any = None
+        self._loss = Scalar(dtype)
+        self._scalars = _Scalars(graph)
+        self._ones = _Ones(graph.ones, dtype) if graph.ones else None
+        self._plan = graph.plan
+        self._reads_rows = graph.plan.reads_rows or self._ones is not None
         self._batch = graph.batch
         self._finite = np.zeros(len(graph.checked), dtype)
         self._bindings: dict[int, Binding] = {}
         # A session of its own: made now, not at the first step.
         self._tables = _Tables(graph, kept, device) if graph.rows else None
-        self._binding()
+
+    def _open(self, values: Sequence[Any]) -> None:
+        """Make the session, for batches like the first one."""
+        shape = values[0].shape()
+        graph = self._graph.model
+        small = intermediate_bytes(graph, shape[0] if shape else 1) < _SMALL
+        self._session = create_session(graph, self._device, memory_pattern=small, **self._options)
 
     def _binding(self) -> Binding:
         """Everything bound, for the present fronts of the buffers."""
@@ -72,20 +89,15 @@ class Program:
         inputs = {i.name for i in self._session.get_inputs()}
         means: dict[str, str | None] = dict(graph.accumulated.values())
         updates: list[Mapping[str, str | None]] = [graph.whole, graph.statistics, means]
+        shapes = {o.name: o.shape for o in self._session.get_outputs()}
         for buffer, pairs in zip(self._buffers, updates, strict=True):
-            read, written = buffer.values[buffer.front], buffer.values[1 - buffer.front]
-            for old, value in read.items():
+            for old, value in buffer.values[buffer.front].items():
                 if old in inputs:
                     binding.bind_input(old, value)
             for old, new in pairs.items():
                 if new is not None:
-                    binding.bind_output(new, written[old])
-        binding.bind_input(graph.learning_rate, self._rate.ortvalue)
-        binding.bind_input(graph.step, self._step.ortvalue)
-        for key, scalar in self._hyper:
-            binding.bind_input(graph.hyper[key], scalar.ortvalue)
-        if graph.share is not None and self._share is not None:
-            binding.bind_input(graph.share, self._share.ortvalue)
+                    binding.bind_output(new, buffer.back(old, shapes[new]))
+        self._scalars.bind(binding)
         binding.bind_output(graph.loss, self._loss.ortvalue)
         if graph.finite is not None:
             binding.bind_output(graph.finite, to_ortvalue(self._finite))
@@ -107,20 +119,20 @@ class Program:
         share : float
             Share of this batch's rows in those accumulated.
         """
-        self._rate.set(hyper["learning_rate"])
-        self._step.set(step)
-        for name, scalar in self._hyper:
-            scalar.set(hyper[name])
-        if self._share is not None:
-            self._share.set(share)
+        if self._session is None:
+            self._open(values)
+        rows = values[0].shape()[0] if self._reads_rows else 0
+        self._scalars.set(hyper, step, share, rows)
         binding = self._binding()
+        if self._ones is not None:
+            self._ones.bind(binding, rows)
         binding.rebind_inputs(self._batch, values)
         self._values = values  # onnxruntime borrows their memory
         if self._tables:
             self._tables.take(binding.run())
         else:
             binding.execute()
-        return float(self._loss)
+        return self._plan.loss(float(self._loss), hyper, step, share, rows)
 
     def nonfinite(self) -> list[str]:
         """Weights whose gradient or new rows hold NaN or infinity, of the last run, if it looks for them."""
@@ -133,6 +145,75 @@ class Program:
         """Write the rows of the last run into their tables."""
         if self._tables:
             self._tables.write()
+
+
+def intermediate_bytes(model: ir.Model, rows: int) -> float:
+    """Bytes of all that the nodes of a graph make; infinite where a size is neither a number nor the rows.
+
+    Parameters
+    ----------
+    model : onnx_ir.Model
+        Step graph.
+    rows : int
+        Rows of a batch: what the first dimension of the first input stands for.
+    """
+    first = model.graph.inputs[0].shape
+    name = None if not first or isinstance(first[0], int) else first[0].value
+    known = {} if name is None else {name: rows}
+    total = 0.0
+    for node in model.graph:
+        for value in node.outputs:
+            if value.shape is None or value.dtype is None:
+                return math.inf
+            sizes = [d if isinstance(d, int) else known.get(d.value or "", math.inf) for d in value.shape]
+            total += value.dtype.itemsize * math.prod(sizes)
+    return total
+
+
+class _Scalars:
+    """The scalars that a graph reads, set when they change."""
+
+    def __init__(self, graph: ComposedStep) -> None:
+        self._plan = plan = graph.plan
+        inputs = {v.name: v for v in graph.model.graph.inputs}
+        self._scalars = {}
+        for name in plan.names:
+            dtype = inputs[name].dtype
+            assert dtype is not None
+            self._scalars[name] = Scalar(dtype.numpy())
+        self._set = [scalar.set for scalar in self._scalars.values()]
+        self._hyper: Mapping[str, float] | None = None
+        self._last: tuple[float, ...] = ()
+
+    def bind(self, binding: Binding) -> None:
+        for name, scalar in self._scalars.items():
+            binding.bind_input(name, scalar.ortvalue)
+
+    def set(self, hyper: Mapping[str, float], step: int, share: float, rows: int) -> None:
+        """Compute and write them, unless they depend on nothing that is different from the last time."""
+        plan = self._plan
+        last = (step if plan.by_step else 0, share if plan.by_share else 0.0, rows if plan.by_rows else 0)
+        if hyper is self._hyper and last == self._last:
+            return
+        self._hyper, self._last = hyper, last
+        for write, value in zip(self._set, plan.feeds(hyper, step, share, rows), strict=True):
+            write(value)
+
+
+class _Ones:
+    """Inputs that are one for each row of the batch."""
+
+    def __init__(self, ranks: Mapping[str, int], dtype: np.dtype) -> None:
+        self._ranks, self._dtype = ranks, dtype
+        self._bound: dict[Binding, int] = {}
+
+    def bind(self, binding: Binding, rows: int) -> None:
+        """Bind them, unless the last batch had as many rows."""
+        if self._bound.get(binding) == rows:
+            return
+        for name, rank in self._ranks.items():
+            binding.bind_input(name, np.ones((1, rows)[2 - rank :], self._dtype))
+        self._bound[binding] = rows
 
 
 class _Tables:

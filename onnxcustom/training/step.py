@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 import functools
 import math
 import numbers
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 
 from onnxcustom._versioning import check_version, stamp_version
 from onnxcustom.exceptions import (
@@ -23,18 +23,31 @@ from onnxcustom.exceptions import (
 )
 from onnxcustom.gradient.build import prepared
 from onnxcustom.gradient.interface import select_engine
-from onnxcustom.graph import constants, load, prepare, replace_constants, replace_weights, to_proto
+from onnxcustom.graph import (
+    Selection,
+    constants,
+    load,
+    prepare,
+    replace_constants,
+    replace_weights,
+    select_weights,
+    to_proto,
+    trainable_values,
+)
 from onnxcustom.graph import weights as graph_weights
+from onnxcustom.graph.selection import matching
 from onnxcustom.objective import select_penalties
 from onnxcustom.optim import BaseLearningRate, select_optimizer
-from onnxcustom.runtime import Device, parse_device, to_ortvalue
+from onnxcustom.runtime import Device, ForkLock, parse_device, to_ortvalue
 
 from .buffers import DoubleBuffer
 from .compose import ComposedStep, Phase, compose_forward, compose_scores, compose_step, trunk
-from .inference import Forward, loadable, runnable
+from .inference import Forward, loadable, runnable, without_numbers
 from .modes import ModeSettings
 from .program import Program
+from .step_state import export_state, import_state
 from .targets import Target, prediction_tensors, select_targets
+from .tensors import all_finite
 from .validation import TensorSpec, as_inputs, as_sample_weight, as_targets, tensor_specs
 
 __all__ = ["TrainingStep"]
@@ -55,8 +68,9 @@ class TrainingStep:
         Loss of the model's first floating-point output, or a dict from output name to loss.
     optimizer : str or BaseLearningRate, default='sgd'
         Update rule.
-    weights : list of str, optional
-        Weights to train, by default everything :func:`onnxcustom.weights` finds.
+    weights : str or list of str, optional
+        Weights to train, by default everything :func:`onnxcustom.weights` finds: names, patterns, or
+        words such as ``'last:2'`` and ``'biases'`` (:func:`onnxcustom.graph.select_weights`).
     penalty : str, BaseLearningPenalty or dict, optional
         Penalty on every weight, or a dict from weight name to penalty.
     engine : {'auto', 'ort', 'onnx'}, default='auto'
@@ -79,10 +93,19 @@ class TrainingStep:
         Whether Dropout drops, by masks that are a function of (seed, step).
     seed : int, default=0
         Seed of the masks.
+    freeze : str or list of str, optional
+        What is left out of `weights`, said in the same way. Frozen weights are constants of the graph:
+        no gradient is computed for them, nor for what is needed for them alone.
     passes : bool, default=True
         Whether the graph is rewritten to run faster: learning rate and updates go into the products of
         matrices that gradients come from, and small weights are updated together. Results differ in
         rounding only.
+    recompute : bool, default=False
+        Whether activations that are cheap to compute are computed again where the backward pass needs
+        them, rather than kept: less memory, more time.
+    sess_options : onnxruntime.SessionOptions, optional
+        Settings of the session that trains, used as they are, in place of `threads` and of those that
+        the documentation explains under "Speed and memory". A step that was pickled has them no longer.
 
     Attributes
     ----------
@@ -118,7 +141,7 @@ class TrainingStep:
         model: Any,
         loss: Any = "squared_error",
         optimizer: Any = "sgd",
-        weights: Sequence[str] | None = None,
+        weights: Selection = None,
         penalty: Any = None,
         engine: str = "auto",
         device: Any = "cpu",
@@ -130,30 +153,38 @@ class TrainingStep:
         batch_norm: str = "frozen",
         dropout: str = "off",
         seed: int = 0,
+        freeze: Selection = None,
         passes: bool = True,
+        recompute: bool = False,
+        sess_options: Any = None,
     ) -> None:
         if threads is not None and not threads >= 1:
             raise ValueError(f"threads must be at least 1, not {threads!r}.")
         self.modes = ModeSettings(batch_norm, dropout, seed)
         self.passes = bool(passes)
+        self.recompute = bool(recompute)
+        self._sess_options = sess_options
         self._proto = load(model)
         self.device: Device = parse_device(device)
         self.threads = threads
         self.optimizer = select_optimizer(optimizer, learning_rate).init_learning_rate()
         self._options = _options(self.optimizer)
         model = prepare(self._proto)
-        initial = _choose_weights(graph_weights(model), weights)
+        if not model.graph.inputs:
+            raise InvalidModelError("The model has no inputs: there is nothing to train it on.")
+        initial = _choose_weights(model, weights, freeze)
         self.targets: list[Target] = select_targets(model, loss, loss_weights)
         initial = _without_frozen(self.optimizer, initial)
+        self._forget_sessions()
+        self._base = without_numbers(model, initial)
         self._penalties = select_penalties(penalty, model, list(initial))
         values = list(dict.fromkeys(t.value for t in self.targets))
-        self.engine = select_engine(engine, trunk(model, values))
+        self.engine = select_engine(engine, trunk(self._base.clone(), values))
         self.iteration = self.skipped = 0
         self._born: dict[str, int] = {}
         self._pending = self._pending_rows = 0
         self._weighted = bool(sample_weight)
         self._weights = list(initial)
-        self._forget_sessions()
         graph = self._graph(self._weighted)
         self._n_batch = len(graph.inputs) + len(graph.expected)
         statistics = constants(self._proto, graph.statistics)
@@ -182,6 +213,10 @@ class TrainingStep:
     _programs: dict[tuple[bool, Phase], Program]
     _scores: dict[bool, Forward]
     _forward: Forward | None
+    _base: ir.Model | None
+    _sess_options: Any = None
+    # Constants of the model that other steps have handed on, so that they are no longer the user's.
+    _moved: frozenset[str] = frozenset()
 
     # -- graphs --------------------------------------------------------------------------------
 
@@ -196,6 +231,12 @@ class TrainingStep:
         """
         return to_proto(self._composed(self._weighted, "update", packed=False).model)
 
+    def _model(self) -> ir.Model:
+        """The model, prepared, without the numbers in weights that are trained: the buffers have them."""
+        if self._base is None:
+            self._base = without_numbers(prepare(self._proto), self._weights)
+        return self._base
+
     def _graph(self, weighted: bool, phase: Phase = "update") -> ComposedStep:
         if (weighted, phase) not in self._graphs:
             # Views of a part of a tensor can be made in host memory only.
@@ -205,7 +246,7 @@ class TrainingStep:
 
     def _composed(self, weighted: bool, phase: Phase, packed: bool) -> ComposedStep:
         return compose_step(
-            prepared(self._proto, self.engine),
+            prepared(self._model(), self.engine),
             self.engine,
             self.targets,
             self._weights,
@@ -218,6 +259,8 @@ class TrainingStep:
             born=self._born,
             fold=self.passes,
             packed=packed,
+            fed=packed,
+            again=self.recompute,
         )
 
     def _program(self, weighted: bool, phase: Phase) -> Program:
@@ -230,6 +273,7 @@ class TrainingStep:
                 self.scalar_dtype,
                 self.device,
                 self.threads,
+                self._sess_options,
             )
         return self._programs[weighted, phase]
 
@@ -374,13 +418,14 @@ class TrainingStep:
     def scores(self, X: Any, y: Any, sample_weight: Any = None) -> np.ndarray:
         """Loss of every row with the present weights, without the penalty: shape (n,)."""
         weighted = sample_weight is not None
-        if weighted not in self._scores:
-            graph = compose_scores(
-                prepared(self._proto, self.engine), self.targets, self._inputs, weighted=weighted
-            )
-            self._scores[weighted] = Forward(graph, self.device, self.threads)
-        # The two graphs may call their inputs differently, where a tensor of the model has the name.
-        step, scores = self._graph(weighted), self._scores[weighted]
+        with self._lock:
+            if weighted not in self._scores:
+                graph = compose_scores(
+                    prepared(self._model(), self.engine), self.targets, self._inputs, weighted=weighted
+                )
+                self._scores[weighted] = Forward(graph, self.device, self.threads)
+            # The two graphs may call their inputs differently, where a tensor of the model has the name.
+            step, scores = self._graph(weighted), self._scores[weighted]
         feeds = self.feeds(X, y, sample_weight)
         asked = step.batch[len(step.inputs) :]
         renamed = dict(zip(asked, scores.inputs[-len(asked) :], strict=True))
@@ -391,13 +436,15 @@ class TrainingStep:
 
         What a classifier's ZipMap reads stands for the list of dicts it makes of it.
         """
-        if self._forward is None:
-            model = runnable(self._proto)
-            tensors = prediction_tensors(model)
-            self._predicted = list(tensors)
-            graph = compose_forward(model, list(tensors.values()), self._inputs)
-            self._forward = Forward(graph, self.device, self.threads)
-        outputs = self._run(self._forward, as_inputs(X, self.inputs))
+        with self._lock:
+            forward = self._forward
+            if forward is None:
+                model = runnable(self._model())
+                tensors = prediction_tensors(model)
+                self._predicted = list(tensors)
+                graph = compose_forward(model, list(tensors.values()), self._inputs)
+                forward = self._forward = Forward(graph, self.device, self.threads)
+        outputs = self._run(forward, as_inputs(X, self.inputs))
         return dict(zip(self._predicted, outputs, strict=True))
 
     def _run(self, forward: Forward, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
@@ -449,6 +496,7 @@ class TrainingStep:
         """Overwrite running statistics; those that this step does not update become part of its model."""
         known = self.statistics()
         self._proto = replace_constants(self._proto, statistics)
+        self._moved |= {name for name in statistics if name not in known}
         self._forget_sessions()
         self._statistics.write({name: array for name, array in statistics.items() if name in known})
 
@@ -490,7 +538,10 @@ class TrainingStep:
         weights : dict of str to ndarray
             Some or all of what :func:`onnxcustom.weights` finds in the model.
         """
-        self._proto = replace_weights(self._proto, weights)
+        self._proto, before = replace_weights(self._proto, weights), graph_weights(self._proto)
+        self._moved |= {
+            n for n, a in weights.items() if n not in self._weights and not _same_bits(a, before[n])
+        }
         self._forget_sessions()  # what is not trained is part of the graphs
         self.set_weights({name: array for name, array in weights.items() if name in self._weights})
 
@@ -522,10 +573,43 @@ class TrainingStep:
         trained = replace_constants(replace_weights(self._proto, self.weights()), self.statistics())
         return loadable(trained)
 
+    # -- checkpoints -----------------------------------------------------------------------------
+
+    def state_dict(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Everything that training goes on from, to the same bits: copies, and what JSON can hold.
+
+        Returns
+        -------
+        tuple of (dict of str to ndarray, dict)
+            Tensors: ``weights/<weight>``, ``state/<weight>/<name>``, ``statistics/<name>``,
+            ``accumulated/<weight>``, and ``constants/<name>`` for what :meth:`take_over` has changed
+            of the model beside them. State: the optimizer's clock and the counts of the step.
+        """
+        return export_state(self)
+
+    def load_state_dict(self, tensors: Mapping[str, np.ndarray], state: Mapping[str, Any]) -> None:
+        """Go on where a step that was made with the same arguments was.
+
+        The learning rate and the seed of the masks become what they were there.
+
+        Parameters
+        ----------
+        tensors, state
+            What :meth:`state_dict` returned.
+
+        Raises
+        ------
+        CheckpointError
+            What was saved does not fit this step; the message says what differs, and nothing is
+            changed.
+        """
+        import_state(self, tensors, state)
+
     # -- pickling --------------------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {k: v for k, v in vars(self).items() if k not in _REBUILT}
+        present = vars(self).copy()  # other threads may be about to predict
+        state = {k: v for k, v in present.items() if k not in _REBUILT}
         state["_saved"] = self._read()
         return stamp_version(state)
 
@@ -542,10 +626,12 @@ class TrainingStep:
         self._allocate(self._graph(self._weighted), *saved)
 
     def _forget_sessions(self) -> None:
+        self._lock = ForkLock()
         self._graphs = {}
         self._programs = {}
         self._scores = {}
         self._forward = None
+        self._base = None
 
     def __repr__(self) -> str:
         targets = ", ".join(f"{t.output}: {t.loss!r}" for t in self.targets)
@@ -557,7 +643,18 @@ class TrainingStep:
 
 # What holds sessions or device memory: left out of pickles, made again when needed.
 _REBUILT = frozenset(
-    {"_graphs", "_programs", "_scores", "_forward", "_buffers", "_statistics", "_accumulated"}
+    {
+        "_lock",
+        "_sess_options",
+        "_base",
+        "_graphs",
+        "_programs",
+        "_scores",
+        "_forward",
+        "_buffers",
+        "_statistics",
+        "_accumulated",
+    }
 )
 
 
@@ -573,40 +670,32 @@ def _without_frozen(optimizer: BaseLearningRate, weights: dict[str, np.ndarray])
             if isinstance(pattern, numbers.Integral):
                 known = 0 <= int(pattern) < len(weights)
             else:
-                known = any(name == pattern or fnmatch.fnmatchcase(name, pattern) for name in weights)
+                known = bool(matching(pattern, weights))
             if not known:
                 raise UnknownNameError(
                     f"{option} names {pattern!r}, which is none of the trained weights {list(weights)}."
                 )
-    kept = {name: array for name, array in weights.items() if not optimizer.is_frozen(name)}
+    frozen = {name for pattern in optimizer.frozen or () for name in matching(pattern, weights)}
+    kept = {name: array for name, array in weights.items() if name not in frozen}
     if not kept:
         raise NoTrainableWeightError(f"Every weight is frozen: {list(weights)}.")
     return kept
 
 
-def _choose_weights(found: dict[str, np.ndarray], names: Sequence[str] | None) -> dict[str, np.ndarray]:
+def _choose_weights(model: ir.Model, weights: Selection, freeze: Selection) -> dict[str, np.ndarray]:
     """The weights to train, checked."""
+    found = {str(v.name): v.const_value.numpy() for v in trainable_values(model) if v.const_value is not None}
     if not found:
         raise NoTrainableWeightError(
             "The model holds no trainable weight: no floating-point initializer or constant that an operator "
             "reads as data."
         )
-    if names is None:
-        chosen = dict(found)
-    else:
-        if isinstance(names, str):
-            raise UnknownNameError(f"weights must be a list of names, not the text {names!r}.")
-        names = list(names)
-        repeated = sorted({n for n in names if names.count(n) > 1})
-        unknown = [n for n in names if n not in found]
-        if repeated or unknown:
-            what = f"repeats {repeated}" if repeated else f"names {unknown}, which the model does not have"
-            raise UnknownNameError(f"The list of weights {what}; its weights are {list(found)}.")
-        if not names:
-            raise NoTrainableWeightError(f"The list of weights is empty; the model has {list(found)}.")
-        chosen = {n: found[n] for n in names}
+    names = select_weights(model, weights, freeze)
+    if isinstance(weights, (list, tuple)) and set(names) <= set(weights):
+        names = [name for name in weights if name in names]  # a list of names keeps its order
+    chosen = {name: found[name] for name in names}
     for name, array in chosen.items():
-        if not np.isfinite(array.astype(np.float64)).all():
+        if not all_finite(array):
             raise InvalidModelError(f"Weight {name!r} of the model contains NaN or infinity.")
     return chosen
 
@@ -620,6 +709,10 @@ def _initial_state(
         initial = optimizer.create_state(weights[name])
         tensors.update({old: initial[s] for s, (old, _) in states.items()})
     return tensors
+
+
+def _same_bits(a: np.ndarray, b: np.ndarray) -> bool:
+    return a.shape == b.shape and a.tobytes() == b.tobytes()
 
 
 def _same_kind(what: str, array: Any, present: np.ndarray) -> None:

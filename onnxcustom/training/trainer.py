@@ -6,27 +6,45 @@ change.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
-from tqdm import tqdm
+from sklearn.utils.validation import validate_data
 
 from onnxcustom._versioning import check_version, stamp_version
-from onnxcustom.exceptions import ConvergenceError, EvaluationError, InvalidDataError
+from onnxcustom.data import Stream
+from onnxcustom.data.given import as_data
+from onnxcustom.exceptions import CheckpointError, ConvergenceError, EvaluationError, InvalidDataError
 
+from .callbacks import Callback, Callbacks, Checkpoint, PrintLog, ProgressBar
+from .checkpoint import CheckpointStore, Saved
 from .data_loader import Batch, OrtDataLoader, draw_seed
+from .held_out import ArrayValidation, StreamValidation, score_stream
+from .resuming import capture, check_same, checked, fingerprint, restore, restore_callbacks
+from .run import Run, deferred_interrupt
+from .splitting import hold_out
 from .step import TrainingStep
-from .validation import as_inputs, as_targets
+from .stream_loader import StreamLoader
+from .validation import as_inputs, as_targets, dimensions, is_named
 
 __all__ = ["Trainer"]
+
+
+class _Resumed(NamedTuple):
+    """The checkpoints of a fit: who writes them, where, and the last one there is."""
+
+    checkpoint: Checkpoint
+    store: CheckpointStore
+    saved: Saved | None
 
 
 class Trainer(BaseEstimator):
@@ -42,10 +60,14 @@ class Trainer(BaseEstimator):
     weights_ : dict of str to ndarray
         Copies of the trained weights, by name.
     history_ : dict of str to list of float
-        ``'loss'``, the mean objective over the rows, and ``'val_loss'`` if there is validation data:
-        one number an epoch.
+        ``'loss'``, the mean objective over the rows, ``'val_loss'`` if there is validation data, and what
+        callbacks measure: lists of one number an epoch, NaN where it was not measured.
     n_iter_ : int
         Epochs done.
+    callbacks_ : list of Callback
+        The copies of the callbacks that looked at the last training.
+    stop_reason_ : str or None
+        Why it ended before its last epoch, if it did.
     """
 
     batch_size: int
@@ -54,6 +76,12 @@ class Trainer(BaseEstimator):
     verbose: int
     random_state: Any = None
     shuffle: bool = True
+    callbacks: Any = None
+    checkpoint_dir: Any = None
+    validation_fraction: float | None = None
+
+    _run: Run | None = None
+    _resumed: _Resumed | None = None
 
     # What a step is made of: with warm_start, a change of one of these makes a new step.
     _step_parameters: tuple[str, ...] = ()
@@ -61,6 +89,8 @@ class Trainer(BaseEstimator):
     _live_parameters: frozenset[str] = frozenset()
 
     step_: TrainingStep
+    history_: dict[str, list[float]]
+    n_iter_: int
 
     # -- what a subclass writes ------------------------------------------------------------------
 
@@ -72,17 +102,29 @@ class Trainer(BaseEstimator):
         """The expected values as the step wants them."""
         return y
 
+    def row_weights(self, y: Any, sample_weight: Any) -> Any:
+        """The weights of the rows, for expected values as the user gave them."""
+        return sample_weight
+
+    def sample(self, stream: Stream) -> tuple[Any, Any]:
+        """Features and expected values to make a step for, of data that is not in memory."""
+        head = stream.head()
+        return head.X, head.y
+
     # -- the ladder --------------------------------------------------------------------------------
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None, X_val: Any = None, y_val: Any = None) -> Any:
+    def fit(
+        self, X: Any, y: Any = None, sample_weight: Any = None, X_val: Any = None, y_val: Any = None
+    ) -> Any:
         """Train from the weights in the model, or with ``warm_start`` from those of the last fit.
 
         Parameters
         ----------
-        X : array_like of shape (n, ...), DataFrame, or dict of str to array_like
-            Features; a dict when the model has several inputs.
-        y : array_like of shape (n,) or (n, ...), or dict of str to array_like
-            Expected values; a dict when there are several losses.
+        X : array_like of shape (n, ...), DataFrame, dict of str to array_like, or Stream
+            Features; a dict when the model has several inputs. :func:`onnxcustom.data.stream` brings
+            features, expected values and weights of the rows, as does an iterable of batches.
+        y : array_like of shape (n,) or (n, ...), or dict of str to array_like, optional
+            Expected values; a dict when there are several losses. None for a stream.
         sample_weight : array_like of shape (n,), optional
             One weight per row.
         X_val, y_val : like `X` and `y`, optional
@@ -102,18 +144,26 @@ class Trainer(BaseEstimator):
         """
         if not _is_count(self.max_iter):
             raise ValueError(f"max_iter must be an integer of at least 1, not {self.max_iter!r}.")
+        checkpoint = self._checkpoint()
         kept = {} if self.warm_start else self._forget()
         try:
-            return self.partial_fit(X, y, sample_weight, X_val, y_val, epochs=self.max_iter)
+            with contextlib.ExitStack() as stack:
+                if checkpoint is not None:
+                    store = checkpoint.store()
+                    stack.enter_context(store.lock())
+                    self._resumed = _Resumed(checkpoint, store, checked(store.latest()))
+                return self.partial_fit(X, y, sample_weight, X_val, y_val, epochs=self.max_iter)
         except BaseException:
             if not self.__sklearn_is_fitted__():  # training never began: as if fit had not been called
                 self.__dict__.update(kept)
             raise
+        finally:
+            self.__dict__.pop("_resumed", None)
 
     def partial_fit(
         self,
         X: Any,
-        y: Any,
+        y: Any = None,
         sample_weight: Any = None,
         X_val: Any = None,
         y_val: Any = None,
@@ -136,54 +186,99 @@ class Trainer(BaseEstimator):
         if not _is_count(epochs):
             raise ValueError(f"epochs must be an integer of at least 1, not {epochs!r}.")
         before = dict(self.__dict__)
+        saved = None if self._resumed is None else self._resumed.saved
         try:
-            step = self._resume(X, y) if self.__sklearn_is_fitted__() else self.make_step(X, y)
-            seed = getattr(self, "_seed", None)
-            seed = draw_seed(self.random_state) if seed is None else seed
-            loader = self._loader(step, X, y, sample_weight, seed)
-            validation = self._validation(step, X_val, y_val)
-            self._adopt(step, seed)
+            X, X_val = as_data(X, y), None if X_val is None else as_data(X_val, y_val)
+            sample = self.sample(X) if isinstance(X, Stream) else (X, y)
+            step = self._resume(*sample) if self.__sklearn_is_fitted__() else self.make_step(*sample)
+            run = self._prepare(step, X, y, sample_weight, X_val, y_val, epochs)
+            self._adopt(step, run.seed)
         except BaseException:  # what was found out about a model that isn't trained is forgotten
             self._become(before)
             raise
+        if saved is not None:
+            self.n_iter_, self.history_ = saved.state["n_iter"], saved.state["history"]
         done = step.iteration
         try:
-            self.fit_loop(loader, validation, epochs)
+            self._supervise(run, saved)
         except EvaluationError:
             if step.iteration == done:  # the data does not fit in a way that only shows when it runs
                 self._become(before)
             raise
         return self
 
-    def fit_loop(
-        self, loader: OrtDataLoader, validation: tuple[Any, Any] | None = None, epochs: int = 1
-    ) -> None:
-        """Run epochs on data that was checked, keeping the history."""
-        step = self.step_
+    def _supervise(self, run: Run, saved: Saved | None) -> None:
+        """Run the epochs that are left, between the first and the last word of the callbacks."""
+        self._run = run
+        self.callbacks_, self.stop_reason_ = run.callbacks.items, None
         try:
-            with tqdm(total=epochs, unit="epoch", disable=not self.verbose) as progress:
-                for _ in range(epochs):
-                    loss = self.run_epoch(loader)
-                    self.n_iter_ += 1
-                    self._record("loss", loss)
-                    if validation is not None and self.validation_due():
-                        self._record("val_loss", self.validate(*validation))
-                    progress.set_postfix(
-                        {k: f"{v[-1]:.4g}" for k, v in self.history_.items() if v}, refresh=False
-                    )
-                    progress.update()
-                    if step.optimizer.report_epoch(loss):
-                        break
+            run.callbacks.call("on_train_begin", self)
+            if saved is not None:
+                restore_callbacks(saved, self, run)
+            left = run.epochs - self.n_iter_
+            if left > 0 and run.stop_reason is None:
+                with contextlib.nullcontext() if run.store is None else deferred_interrupt(run):
+                    self.fit_loop(run.loader, run.validation, left)
+        except BaseException as exc:
+            run.error = exc
+            raise
+        finally:
+            self.stop_reason_ = run.stop_reason
+            try:
+                run.callbacks.end(self)
+            finally:
+                del self._run
+
+    def fit_loop(self, loader: OrtDataLoader, validation: Any = None, epochs: int = 1) -> None:
+        """Run epochs on data that was checked, keeping the history."""
+        run = self.run
+        try:
+            for _ in range(epochs):
+                if not run.batches:
+                    run.callbacks.call("on_epoch_begin", self)
+                loss = self.run_epoch(loader)
+                if run.cut:
+                    break
+                self._end_epoch(run, loss, validation)
+                run.callbacks.call("on_epoch_end", self)
+                if run.stop_reason is not None:
+                    break
         except ConvergenceError as exc:
-            raise ConvergenceError(f"Epoch {self.n_iter_ + 1}: {exc}") from exc
+            error = ConvergenceError(f"Epoch {self.n_iter_ + 1}: {exc}")
+            if not run.callbacks.accept(self, error):
+                raise error from exc
+
+    def _end_epoch(self, run: Run, loss: float, validation: Any) -> None:
+        """Count an epoch that is through and write down what is known of it."""
+        self.n_iter_ += 1
+        run.begin_epoch()
+        for name in {**self.history_, **dict.fromkeys(run.measures)}:
+            self.record(name, math.nan)
+        self.record("loss", loss)
+        if validation is not None and self.validation_due():
+            self.record("val_loss", validation.mean_loss(self.validate))
+        if self.step_.optimizer.report_epoch(loss):
+            run.stop("the schedule of the learning rate sees no use in going on")
 
     def run_epoch(self, loader: OrtDataLoader) -> float:
-        """Train once on every row; the mean objective over the rows."""
-        total, rows = 0.0, 0
-        for batch in loader.epoch(self.n_iter_):
+        """Train once on every row, or on those that are left; the mean objective over the rows."""
+        run = self.run
+        observed = bool(run.callbacks.of_batches)
+        total, rows, batches = run.total, run.rows, run.batches
+        for batch in loader.epoch(self.n_iter_, batches):
+            if observed:
+                run.callbacks.begin_batch(self, batch)
             loss = self.train_step(batch)
+            batches += 1
             if math.isfinite(loss):  # else the step was skipped
                 total, rows = total + batch.rows * loss, rows + batch.rows
+            if observed:
+                run.batches, run.total, run.rows = batches, total, rows
+                run.callbacks.end_batch(self, batch, loss)
+            if run.stop_reason is not None and batches != loader.n_batches:
+                run.batches, run.total, run.rows = batches, total, rows
+                run.cut = True
+                break
         if not rows:
             raise ConvergenceError("the objective of every batch is NaN or infinite; all were skipped.")
         return total / rows
@@ -207,41 +302,164 @@ class Trainer(BaseEstimator):
             raise AttributeError(f"This {type(self).__name__} is not fitted yet: it has no weights_.")
         return self.step_.weights()
 
+    @property
+    def run(self) -> Run:
+        """The training that goes on.
+
+        Raises
+        ------
+        AttributeError
+            None does.
+        """
+        if self._run is None:
+            raise AttributeError(f"This {type(self).__name__} is not training: run is there during fit only.")
+        return self._run
+
+    def record(self, name: str, value: float) -> None:
+        """Write a number of the epoch just ended into the history."""
+        values = self.history_.setdefault(name, [])
+        del values[self.n_iter_ - 1 :]
+        values += [math.nan] * (self.n_iter_ - 1 - len(values)) + [value]
+
+    # -- before training ---------------------------------------------------------------------------
+
+    def _checkpoint(self) -> Checkpoint | None:
+        """Who saves the run: :attr:`checkpoint_dir`, or the one among the callbacks."""
+        found = [c for c in Callbacks(self.callbacks).items if isinstance(c, Checkpoint)]
+        if self.checkpoint_dir is not None:
+            found.append(Checkpoint(self.checkpoint_dir))
+        if len(found) > 1:
+            raise ValueError(f"A training has one folder for its checkpoints, not those of {found}.")
+        if found and self.warm_start:
+            raise ValueError(
+                "warm_start=True goes on from the last fit, a run with checkpoints from the last of them: "
+                "use one of the two."
+            )
+        return found[0] if found else None
+
+    def _prepare(
+        self, step: TrainingStep, X: Any, y: Any, sample_weight: Any, X_val: Any, y_val: Any, epochs: int
+    ) -> Run:
+        """Everything of a training, checked, before anything of this estimator changes."""
+        resumed = self._resumed
+        self._check_features(X, step)
+        if epochs > 1 and isinstance(X, Stream) and not X.source.repeatable:
+            raise InvalidDataError(
+                f"{X.source.name} gives its rows once, and {epochs} epochs need them {epochs} times: give an "
+                "iterable that makes new iterators, a function that returns one, or max_iter=1."
+            )
+        seed = getattr(self, "_seed", None)
+        if resumed is not None and resumed.saved is not None:
+            seed = resumed.saved.state["seed"]
+        seed = draw_seed(self.random_state) if seed is None else seed
+        if self.validation_fraction is not None and X_val is None and y_val is None:
+            X, y, sample_weight, X_val, y_val = self._hold_out(X, y, sample_weight, seed)
+        loader = self._loader(step, X, y, sample_weight, seed)
+        validation = self._validation(step, X_val, y_val)
+        run = Run(X, y, X_val, y_val, loader, validation, self._all_callbacks(), seed=seed)
+        run.epochs = getattr(self, "n_iter_", 0) + epochs
+        run.callbacks.prepare(run, ["loss"] if validation is None else ["loss", "val_loss"])
+        if resumed is not None:
+            self._take_place(resumed, step, run)
+        return run
+
+    def _all_callbacks(self) -> Callbacks:
+        """The user's and those that parameters stand for; the checkpoint last, when all have their state."""
+        shown: list[Callback] = []
+        if self.verbose:
+            shown.append(ProgressBar() if self.verbose == 1 else PrintLog())
+        callbacks = Callbacks(self.callbacks, *shown)
+        others = [c for c in callbacks.items if not isinstance(c, Checkpoint)]
+        return Callbacks(others, *([] if self._resumed is None else [self._resumed.checkpoint]))
+
+    def _take_place(self, resumed: _Resumed, step: TrainingStep, run: Run) -> None:
+        """Be where the last checkpoint is."""
+        run.store, saved = resumed.store, resumed.saved
+        run.fingerprint = fingerprint(self, run)
+        if saved is None:
+            return
+        check_same(saved.state["fingerprint"], run, resumed.checkpoint.folder)
+        done = saved.state["n_iter"]
+        if done > run.epochs:
+            raise CheckpointError(
+                f"The checkpoint {str(saved.path)!r} is {done} epochs into training, beyond max_iter="
+                f"{run.epochs}. Raise max_iter, or give another folder."
+            )
+        restore(saved, step, run)
+
+    def _hold_out(self, X: Any, y: Any, sample_weight: Any, seed: int) -> tuple[Any, ...]:
+        """Part of the rows for validation."""
+        fraction = self.validation_fraction
+        assert fraction is not None
+        if isinstance(X, Stream):
+            kept, held = X.split(fraction, seed)
+            return kept, None, sample_weight, held, None
+        return hold_out(X, y, sample_weight, fraction, seed)
+
     # -- data --------------------------------------------------------------------------------------
 
-    def _loader(self, step: TrainingStep, X: Any, y: Any, sample_weight: Any, seed: int) -> OrtDataLoader:
-        loader = OrtDataLoader(
-            X,
-            self.encode(y, step),
-            sample_weight,
-            batch_size=self.batch_size,
-            device=step.device,
-            shuffle=self.shuffle,
-            random_state=seed,
-            inputs=step.inputs,
-            targets=step.expected,
-            weight_dtype=step.scalar_dtype,
-        )
+    def _loader(
+        self, step: TrainingStep, X: Any, y: Any, sample_weight: Any, seed: int
+    ) -> OrtDataLoader | StreamLoader:
+        options: dict[str, Any] = {
+            "batch_size": self.batch_size,
+            "device": step.device,
+            "shuffle": self.shuffle,
+            "inputs": step.inputs,
+            "targets": step.expected,
+            "weight_dtype": step.scalar_dtype,
+        }
+        if isinstance(X, Stream):
+            if sample_weight is not None or self.row_weights(None, None) is not None:
+                raise InvalidDataError(
+                    "A stream brings the weights of its rows: name their column in "
+                    "stream(..., sample_weight='w')."
+                )
+            return StreamLoader(
+                X, seed=seed, encode=lambda y: self.encode(y, step), check=step.check_expected, **options
+            )
+        weights = self.row_weights(y, sample_weight)
+        loader = OrtDataLoader(X, self.encode(y, step), weights, random_state=seed, **options)
         n = len(step.inputs)
         names = [spec.name for spec in step.expected]
         step.check_expected(dict(zip(names, list(loader.arrays.values())[n:], strict=False)))
         return loader
 
-    def _validation(self, step: TrainingStep, X: Any, y: Any) -> tuple[Any, Any] | None:
+    def _check_features(self, X: Any, step: TrainingStep | None = None) -> None:
+        """Compare columns and their names with those of the first fit, or at a first fit keep them.
+
+        Sets `n_features_in_`, and `feature_names_in_` if `X` is a frame, as scikit-learn does.
+        """
+        first = not self.__sklearn_is_fitted__()
+        step = self.step_ if step is None else step
+        if isinstance(X, Stream):
+            X = X.head(1).X
+        if len(step.inputs) > 1 or is_named(X) or dimensions(X) != 2:
+            return
+        nameless = type(X) is np.ndarray and not hasattr(self, "feature_names_in_")
+        if nameless and not first and getattr(self, "n_features_in_", None) == X.shape[1]:
+            return  # looking for names of columns takes longer than predicting a row
+        try:
+            validate_data(self, X, reset=first, skip_check_array=True)
+        except ValueError as exc:
+            raise InvalidDataError(f"Input {step.inputs[0].name!r}: {exc}") from exc
+
+    def _validation(self, step: TrainingStep, X: Any, y: Any) -> Any:
         """Validation data, checked and converted now rather than after every epoch."""
         if X is None and y is None:
             return None
+        if isinstance(X, Stream):
+            return StreamValidation(
+                X, step.inputs, step.expected, lambda y: self.encode(y, step), step.check_expected
+            )
         if X is None or y is None:
             raise InvalidDataError("Validation takes both X_val and y_val; one of them is None.")
         inputs = as_inputs(X, step.inputs)
         expected = as_targets(self.encode(y, step), step.expected, len(next(iter(inputs.values()))))
         step.check_expected(expected)
-        return inputs, expected
+        return ArrayValidation(inputs, expected)
 
     # -- state -------------------------------------------------------------------------------------
-
-    def _record(self, key: str, value: float) -> None:
-        self.history_.setdefault(key, []).append(value)
 
     def _become(self, attributes: dict[str, Any]) -> None:
         self.__dict__.clear()
@@ -267,7 +485,7 @@ class Trainer(BaseEstimator):
     def _adopt(self, step: TrainingStep, seed: int) -> None:
         """Everything was checked: training is about to begin with this step."""
         if not self.__sklearn_is_fitted__():
-            self.history_: dict[str, list[float]] = {"loss": []}
+            self.history_ = {"loss": []}
             self.n_iter_ = 0
         elif step is self.step_:
             self._change(step, self._changed())
@@ -289,6 +507,11 @@ class Trainer(BaseEstimator):
         self._check_fitted()
         return self.step_.trained_model()
 
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        return tags
+
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "step_")
 
@@ -296,8 +519,17 @@ class Trainer(BaseEstimator):
         if not self.__sklearn_is_fitted__():
             raise NotFittedError(f"This {type(self).__name__} is not fitted yet: call fit first.")
 
+    def checkpoint_state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """What a checkpoint of the training that goes on holds: tensors, and what JSON holds."""
+        return capture(self, self.run)
+
+    def score_with(self, scorer: Any, X: Any, y: Any) -> Any:
+        """What a scorer ``(estimator, X, y) -> float`` says of the present weights; `X` may be a stream."""
+        return score_stream(scorer, self, X) if isinstance(X, Stream) else scorer(self, X, y)
+
     def __getstate__(self) -> dict[str, Any]:
-        return stamp_version(super().__getstate__())
+        kept = {k: v for k, v in super().__getstate__().items() if k not in ("_run", "_resumed")}
+        return stamp_version(kept)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(check_version(state, self))
@@ -308,6 +540,14 @@ class Trainer(BaseEstimator):
         given = {n: getattr(self, n) for n in parameters if n in self._get_param_names()}
         changed = {n: v for n, v in given.items() if not _same(parameters[n].default, v)}
         return f"{type(self).__name__}({', '.join(f'{n}={_short(v)}' for n, v in changed.items())})"
+
+    def _get_params_html(self, *args: Any, **kwargs: Any) -> Any:
+        # What scikit-learn (>= 1.7) shows in notebooks.
+        shown = super()._get_params_html(*args, **kwargs)
+        models = {n: v for n, v in shown.items() if isinstance(v, (bytes, onnx.ModelProto, ir.Model))}
+        for name, value in models.items():
+            shown[name] = _Text(_short(value))
+        return shown
 
 
 def _is_count(value: Any) -> bool:
@@ -328,6 +568,13 @@ def _same(a: Any, b: Any) -> bool:
         return type(a) is type(b) and bool(a == b)
     except Exception:  # arrays and models compare in ways of their own
         return False
+
+
+class _Text(str):
+    """Text that stands for something else: without quotes."""
+
+    def __repr__(self) -> str:
+        return str(self)
 
 
 def _short(value: Any) -> str:

@@ -13,8 +13,20 @@ import onnx
 import onnx_ir as ir
 from sklearn.utils.validation import check_array
 
+from onnxcustom.data.frames import (
+    UnfitError,
+    as_array,
+    column_getter,
+    column_names,
+    is_column,
+    is_frame,
+    joined,
+)
+from onnxcustom.data.sparse import SparseRows, is_sparse
 from onnxcustom.exceptions import InvalidDataError, UnknownNameError
 from onnxcustom.graph import to_ir
+
+from .tensors import all_finite
 
 __all__ = [
     "TensorSpec",
@@ -22,9 +34,17 @@ __all__ = [
     "as_sample_weight",
     "as_targets",
     "check_batch_size",
+    "count",
+    "dense",
+    "dimensions",
     "input_specs",
+    "is_named",
     "tensor_specs",
 ]
+
+
+# What sparse rows may take as dense ones where all of them are needed at once.
+_DENSE_BYTES = 2**31
 
 
 @dataclass(frozen=True)
@@ -74,16 +94,21 @@ def input_specs(model: onnx.ModelProto | ir.Model) -> list[TensorSpec]:
     return tensor_specs(v for v in made.graph.inputs if v.name not in made.graph.initializers)
 
 
-def as_inputs(X: Any, specs: Sequence[TensorSpec]) -> dict[str, np.ndarray]:
+def as_inputs(X: Any, specs: Sequence[TensorSpec], *, sparse: bool = False) -> dict[str, Any]:
     """The features as the arrays that a model's inputs want.
 
     Parameters
     ----------
-    X : array_like, DataFrame or dict of str to array_like
-        One array of shape (n, ...) for a model of one input; for several a dict by input name, or a
-        DataFrame whose columns are called like them.
+    X : array_like, frame or dict of str to array_like
+        One array of shape (n, ...) for a model of one input, or a frame of pandas, polars or pyarrow with its
+        columns; for several inputs a dict by input name, or a frame whose columns are called like them. In
+        place of an array lists, Series, columns of pyarrow, sparse matrices of scipy and what has
+        ``__array__``, such as tensors on the CPU. Columns may hold lists of one length.
     specs : sequence of TensorSpec
         The model's inputs.
+    sparse : bool, default=False
+        Leave sparse matrices as they are, as :class:`~onnxcustom.data.sparse.SparseRows`, rather than make
+        all their rows dense.
 
     Returns
     -------
@@ -95,7 +120,7 @@ def as_inputs(X: Any, specs: Sequence[TensorSpec]) -> dict[str, np.ndarray]:
     ------
     InvalidDataError
         Empty data, wrong dimensions or lengths, NaN or infinity, numbers that the dtype cannot hold; an
-        input that is a scalar.
+        input that is a scalar; sparse rows that would take more than 2 GB as dense ones.
 
     Examples
     --------
@@ -108,10 +133,10 @@ def as_inputs(X: Any, specs: Sequence[TensorSpec]) -> dict[str, np.ndarray]:
             f"The inputs {scalars} of the model are scalars, which have no rows to make batches of: make "
             "constants of the model of them."
         )
-    single = len(specs) == 1 and not isinstance(X, Mapping)
+    single = len(specs) == 1 and not is_named(X)
     columns = {specs[0].name: X} if single else _by_name(X, specs, "X", "input")
     arrays = {
-        spec.name: _as_tensor(columns[spec.name], spec, f"input {spec.name!r}", whole=single)
+        spec.name: _as_tensor(columns[spec.name], spec, f"input {spec.name!r}", single, sparse)
         for spec in specs
     }
     _same_rows({f"input {name!r}": array for name, array in arrays.items()})
@@ -123,8 +148,9 @@ def as_targets(y: Any, specs: Sequence[TensorSpec], rows: int) -> dict[str, np.n
 
     Parameters
     ----------
-    y : array_like, Series, DataFrame or dict of str to array_like
-        One array of shape (n,) or (n, ...), or a dict by output name when there are several losses.
+    y : array_like, Series, frame or dict of str to array_like
+        One array of shape (n,) or (n, ...), or when there are several losses a dict by output name, or a
+        frame. Of the kinds that :func:`as_inputs` takes.
     specs : sequence of TensorSpec
         What the losses want, named like the model's outputs.
     rows : int
@@ -154,7 +180,9 @@ def as_targets(y: Any, specs: Sequence[TensorSpec], rows: int) -> dict[str, np.n
     return arrays
 
 
-def as_sample_weight(sample_weight: Any, rows: int, dtype: Any = np.float32) -> np.ndarray:
+def as_sample_weight(
+    sample_weight: Any, rows: int, dtype: Any = np.float32, *, part: bool = False
+) -> np.ndarray:
     """The weights of the rows as an array of shape (n,).
 
     Parameters
@@ -165,6 +193,8 @@ def as_sample_weight(sample_weight: Any, rows: int, dtype: Any = np.float32) -> 
         Number of rows.
     dtype : dtype, default=float32
         Dtype of the result.
+    part : bool, default=False
+        Whether there are more rows than these, so that all of them may have weight zero.
 
     Raises
     ------
@@ -178,14 +208,24 @@ def as_sample_weight(sample_weight: Any, rows: int, dtype: Any = np.float32) -> 
     _same_rows({"X": rows, "sample_weight": weights})
     if (weights < 0).any():
         row = int(np.argmax(weights < 0))
-        raise InvalidDataError(f"sample_weight must not be negative: row {row} has {weights[row]:g}.")
-    if not weights.any():
+        where = "there is" if part else f"row {row} has"
+        raise InvalidDataError(f"sample_weight must not be negative: {where} {weights[row]:g}.")
+    if not part and not weights.any():
         raise InvalidDataError("sample_weight is zero for every row: nothing would be learned from.")
     return weights
 
 
-def check_batch_size(batch_size: Any, rows: int, specs: Sequence[TensorSpec] = ()) -> int:
+def check_batch_size(batch_size: Any, rows: int | None, specs: Sequence[TensorSpec] = ()) -> int:
     """The batch size as an int.
+
+    Parameters
+    ----------
+    batch_size : int
+        Rows in a batch.
+    rows : int or None
+        Rows of the data, None if that is not known.
+    specs : sequence of TensorSpec, optional
+        The model's inputs.
 
     Raises
     ------
@@ -200,11 +240,14 @@ def check_batch_size(batch_size: Any, rows: int, specs: Sequence[TensorSpec] = (
         raise ValueError(f"batch_size must be an integer of at least 1, not {batch_size!r}.")
     for spec in specs:
         fixed = spec.rows
-        if fixed is not None and (min(size, rows) != fixed or rows % fixed):
+        if fixed is None:
+            continue
+        if size != fixed if rows is None else min(size, rows) != fixed or rows % fixed:
+            data = "" if rows is None else f" and the data has {count(rows, 'row')}"
             raise InvalidDataError(
-                f"Input {spec.name!r} takes batches of exactly {fixed} rows; batch_size is {size} and the "
-                f"data has {rows} rows. Use batch_size={fixed} and a multiple of it in rows, or make the "
-                "first dimension of the model's input dynamic."
+                f"Input {spec.name!r} takes batches of exactly {count(fixed, 'row')}; batch_size is "
+                f"{size}{data}. Use batch_size={fixed} and a multiple of it in rows, or make the first "
+                "dimension of the model's input dynamic."
             )
     return size
 
@@ -217,8 +260,8 @@ def _by_name(data: Any, specs: Sequence[TensorSpec], what: str, kind: str) -> Ma
     names = [spec.name for spec in specs]
     if isinstance(data, Mapping):
         found = list(data)
-    elif hasattr(data, "columns") and hasattr(data, "iloc"):
-        found = [str(c) for c in data.columns]
+    elif is_frame(data):
+        found = column_names(data)
     else:
         raise InvalidDataError(
             f"The model has {len(names)} {kind}s, {names}: {what} must be a dict of arrays or a DataFrame "
@@ -233,10 +276,12 @@ def _by_name(data: Any, specs: Sequence[TensorSpec], what: str, kind: str) -> Ma
             + (f"; {unknown} unknown" if unknown else "")
             + "."
         )
-    return data if isinstance(data, Mapping) else {str(c): data[c] for c in data.columns}
+    return (
+        data if isinstance(data, Mapping) else dict(zip(found, map(column_getter(data), found), strict=True))
+    )
 
 
-def _as_tensor(data: Any, spec: TensorSpec, what: str, whole: bool = False) -> np.ndarray:
+def _as_tensor(data: Any, spec: TensorSpec, what: str, whole: bool = False, sparse: bool = False) -> Any:
     """One array as its tensor wants it.
 
     All of the features (`whole`) follow scikit-learn's rules: a matrix is not made out of a list.
@@ -246,11 +291,79 @@ def _as_tensor(data: Any, spec: TensorSpec, what: str, whole: bool = False) -> n
             f"{what} takes {spec.dtype}, which cannot be bound in training: encode it as numbers first."
         )
     matrix = whole and (spec.rank is None or spec.rank >= 2)
-    array = _checked(data, spec, what, matrix)
+    if is_sparse(data):
+        return _as_sparse(data, spec, what, sparse)
+    array = _checked(_plain(data, spec, what), spec, what, matrix)
     if not matrix:
         array = _reshaped(array, spec)
     _check_shape(array, spec, what)
     return _cast(array, spec, what)
+
+
+def _as_sparse(data: Any, spec: TensorSpec, what: str, keep: bool) -> Any:
+    """A sparse matrix by rows, or as a dense array if that is not too large."""
+    floating = spec.dtype is not None and spec.dtype.kind == "f"
+    try:
+        with np.errstate(over="ignore"):
+            made = check_array(
+                data, dtype=spec.dtype if floating else "numeric", accept_sparse="csr", input_name=spec.name
+            )
+    except (TypeError, ValueError) as exc:
+        raise InvalidDataError(f"{_capital(what)}: {exc}") from exc
+    _check_shape(made, spec, what)
+    if spec.dtype is not None and made.dtype != spec.dtype:
+        made = type(made)((_cast(made.data, spec, what), made.indices, made.indptr), shape=made.shape)
+    rows = SparseRows(made)
+    return rows if keep else dense(rows, what)
+
+
+def dense(rows: SparseRows, what: str) -> np.ndarray:
+    """All of some sparse rows as one array.
+
+    Raises
+    ------
+    InvalidDataError
+        It would take more than 2 GB.
+    """
+    if rows.nbytes > _DENSE_BYTES:
+        raise InvalidDataError(
+            f"{_capital(what)} is a sparse matrix of {count(len(rows), 'row')}, which take "
+            f"{rows.nbytes / 2**30:.1f} GB as dense ones: give fewer rows at a time."
+        )
+    return rows[:]
+
+
+def _plain(data: Any, spec: TensorSpec, what: str) -> Any:
+    """As an array what scikit-learn's check would not take for one; the rest as it is."""
+    if isinstance(data, np.ndarray) or not (is_frame(data) or is_column(data) or hasattr(data, "__array__")):
+        return data
+    if type(data).__module__.partition(".")[0] == "pandas" and not _holds_lists(data):
+        return data
+    try:
+        if not is_frame(data):
+            return as_array(data)
+        dtype = spec.dtype if spec.dtype is not None and spec.dtype.kind == "f" else None
+        column = column_getter(data)
+        return joined({name: _named(name, column(name)) for name in column_names(data)}, dtype)
+    except (UnfitError, TypeError, ValueError, RuntimeError) as exc:
+        raise InvalidDataError(f"{_capital(what)}: {exc}") from exc
+
+
+def _named(name: str, column: Any) -> np.ndarray:
+    try:
+        return as_array(column)
+    except UnfitError as exc:
+        raise UnfitError(exc.what, exc.row, name) from None
+
+
+def _holds_lists(data: Any) -> bool:
+    """Whether a frame or Series of pandas has lists in its first row."""
+    if not len(data):
+        return False
+    first = data.iloc[0]
+    return any(
+        isinstance(value, (list, tuple, np.ndarray)) for value in (first if is_frame(data) else [first])
+    )
 
 
 def _checked(data: Any, spec: TensorSpec, what: str, matrix: bool) -> np.ndarray:
@@ -270,8 +383,28 @@ def _checked(data: Any, spec: TensorSpec, what: str, matrix: bool) -> np.ndarray
                 ensure_min_features=1 if matrix else 0,
                 input_name=spec.name if what.startswith("input") else what,
             )
-    except (TypeError, ValueError) as exc:
-        raise InvalidDataError(f"{what[0].upper()}{what[1:]}: {exc}") from exc
+    except TypeError as exc:
+        raise _TypeOfDataError(f"{_capital(what)}: {exc}") from exc
+    except ValueError as exc:
+        raise InvalidDataError(f"{_capital(what)}: {exc}") from exc
+
+
+def is_named(data: Any) -> bool:
+    """Whether data is a dict of tensors; the sparse matrix that is a dict is not."""
+    return isinstance(data, Mapping) and not is_sparse(data)
+
+
+def dimensions(data: Any) -> int:
+    """Number of dimensions of data of any kind, 0 if it has no shape."""
+    shape = getattr(data, "shape", None)
+    try:
+        return len(shape) if isinstance(shape, tuple) else np.asarray(data).ndim
+    except ValueError:  # rows of several lengths
+        return 0
+
+
+class _TypeOfDataError(InvalidDataError, TypeError):
+    """Objects that are no numbers: scikit-learn's estimators raise a TypeError then."""
 
 
 def _is_ready(data: Any, spec: TensorSpec, matrix: bool) -> bool:
@@ -282,7 +415,7 @@ def _is_ready(data: Any, spec: TensorSpec, matrix: bool) -> bool:
         and data.flags.c_contiguous
         and data.ndim >= (2 if matrix else 1)
         and data.size > 0
-        and (data.dtype.kind != "f" or bool(np.isfinite(data).all()))
+        and (data.dtype.kind != "f" or all_finite(data))
     )
 
 
@@ -301,21 +434,36 @@ def _reshaped(array: np.ndarray, spec: TensorSpec) -> np.ndarray:
 def _check_shape(array: np.ndarray, spec: TensorSpec, what: str) -> None:
     if spec.shape is None:
         return
-    what = f"{what[0].upper()}{what[1:]}"
+    what = _capital(what)
     if array.ndim != len(spec.shape):
         raise InvalidDataError(
-            f"{what} wants {len(spec.shape)} dimensions {_text(spec.shape)}, the data has {array.ndim}: "
-            f"{array.shape}."
+            f"{what} wants {count(len(spec.shape), 'dimension')} {_text(spec.shape)}, the data has "
+            f"{array.ndim}: {array.shape}."
         )
     for axis, (wanted, found) in enumerate(zip(spec.shape, array.shape, strict=True)):
         if axis == 0 or not isinstance(wanted, int) or wanted == found:
             continue
         if array.ndim == 2:
-            raise InvalidDataError(f"{what} wants {wanted} columns, the data has {found}.")
+            raise InvalidDataError(f"{what} wants {count(wanted, 'column')}, the data has {found}.")
         raise InvalidDataError(
             f"{what} wants the shape {_text(spec.shape)}, the data has {array.shape}: dimension {axis} is "
             f"{found} in place of {wanted}."
         )
+
+
+def _capital(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}"
+
+
+def count(number: int, noun: str) -> str:
+    """A number of things, in words.
+
+    Examples
+    --------
+    >>> count(1, "row"), count(2, "row")
+    ('1 row', '2 rows')
+    """
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _text(shape: Sequence[int | str | None]) -> str:
@@ -332,8 +480,7 @@ def _cast(array: np.ndarray, spec: TensorSpec, what: str) -> np.ndarray:
     if changed.any():
         value = array[changed].flat[0]
         raise InvalidDataError(
-            f"{what[0].upper()}{what[1:]} wants {spec.dtype}, the data holds {value!s}, which it cannot "
-            "represent."
+            f"{_capital(what)} wants {spec.dtype}, the data holds {value!s}, which it cannot represent."
         )
     return cast
 
@@ -341,5 +488,5 @@ def _cast(array: np.ndarray, spec: TensorSpec, what: str) -> np.ndarray:
 def _same_rows(lengths: Mapping[str, Any]) -> None:
     counts = {name: v if isinstance(v, int) else len(v) for name, v in lengths.items()}
     if len(set(counts.values())) > 1:
-        text = ", ".join(f"{name} has {n} rows" for name, n in counts.items())
+        text = ", ".join(f"{name} has {count(n, 'row')}" for name, n in counts.items())
         raise InvalidDataError(f"Found arrays with inconsistent numbers of samples: {text}.")

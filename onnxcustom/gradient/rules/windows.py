@@ -17,6 +17,7 @@ from ..node import NodeView
 __all__ = ["Window", "along_axes", "identity", "refused", "shape_of_axes", "spatial_rank", "static_spatial"]
 
 _TO_THE_END = 2**62
+_LARGEST_MATRIX = 2**14
 
 
 def refused(node: NodeView, what: str) -> Exception:
@@ -170,6 +171,11 @@ def identity(op: GradientBuilder, x: Var, axis: int) -> Var:
     """The identity matrix of the size of one dimension, in x's dtype."""
     size = None if x.shape is None else x.shape[axis]
     if isinstance(size, int):
+        if size > _LARGEST_MATRIX:
+            raise GradientNotImplementedError(
+                f"Dimension {axis} of {x.value.name!r} has {size:,} elements: no gradient, since it takes a "
+                f"matrix of as many rows and columns, which is made for {_LARGEST_MATRIX:,} at most."
+            )
         return op.const(np.eye(size), like=x)
     length = op.dim(x, axis)
     return op.EyeLike(op.ConstantOfShape(op.Concat(length, length, axis=0)), dtype=x.dtype)

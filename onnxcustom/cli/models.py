@@ -1,0 +1,205 @@
+"""What a model file is to a command: its inputs, its task, and where its scores and labels are."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from onnxcustom.exceptions import InvalidDataError, InvalidModelError, OnnxCustomError
+from onnxcustom.graph import class_labels, find_logits, load, prepare
+
+from .card import Card, read_card
+
+__all__ = ["InputSpec", "Model", "of_file"]
+
+
+@contextlib.contextmanager
+def of_file(path: Path | str) -> Iterator[None]:
+    """Let errors of a model name its file."""
+    try:
+        yield
+    except OnnxCustomError as exc:
+        if str(path) not in str(exc) and isinstance(exc, InvalidModelError):
+            raise type(exc)(f"{path}: {exc}") from exc
+        raise
+
+
+@dataclasses.dataclass(frozen=True)
+class InputSpec:
+    """An input of a model.
+
+    Attributes
+    ----------
+    name : str
+        Its name.
+    dtype : dtype
+        Its dtype; that of objects for text.
+    shape : tuple of (int or str or None), or None
+        Its dimensions, None for an unknown rank.
+    """
+
+    name: str
+    dtype: np.dtype
+    shape: tuple[Any, ...] | None
+
+    @property
+    def width(self) -> int | None:
+        """Number of columns it takes, None if any number will do."""
+        if self.shape is None:
+            return None
+        if len(self.shape) == 1:
+            return 1
+        sizes = [d for d in self.shape[1:] if isinstance(d, int)]
+        return int(np.prod(sizes)) if len(sizes) == len(self.shape) - 1 else None
+
+    def __str__(self) -> str:
+        dims = "?" if self.shape is None else ", ".join("?" if d is None else str(d) for d in self.shape)
+        return f"{self.name!r} of shape ({dims})"
+
+
+class Model:
+    """A model file that was read.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+
+    Raises
+    ------
+    InvalidModelError
+        It holds no valid model.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with of_file(path):
+            self.proto: onnx.ModelProto = load(path)
+        self.card: Card | None = read_card(self.proto)
+
+    @functools.cached_property
+    def prepared(self) -> ir.Model:
+        """The model in the form that others look at."""
+        with of_file(self.path):
+            return prepare(self.proto)
+
+    @functools.cached_property
+    def inputs(self) -> list[InputSpec]:
+        """Inputs that are not initializers."""
+        graph, made = self.proto.graph, []
+        constants = {t.name for t in graph.initializer}
+        for info in graph.input:
+            if info.name in constants:
+                continue
+            if not info.type.HasField("tensor_type"):
+                raise InvalidModelError(f"{self.path}: input {info.name!r} is no tensor.")
+            tensor = info.type.tensor_type
+            try:
+                dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
+            except KeyError as exc:
+                raise InvalidModelError(f"{self.path}: input {info.name!r} has no type.") from exc
+            shape = None
+            if tensor.HasField("shape"):
+                shape = tuple(
+                    d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in tensor.shape.dim
+                )
+            made.append(InputSpec(info.name, np.dtype(dtype), shape))
+        if not made:
+            raise InvalidModelError(f"{self.path}: the model has no inputs.")
+        return made
+
+    @functools.cached_property
+    def outputs(self) -> dict[str, int]:
+        """Element type of the outputs that are tensors, 0 of others, by name."""
+        return {
+            info.name: info.type.tensor_type.elem_type if info.type.HasField("tensor_type") else 0
+            for info in self.proto.graph.output
+        }
+
+    @functools.cached_property
+    def score_output(self) -> str | None:
+        """The output with scores or probabilities; None if there is none."""
+        from onnxcustom.training.labels import probability_output
+
+        if self.card is not None and self.card.output in self.outputs:
+            return self.card.output
+        try:
+            return probability_output(self.prepared)
+        except InvalidModelError:
+            return None
+
+    @functools.cached_property
+    def holds_probabilities(self) -> bool:
+        """Whether the scores are probabilities."""
+        if self.score_output is None:
+            return False
+        if self.card is not None and self.card.output == self.score_output and self.card.classes:
+            return self.card.link is None
+        return find_logits(self.prepared, self.score_output) is not None
+
+    @functools.cached_property
+    def label_output(self) -> str | None:
+        """The output with labels: the first one that holds integers or text."""
+        kinds = onnx.TensorProto
+        label_types = (kinds.INT64, kinds.INT32, kinds.STRING)
+        return next((name for name, kind in self.outputs.items() if kind in label_types), None)
+
+    @functools.cached_property
+    def graph_classes(self) -> list[Any] | None:
+        """Labels that the graph itself holds, in the order of its columns."""
+        found = class_labels(self.prepared)
+        return None if found is None else found.tolist()
+
+    @property
+    def classes(self) -> list[Any] | None:
+        """Labels in the order of the columns of the scores, if they are known."""
+        if self.graph_classes is not None:
+            return self.graph_classes
+        return None if self.card is None else self.card.classes
+
+    @functools.cached_property
+    def task(self) -> tuple[str, str]:
+        """What the model does, and how one can tell."""
+        if self.card is not None:
+            return self.card.task, "what it was trained for"
+        if self.score_output is not None:
+            logits = find_logits(self.prepared, self.score_output)
+            if logits is not None:
+                return "classification", f"the model ends in a {logits.kind.capitalize()}"
+        if self.graph_classes is not None:
+            return "classification", "the model holds labels"
+        if self.label_output is not None:
+            return "classification", f"output {self.label_output!r} holds labels"
+        return "regression", "the model ends in numbers, not probabilities or labels"
+
+    def choose_task(self, asked: str) -> tuple[str, str]:
+        """The task that ``--task`` means, and why."""
+        return self.task if asked == "auto" else (asked, "as asked for")
+
+    def check_widths(self, widths: dict[str, int], where: str, names: dict[str, list[str]]) -> None:
+        """Compare numbers of columns with those of the inputs.
+
+        Raises
+        ------
+        InvalidDataError
+            Listing the columns.
+        """
+        for spec in self.inputs:
+            wanted, found = spec.width, widths.get(spec.name)
+            if wanted is None or found is None or wanted == found:
+                continue
+            listed = names[spec.name]
+            text = ", ".join(map(repr, listed[:30])) + (", ..." if len(listed) > 30 else "")
+            option = "--columns" if len(self.inputs) == 1 else f"--input {spec.name}="
+            raise InvalidDataError(
+                f"{self.path}: input {spec} takes {wanted} column{'s' if wanted > 1 else ''}, and {where} "
+                f"has {found} for it: {text}. Name those it takes, in its order, with {option}."
+            )

@@ -1,0 +1,290 @@
+"""Predictions of a model file, block by block, whether it was trained here or not."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from onnxcustom.data.columns import Plan
+from onnxcustom.exceptions import InvalidDataError, InvalidModelError
+from onnxcustom.runtime import create_session
+from onnxcustom.training.inference import loadable
+
+from .models import InputSpec, Model, of_file
+from .tables import Features, Table, checked_head, reshaped
+
+__all__ = ["Answers", "Predictor", "Rows", "read_rows"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Some rows as a model takes them.
+
+    Attributes
+    ----------
+    feeds : dict of str to ndarray
+        By input.
+    y, weights : ndarray or None
+        Expected values and weights, if they were asked for.
+    """
+
+    feeds: dict[str, np.ndarray]
+    y: np.ndarray | None = None
+    weights: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(next(iter(self.feeds.values())))
+
+
+@dataclasses.dataclass(frozen=True)
+class Answers:
+    """What a model says to some rows.
+
+    Attributes
+    ----------
+    outputs : dict of str to ndarray
+        Its outputs as they are; maps became columns.
+    values : dict of str to ndarray
+        Predictions of a regressor by output; empty for a classifier.
+    labels : ndarray or None
+        Predictions of a classifier, (n,), or (n, classes) of 0 and 1 if a row may have several.
+    probabilities, scores : ndarray of shape (n, classes), or None
+        If there are such.
+    classes : list
+        Labels in their order.
+    """
+
+    outputs: dict[str, np.ndarray]
+    values: dict[str, np.ndarray]
+    labels: np.ndarray | None = None
+    probabilities: np.ndarray | None = None
+    scores: np.ndarray | None = None
+    classes: Sequence[Any] = ()
+
+
+def read_rows(
+    model: Model,
+    table: Table,
+    features: Features,
+    target: str | list[str] | None = None,
+    sample_weight: str | None = None,
+) -> Iterator[Rows]:
+    """The rows of a file, in its order.
+
+    Raises
+    ------
+    InvalidDataError
+        What cannot be read, and where it is.
+    """
+    specs = {spec.name: spec for spec in model.inputs}
+    text = {name for name, spec in specs.items() if spec.dtype.kind in "OUS"}
+    # Text is read in the role of labels, the only one that may hold some.
+    wanted: dict[str, Any] = {c: c for name in text for c in features.columns[name]}
+    goal = _unused(wanted)
+    if target is not None:
+        wanted[goal] = target
+    numeric = {name: names for name, names in features.columns.items() if name not in text}
+    plan = Plan(wanted or None, None, sample_weight, numeric) if numeric else Plan(wanted).targets
+    if not numeric and sample_weight is not None:
+        raise InvalidDataError("Weights of rows need a model with an input of numbers.")
+    rows = table.stream(plan)
+    if not text:
+        checked_head(model, table, dataclasses.replace(features, single=False), rows)
+    for block in rows.blocks():
+        feeds = {}
+        for name, spec in specs.items():
+            if name in text:
+                columns = np.stack([_texts(block.y[c]) for c in features.columns[name]], axis=1)
+            else:
+                columns = block.X[name]
+            feeds[name] = _as_input(columns, spec, table.path)
+        yield Rows(feeds, None if target is None else block.y[goal], block.sample_weight)
+
+
+def _unused(names: dict[str, Any]) -> str:
+    name = "target"
+    while name in names:
+        name += "_"
+    return name
+
+
+def _texts(array: np.ndarray) -> np.ndarray:
+    return np.array([str(v) for v in array.tolist()], dtype=object)
+
+
+def _as_input(array: np.ndarray, spec: InputSpec, where: str) -> np.ndarray:
+    """Columns as an input takes them."""
+    array = reshaped(array, spec)
+    if spec.dtype.kind in "OUS" or array.dtype == spec.dtype:
+        return np.ascontiguousarray(array)
+    with np.errstate(over="ignore", invalid="ignore"):
+        cast = np.ascontiguousarray(array.astype(spec.dtype))
+    if spec.dtype.kind not in "f" and (cast != array).any():
+        bad = array[cast != array].flat[0]
+        raise InvalidDataError(f"{where}: input {spec.name!r} takes {spec.dtype}, which {bad!s} is not.")
+    return cast
+
+
+class Predictor:
+    """A model in a session.
+
+    Parameters
+    ----------
+    model : Model
+        The model.
+    task : str
+        ``'classification'`` or ``'regression'``.
+    device : str
+        Where it runs.
+    threads : int, optional
+        Threads of onnxruntime.
+    """
+
+    def __init__(self, model: Model, task: str, device: str = "cpu", threads: int | None = None) -> None:
+        self.model, self.task = model, task
+        with of_file(model.path):
+            self._session = create_session(loadable(model.proto), device, threads=threads)
+        self._names = [output.name for output in self._session.get_outputs()]
+        self._rows = next(
+            (s.shape[0] for s in model.inputs if s.shape and isinstance(s.shape[0], int) and s.shape[0]), None
+        )
+        self._classes: list[Any] | None = None
+
+    def __call__(self, rows: Rows) -> Answers:
+        """What the model says to some rows.
+
+        Raises
+        ------
+        EvaluationError
+            onnxruntime failed.
+        InvalidModelError
+            An output that does not have a row for each row of the data.
+        """
+        outputs = self._run(rows.feeds)
+        if self.task == "regression":
+            return Answers(outputs, self._values(outputs))
+        return self._classified(outputs)
+
+    # -- running ---------------------------------------------------------------------------------------
+
+    def _run(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        count = len(next(iter(feeds.values())))
+        if self._rows is None:
+            return self._once(feeds, count)
+        parts = []
+        for start in range(0, count, self._rows):
+            part = {name: array[start : start + self._rows] for name, array in feeds.items()}
+            real = len(next(iter(part.values())))
+            # The model takes so many rows and no other number: the last ones are filled up.
+            full = {name: np.resize(array, (self._rows, *array.shape[1:])) for name, array in part.items()}
+            found = self._once(full, self._rows)
+            parts.append({name: array[:real] for name, array in found.items()})
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def _once(self, feeds: dict[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
+        from onnxcustom.exceptions import EvaluationError
+
+        try:
+            found = self._session.run(None, feeds)
+        except Exception as exc:
+            raise EvaluationError(f"{self.model.path}: onnxruntime failed: {exc}") from exc
+        made = {}
+        for name, value in zip(self._names, found, strict=True):
+            array = self._columns_of(value) if isinstance(value, list) else np.asarray(value)
+            if array.ndim == 0 or len(array) != count:
+                raise InvalidModelError(
+                    f"{self.model.path}: output {name!r} has shape {array.shape} for {count} rows: "
+                    "predictions need one row for each."
+                )
+            made[name] = array
+        return made
+
+    def _columns_of(self, maps: list[Any]) -> np.ndarray:
+        """The maps of a ZipMap, or other sequences, as columns."""
+        if not maps or not isinstance(maps[0], dict):
+            raise InvalidModelError(f"{self.model.path}: an output is a sequence of no maps.")
+        if self._classes is None:
+            self._classes = list(maps[0])
+        return np.array([[m[c] for c in self._classes] for m in maps], dtype=np.float32)
+
+    # -- what it means ---------------------------------------------------------------------------------
+
+    def _values(self, outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Numbers of a regressor: of the output that was trained, or of all."""
+        card = self.model.card
+        if card is not None and card.task == "regression" and card.output in outputs:
+            return {card.output: outputs[card.output]}
+        numbers = {name: a for name, a in outputs.items() if a.dtype.kind == "f"}
+        return numbers or outputs
+
+    def _classified(self, outputs: dict[str, np.ndarray]) -> Answers:
+        model = self.model
+        scores = None if model.score_output is None else outputs.get(model.score_output)
+        label = None if model.label_output is None else outputs[model.label_output]
+        if label is not None and label.ndim == 2 and label.shape[1] == 1:
+            label = label.reshape(-1)
+        if scores is None:
+            if label is None:
+                raise InvalidModelError(f"{model.path}: no output holds scores or labels.")
+            return Answers(outputs, {}, label)
+        if scores.ndim > 2:
+            return self._deep(outputs, scores, label)
+        scores = scores.reshape(len(scores), -1)
+        probabilities = self._probabilities(scores)
+        classes = self._known_classes(2 if scores.shape[1] == 1 else scores.shape[1])
+        if self._is_multilabel(scores):
+            threshold = 0.5 if model.holds_probabilities else 0.0
+            return Answers(outputs, {}, (scores > threshold).astype(np.int64), probabilities, scores, classes)
+        if label is None or label.ndim != 1 or model.graph_classes is None:
+            label = np.array(classes)[self._best(scores)]
+        return Answers(outputs, {}, label, probabilities, scores, classes)
+
+    def _deep(self, outputs: dict[str, np.ndarray], scores: np.ndarray, label: np.ndarray | None) -> Answers:
+        """Several labels a row: tokens, pixels."""
+        if label is None or label.ndim != scores.ndim - 1:
+            raise InvalidModelError(
+                f"{self.model.path}: output {self.model.score_output!r} has shape {scores.shape}, several "
+                "labels a row: --raw writes outputs as they are."
+            )
+        return Answers(outputs, {}, label)
+
+    def _is_multilabel(self, scores: np.ndarray) -> bool:
+        from onnxcustom.graph import find_logits
+
+        model = self.model
+        if scores.shape[1] == 1:
+            return False
+        if model.card is not None and model.card.output == model.score_output:
+            return model.card.multilabel
+        assert model.score_output is not None
+        logits = find_logits(model.prepared, model.score_output)
+        several = logits is not None and logits.kind == "sigmoid" and not logits.normalized
+        return several and logits is not None and logits.columns != 1 and model.label_output is None
+
+    def _best(self, scores: np.ndarray) -> np.ndarray:
+        if scores.shape[1] > 1:
+            return np.argmax(scores, axis=1)
+        return (scores[:, 0] > (0.5 if self.model.holds_probabilities else 0.0)).astype(np.int64)
+
+    def _known_classes(self, count: int) -> list[Any]:
+        known = self._classes or self.model.classes
+        return list(known) if known is not None and len(known) == count else list(range(count))
+
+    def _probabilities(self, scores: np.ndarray) -> np.ndarray | None:
+        """Of shape (n, classes), None if there is no telling."""
+        from scipy.special import expit, softmax
+
+        model = self.model
+        if not model.holds_probabilities:
+            link = None if model.card is None or model.card.output != model.score_output else model.card.link
+            if link == "softmax":
+                scores = softmax(scores, axis=1)
+            elif link == "sigmoid":
+                scores = expit(scores)
+            else:
+                return None
+        return np.concatenate([1 - scores, scores], axis=1) if scores.shape[1] == 1 else scores

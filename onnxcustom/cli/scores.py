@@ -1,0 +1,209 @@
+"""Scores of scikit-learn on predictions that were made before."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+from sklearn.metrics import get_scorer, get_scorer_names, log_loss
+
+from onnxcustom.exceptions import InvalidDataError, UnknownNameError
+
+from .models import Model
+from .predictor import Answers, Rows
+
+__all__ = ["Collected", "check_metrics", "scored"]
+
+_USUAL = {
+    "classification": ("accuracy", "balanced_accuracy", "neg_log_loss"),
+    "regression": ("r2", "neg_root_mean_squared_error", "neg_mean_absolute_error"),
+}
+
+
+class Collected:
+    """Predictions and what was expected, from block to block.
+
+    Parameters
+    ----------
+    task : str
+        ``'classification'`` or ``'regression'``.
+    """
+
+    def __init__(self, task: str) -> None:
+        self.task = task
+        self.rows = 0
+        self.classes: Sequence[Any] = ()
+        self._parts: list[dict[str, np.ndarray]] = []
+
+    def add(self, rows: Rows, answers: Answers) -> None:
+        """Keep what is said to some rows."""
+        assert rows.y is not None
+        part = {"y": rows.y}
+        if rows.weights is not None:
+            part["weights"] = rows.weights
+        if answers.labels is None:
+            part["predicted"] = np.concatenate(
+                [a.reshape(len(a), -1) for a in answers.values.values()], axis=1
+            )
+        else:
+            self.classes = answers.classes
+            part["predicted"] = answers.labels
+            for name in ("probabilities", "scores"):
+                array = getattr(answers, name)
+                if array is not None:
+                    part[name] = array
+        self.rows += len(rows)
+        self._parts.append(part)
+
+    def get(self, name: str) -> np.ndarray | None:
+        """An array of all rows: 'y', 'weights', 'predicted', 'probabilities' or 'scores'."""
+        if not self._parts:
+            raise InvalidDataError("There are no rows to score a model on.")
+        if name not in self._parts[0]:
+            return None
+        return np.concatenate([part[name] for part in self._parts])
+
+
+def check_metrics(names: Sequence[str]) -> None:
+    """Refuse names of scores that scikit-learn does not have.
+
+    Raises
+    ------
+    UnknownNameError
+        Listing those it has.
+    """
+    known = get_scorer_names()
+    for name in names:
+        if name not in known:
+            raise UnknownNameError(f"scikit-learn has no score {name!r}; it has {', '.join(known)}.")
+
+
+def scored(collected: Collected, metrics: Sequence[str], model: Model) -> dict[str, float]:
+    """Scores by name.
+
+    Raises
+    ------
+    UnknownNameError
+        No such score.
+    InvalidDataError
+        A score that cannot be had of these predictions.
+    """
+    check_metrics(metrics)
+    y, predicted = collected.get("y"), collected.get("predicted")
+    assert y is not None
+    assert predicted is not None
+    y, estimator = _estimator(collected, y, predicted, model)
+    weights, index = collected.get("weights"), np.arange(collected.rows).reshape(-1, 1)
+    made = {}
+    names = list(dict.fromkeys(metrics or _USUAL[collected.task]))
+    if collected.task == "classification":
+        unknown = [] if estimator.several else np.setdiff1d(y, estimator.classes_).tolist()
+        if unknown:
+            warnings.warn(
+                f"The target holds labels that {model.path} does not have: {str(unknown[:5])[1:-1]}.",
+                stacklevel=2,
+            )
+        if not metrics and (unknown or estimator.several or not estimator.can_tell):
+            names.remove("neg_log_loss")
+    for name in names:
+        options: dict[str, Any] = {} if weights is None else {"sample_weight": weights}
+        try:
+            if name == "neg_log_loss" and not estimator.several and estimator.can_tell:
+                # The scorer does not know classes that no row has.
+                told = estimator.predict_proba(index)
+                made[name] = -float(log_loss(y, told, labels=estimator.classes_, **options))
+                continue
+            with warnings.catch_warnings():
+                # Such as classes that no row has: the score is what it is.
+                warnings.simplefilter("ignore", UserWarning)
+                made[name] = float(get_scorer(name)(estimator, index, y, **options))
+        except (ValueError, TypeError, AttributeError) as exc:
+            raise InvalidDataError(f"The score {name!r} cannot be computed here: {exc}") from exc
+    return made
+
+
+def _estimator(
+    collected: Collected, y: np.ndarray, predicted: np.ndarray, model: Model
+) -> tuple[np.ndarray, Any]:
+    """Expected values and what answers to scorers, of the same kind."""
+    if collected.task == "regression":
+        y = y.reshape(len(y), -1)
+        if y.dtype.kind not in "biuf":
+            raise InvalidDataError(
+                f"The target holds {y.flat[0]!r}, which is no number: --task classification?"
+            )
+        if y.shape != predicted.shape:
+            raise InvalidDataError(
+                f"{model.path} predicts {predicted.shape[1]} numbers a row, the target has {y.shape[1]}."
+            )
+        single = y.shape[1] == 1
+        return y.reshape(-1) if single else y, _Regressor(predicted.reshape(-1) if single else predicted)
+    classes = np.array(list(collected.classes)) if len(collected.classes) else np.unique(predicted)
+    if y.dtype.kind == "f" and classes.dtype.kind in "iu" and (y == np.floor(y)).all():
+        y = y.astype(np.int64)
+    if y.ndim == 2 and predicted.ndim == 1 and y.shape[1] == len(classes):
+        y = classes[np.argmax(y, axis=1)]  # a column for each class
+    if (y.dtype.kind in "OUS") != (predicted.dtype.kind in "OUS"):
+        raise InvalidDataError(
+            f"The target holds labels such as {y.flat[0]!r}, {model.path} predicts ones such as "
+            f"{predicted.flat[0]!r}: they cannot be compared."
+        )
+    text = y.dtype.kind in "OUS"
+    y, predicted = (y.astype(str), predicted.astype(str)) if text else (y, predicted)
+    return y, _Classifier(
+        predicted, classes, collected.get("probabilities"), collected.get("scores"), predicted.ndim == 2
+    )
+
+
+class _Regressor(RegressorMixin, BaseEstimator):
+    """Answers by number of the row."""
+
+    can_tell, several = False, False
+
+    def __init__(self, predicted: np.ndarray) -> None:
+        self.predicted = predicted
+
+    def predict(self, X: np.ndarray) -> np.ndarray:
+        return self.predicted[X[:, 0]]
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return True
+
+
+class _Classifier(ClassifierMixin, BaseEstimator):
+    """Answers by number of the row."""
+
+    def __init__(self, predicted: Any, classes: Any, probabilities: Any, scores: Any, several: bool) -> None:
+        self.predicted, self.classes, self.several = predicted, classes, several
+        self.probabilities, self.scores = probabilities, scores
+        self.classes_ = classes if several else np.sort(classes)
+        self.can_tell = probabilities is not None
+
+    def predict(self, X: np.ndarray) -> np.ndarray:
+        return self.predicted[X[:, 0]]
+
+    def predict_proba(self, X: np.ndarray) -> np.ndarray:
+        if self.probabilities is None:
+            raise AttributeError("the model computes no probabilities")
+        return self._sorted(self.probabilities[X[:, 0]])
+
+    def decision_function(self, X: np.ndarray) -> np.ndarray:
+        if self.scores is None:
+            raise AttributeError("the model computes no scores")
+        scores = self._sorted(self.scores[X[:, 0]])
+        return scores[:, -1] if len(self.classes) == 2 and not self.several else scores
+
+    def _sorted(self, columns: np.ndarray) -> np.ndarray:
+        """Columns in the order of `classes_`."""
+        if self.several:
+            return columns
+        order = np.argsort(self.classes)
+        if columns.shape[1] == 1:  # one score for two classes
+            return columns if order[0] == 0 else -columns
+        return columns[:, order]
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return True

@@ -1,0 +1,98 @@
+"""What all pictures share: colours that colour-blind readers tell apart, and figures of their own."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from onnxcustom.exceptions import MissingPackageError
+
+from .phases import Phase
+
+__all__ = [
+    "COLORS",
+    "PHASE_COLORS",
+    "PHASE_FILLS",
+    "matplotlib_module",
+    "new_axes",
+    "plain",
+    "save",
+    "shorten",
+]
+
+#: M. Okabe and K. Ito, Color Universal Design, 2008, https://jfly.uni-koeln.de/color/, without yellow,
+#: which is too light for a line on white.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+
+#: Borders and arrows, and what boxes are filled with.
+PHASE_COLORS: dict[Phase, str] = {
+    "forward": "#0072B2",
+    "loss": "#9A7B00",
+    "backward": "#D55E00",
+    "update": "#007A5A",
+}
+PHASE_FILLS: dict[Phase, str] = {
+    "forward": "#CFE6F5",
+    "loss": "#FBF3B0",
+    "backward": "#FADCC8",
+    "update": "#C9EBDF",
+}
+
+
+def matplotlib_module(name: str) -> Any:
+    """A module of matplotlib; never pyplot, whose state all threads share.
+
+    Raises
+    ------
+    MissingPackageError
+        matplotlib is not installed.
+    """
+    import importlib
+
+    try:
+        return importlib.import_module(f"matplotlib.{name}")
+    except ImportError as exc:
+        raise MissingPackageError(
+            f"Curves and histograms are drawn by matplotlib, which cannot be imported ({exc}): "
+            'python -m pip install "onnxcustom[plot]".'
+        ) from exc
+
+
+def new_axes(count: int, width: float, height: float, **options: Any) -> list[Any]:
+    """Axes beside each other in a figure that pyplot knows nothing of: there is nothing to close.
+
+    Parameters
+    ----------
+    count : int
+        Number of axes.
+    width, height : float
+        Inches of the figure.
+    **options
+        As ``Figure.subplots`` takes them.
+
+    Returns
+    -------
+    list of matplotlib.axes.Axes
+    """
+    figure = matplotlib_module("figure").Figure(figsize=(width, height), layout="constrained")
+    return list(figure.subplots(1, count, squeeze=False, **options)[0])
+
+
+def save(axes: list[Any], path: str | os.PathLike[str] | None) -> None:
+    """Write the figure of axes to a file, if there is a path, in the format of its ending."""
+    if path is not None:
+        axes[0].figure.savefig(path, dpi=150)
+
+
+def shorten(text: str, longest: int = 30) -> str:
+    """A name, its middle left out if it is long."""
+    if len(text) <= longest:
+        return text
+    left = longest // 2
+    return f"{text[: left - 1]}…{text[left - longest :]}"
+
+
+def plain(text: str) -> str:
+    """A name as matplotlib draws it as it is: dollars begin formulas, a first underscore hides."""
+    text = " ".join(shorten(text).split()).replace("$", r"\$")
+    return f"\u200b{text}" if text.startswith("_") else text

@@ -1,0 +1,193 @@
+"""What may look at a training while it runs: one class with a method for each moment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from onnxcustom.exceptions import UnknownNameError
+
+if TYPE_CHECKING:
+    from ..run import Run
+    from ..trainer import Trainer
+
+__all__ = ["Callback", "Callbacks", "is_better", "monitored"]
+
+
+class Callback:
+    """Base of the callbacks: override the moments of interest.
+
+    Every method gets the estimator: ``trainer.history_``, ``trainer.n_iter_``, ``trainer.step_`` and, while
+    training lasts, ``trainer.run`` with the data and ``trainer.run.stop(reason)``. An estimator trains with
+    shallow copies of its callbacks, so that two of them may be given the same ones; the copies are its
+    ``callbacks_``.
+
+    Examples
+    --------
+    >>> class StopBelow(Callback):
+    ...     def __init__(self, loss):
+    ...         self.loss = loss
+    ...
+    ...     def on_epoch_end(self, trainer):
+    ...         if trainer.history_["loss"][-1] < self.loss:
+    ...             trainer.run.stop("good enough")
+    """
+
+    def measures(self, run: Run) -> list[str]:
+        """Names under which this callback writes into the history."""
+        return []
+
+    def check(self, run: Run) -> None:
+        """Refuse, before anything of the estimator changes, a training this callback cannot be part of."""
+
+    def on_train_begin(self, trainer: Trainer) -> None:
+        """Before the first epoch of a ``fit`` or ``partial_fit``."""
+
+    def on_train_end(self, trainer: Trainer) -> None:
+        """After the last one, also if an error ended it (``trainer.run.error``): in reverse order."""
+
+    def on_epoch_begin(self, trainer: Trainer) -> None:
+        """Before an epoch; not before the rest of one that was resumed."""
+
+    def on_epoch_end(self, trainer: Trainer) -> None:
+        """After an epoch, when its loss is in the history and ``n_iter_`` counts it."""
+
+    def on_batch_begin(self, trainer: Trainer, batch: Any) -> None:
+        """Before a step on a batch."""
+
+    def on_batch_end(self, trainer: Trainer, batch: Any, loss: float) -> None:
+        """After it, with the objective before its update."""
+
+    def on_nonfinite(self, trainer: Trainer, error: Exception) -> bool:
+        """When the objective is NaN or infinite: whether training is to end without that error."""
+        return False
+
+    @property
+    def wants_batches(self) -> bool:
+        """Whether this callback has something to do at every batch."""
+        cls = type(self)
+        begins = cls.on_batch_begin is not Callback.on_batch_begin
+        return begins or cls.on_batch_end is not Callback.on_batch_end
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it: numbers, text, lists, dicts and arrays."""
+        return {}
+
+    def load_state_dict(self, trainer: Trainer, state: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` returned: after :meth:`on_train_begin`."""
+
+    def __repr__(self) -> str:
+        options = ", ".join(
+            f"{k}={v!r}" for k, v in vars(self).items() if not k.endswith("_") and k[0] != "_"
+        )
+        return f"{type(self).__name__}({options})"
+
+
+class _Function(Callback):
+    """A function of the estimator that is called after every epoch."""
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        self.function = function
+
+    def on_epoch_end(self, trainer: Trainer) -> None:
+        self.function(trainer)
+
+
+class Callbacks:
+    """The callbacks of one training.
+
+    Parameters
+    ----------
+    given : iterable of Callback or function, or None
+        Functions are called with the estimator after every epoch.
+    *more : Callback
+        Called after those.
+
+    Raises
+    ------
+    TypeError
+        Something that is neither.
+    """
+
+    def __init__(self, given: Any, *more: Callback) -> None:
+        if isinstance(given, Callback) or callable(given):
+            given = [given]
+        items = [*map(_as_callback, given or ()), *more]
+        # Those that measure come first: others read what they wrote.
+        self.items = sorted(items, key=lambda c: type(c).measures is Callback.measures)
+        self.of_batches = [c for c in self.items if c.wants_batches]
+
+    def prepare(self, run: Run, names: Iterable[str]) -> None:
+        """Find out what will be measured and let every callback check the training."""
+        run.measures = [*names, *(name for c in self.items for name in c.measures(run))]
+        for callback in self.items:
+            callback.check(run)
+
+    def call(self, moment: str, trainer: Trainer) -> None:
+        """Call a method of all of them, in order."""
+        for callback in self.items:
+            getattr(callback, moment)(trainer)
+
+    def begin_batch(self, trainer: Trainer, batch: Any) -> None:
+        """Tell those that look at batches."""
+        for callback in self.of_batches:
+            callback.on_batch_begin(trainer, batch)
+
+    def end_batch(self, trainer: Trainer, batch: Any, loss: float) -> None:
+        """Tell those that look at batches."""
+        for callback in self.of_batches:
+            callback.on_batch_end(trainer, batch, loss)
+
+    def end(self, trainer: Trainer) -> None:
+        """Call all of them, the last first, though one of them may fail."""
+        failed: Exception | None = None
+        for callback in reversed(self.items):
+            try:
+                callback.on_train_end(trainer)
+            except Exception as exc:
+                failed = failed or exc
+        if failed is not None and trainer.run.error is None:
+            raise failed
+
+    def accept(self, trainer: Trainer, error: Exception) -> bool:
+        """Whether one of them lets training end on an objective that is not finite."""
+        accepted = [callback.on_nonfinite(trainer, error) for callback in self.items]  # all are told
+        return any(accepted)
+
+
+def _as_callback(given: Any) -> Callback:
+    if isinstance(given, Callback):
+        made = object.__new__(type(given))  # copy.copy would leave out what is not pickled, such as files
+        made.__dict__.update(vars(given))
+        return made
+    if callable(given) and not isinstance(given, type):
+        return _Function(given)
+    raise TypeError(
+        f"callbacks takes instances of Callback and functions of the estimator, not {given!r}"
+        + (": make an instance of it." if isinstance(given, type) else ".")
+    )
+
+
+def monitored(monitor: str | None, run: Run) -> str:
+    """The name of what is watched: by default the validation loss, without validation data the loss.
+
+    Raises
+    ------
+    UnknownNameError
+        Nothing of that name will be in the history.
+    """
+    if monitor is None:
+        return "val_loss" if "val_loss" in run.measures else "loss"
+    if monitor not in run.measures:
+        raise UnknownNameError(
+            f"monitor names {monitor!r}, which this training does not measure; it measures {run.measures}."
+            + (" Validation data is needed for it." if monitor.startswith("val_") else "")
+        )
+    return monitor
+
+
+def is_better(name: str, value: float, best: float | None, delta: float = 0.0) -> bool:
+    """Whether a value improves on the best one: a loss by being less, any other score by being more."""
+    if best is None:
+        return value == value
+    return value < best - delta if name.endswith("loss") else value > best + delta

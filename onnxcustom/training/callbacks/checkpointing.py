@@ -1,0 +1,115 @@
+"""Save a training while it runs, so that it goes on where it was when something ends it."""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from onnxcustom._parameters import check_number
+
+from ..checkpoint import CheckpointStore
+from .base import Callback
+
+if TYPE_CHECKING:
+    from ..run import Run
+    from ..trainer import Trainer
+
+__all__ = ["Checkpoint"]
+
+
+class Checkpoint(Callback):
+    """Save everything a training needs to go on, into a folder from which ``fit`` resumes by itself.
+
+    ``checkpoint_dir="folder"`` of an estimator is ``Checkpoint("folder")``. ``partial_fit`` neither reads nor
+    writes checkpoints.
+
+    Parameters
+    ----------
+    folder : str or path
+        One folder for one training, made if missing.
+    epochs : int, default=1
+        Epochs between two checkpoints, in [1, inf).
+    batches : int, optional
+        Batches between two checkpoints within an epoch, in [1, inf).
+    seconds : float, optional, default=600
+        Seconds after which one is saved within an epoch, in (0, inf); None for never.
+    keep : int, default=3
+        Number of checkpoints that are kept, in [1, inf).
+
+    Notes
+    -----
+    When the disk is full, training goes on with a warning; the last good checkpoint stays.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        *,
+        epochs: int = 1,
+        batches: int | None = None,
+        seconds: float | None = 600.0,
+        keep: int = 3,
+    ) -> None:
+        self.folder = folder
+        self.epochs = epochs
+        self.batches = batches
+        self.seconds = seconds
+        self.keep = keep
+
+    def store(self) -> CheckpointStore:
+        """The folder."""
+        return CheckpointStore(self.folder, self.keep)
+
+    def check(self, run: Run) -> None:
+        """Refuse intervals that are none."""
+        check_number("epochs", self.epochs, "[1, inf)", integral=True)
+        check_number("keep", self.keep, "[1, inf)", integral=True)
+        if self.batches is not None:
+            check_number("batches", self.batches, "[1, inf)", integral=True)
+        if self.seconds is not None:
+            check_number("seconds", self.seconds, "(0, inf)")
+
+    @property
+    def wants_batches(self) -> bool:
+        """Whether there may be checkpoints within an epoch."""
+        return self.batches is not None or self.seconds is not None
+
+    def on_train_begin(self, trainer: Trainer) -> None:
+        """Start the clock."""
+        self._saved: Any = None
+        self._last = time.monotonic()
+
+    def on_batch_end(self, trainer: Trainer, batch: Any, loss: float) -> None:
+        """Save if it is time."""
+        late = self.seconds is not None and time.monotonic() - self._last >= self.seconds
+        if late or (self.batches is not None and trainer.run.batches % self.batches == 0):
+            self._save(trainer)
+
+    def on_epoch_end(self, trainer: Trainer) -> None:
+        """Save after so many epochs."""
+        if trainer.n_iter_ % self.epochs == 0 and trainer.run.stop_reason is None:
+            self._save(trainer)
+
+    def on_train_end(self, trainer: Trainer) -> None:
+        """Save the end, unless an error was it."""
+        if trainer.run.error is None or isinstance(trainer.run.error, KeyboardInterrupt):
+            self._save(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
+        run = trainer.run
+        place = (trainer.n_iter_, run.batches, run.stop_reason, run.epochs)
+        if run.store is None or place == self._saved:
+            return
+        try:
+            run.store.save(*trainer.checkpoint_state())
+            self._saved = place
+        except OSError as exc:
+            warnings.warn(
+                f"No checkpoint was written to {os.fspath(self.folder)!r} after epoch {trainer.n_iter_}: "
+                f"{exc}. Training goes on; the last one that was written is kept.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        self._last = time.monotonic()

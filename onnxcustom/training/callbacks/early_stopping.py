@@ -1,0 +1,114 @@
+"""Stop when nothing gets better, with the best weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from onnxcustom._parameters import check_number
+
+from .base import Callback, is_better, monitored
+
+if TYPE_CHECKING:
+    from ..run import Run
+    from ..trainer import Trainer
+
+__all__ = ["EarlyStopping"]
+
+
+class EarlyStopping(Callback):
+    """End training when a measure has stopped improving, and go back to the weights that had the best.
+
+    Parameters
+    ----------
+    monitor : str, optional
+        What is watched, a key of ``history_``: by default ``'val_loss'``, or ``'loss'`` without validation
+        data. What ends in ``loss`` is better if less, every other score if more.
+    patience : int, default=10
+        Epochs without improvement that are put up with, in [0, inf).
+    min_delta : float, default=0.0
+        Smallest improvement that counts, in [0, inf).
+    restore_best : bool, default=True
+        Whether weights and running statistics of the best epoch are put back when training ends, for
+        whatever reason it does.
+
+    Attributes
+    ----------
+    best_ : float or None
+        The best value.
+    best_epoch_ : int or None
+        Its epoch, counted from 1.
+    """
+
+    def __init__(
+        self,
+        monitor: str | None = None,
+        *,
+        patience: int = 10,
+        min_delta: float = 0.0,
+        restore_best: bool = True,
+    ) -> None:
+        self.monitor = monitor
+        self.patience = patience
+        self.min_delta = min_delta
+        self.restore_best = restore_best
+
+    def check(self, run: Run) -> None:
+        """Refuse a measure that there is not."""
+        check_number("patience", self.patience, "[0, inf)", integral=True)
+        check_number("min_delta", self.min_delta, "[0, inf)")
+        monitored(self.monitor, run)
+
+    def on_train_begin(self, trainer: Trainer) -> None:
+        """Nothing was measured yet."""
+        self._name = monitored(self.monitor, trainer.run)
+        self.best_: float | None = None
+        self.best_epoch_: int | None = None
+        self._waited = 0
+        self._weights: dict[str, np.ndarray] = {}
+        self._statistics: dict[str, np.ndarray] = {}
+
+    def on_epoch_end(self, trainer: Trainer) -> None:
+        """Keep the best, count the others."""
+        value = trainer.history_[self._name][-1]
+        if np.isnan(value):  # not measured after this epoch
+            return
+        if is_better(self._name, value, self.best_, self.min_delta):
+            self.best_, self.best_epoch_, self._waited = float(value), trainer.n_iter_, 0
+            if self.restore_best:
+                self._weights, self._statistics = trainer.step_.weights(), trainer.step_.statistics()
+            return
+        self._waited += 1
+        if self._waited > self.patience:
+            trainer.run.stop(
+                f"{self._name} has not improved on {self.best_:.6g} (epoch {self.best_epoch_}) for "
+                f"{self._waited} epochs"
+            )
+
+    def on_train_end(self, trainer: Trainer) -> None:
+        """Put the best weights back."""
+        if self._weights:
+            trainer.step_.set_weights(self._weights)
+            if self._statistics:
+                trainer.step_.set_statistics(self._statistics)
+        self._weights, self._statistics = {}, {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best and its weights."""
+        return {
+            "name": self._name,
+            "best": self.best_,
+            "best_epoch": self.best_epoch_,
+            "waited": self._waited,
+            "weights": self._weights,
+            "statistics": self._statistics,
+        }
+
+    def load_state_dict(self, trainer: Trainer, state: Mapping[str, Any]) -> None:
+        """Go on with the best of before, if it is of the same measure."""
+        if state["name"] != self._name:
+            return
+        self.best_, self.best_epoch_, self._waited = state["best"], state["best_epoch"], state["waited"]
+        self._weights, self._statistics = dict(state["weights"]), dict(state["statistics"])

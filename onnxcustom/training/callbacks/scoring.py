@@ -1,0 +1,147 @@
+"""Scores of scikit-learn on training and validation data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from sklearn.metrics import check_scoring, get_scorer, get_scorer_names
+
+from onnxcustom._parameters import check_number
+from onnxcustom.exceptions import InvalidDataError, UnknownNameError
+
+from .base import Callback
+
+if TYPE_CHECKING:
+    from ..run import Run
+    from ..trainer import Trainer
+
+__all__ = ["Score"]
+
+
+class Score(Callback):
+    """Measure a score of scikit-learn while training.
+
+    Parameters
+    ----------
+    scoring : str or callable
+        Name of a scorer, as ``sklearn.metrics.get_scorer_names`` lists them, or a function
+        ``(estimator, X, y) -> float``.
+    on : {'validation', 'train', 'both'}, optional
+        Which data: by default the validation data if there is any, else the training data.
+    every : int, default=1
+        Epochs between two measurements, in [1, inf). The last epoch of a fit is always measured.
+    batches : int, optional
+        Batches between two measurements within an epoch, in [1, inf): those are in :attr:`records_`.
+    name : str, optional
+        The key in ``history_``, by default that of the scorer; on validation data it begins with ``val_``.
+
+    Attributes
+    ----------
+    records_ : list of dict
+        Every measurement: ``'epoch'`` and ``'iteration'`` (epochs and weight updates done) and the scores by
+        name.
+    """
+
+    def __init__(
+        self,
+        scoring: str | Callable[..., float],
+        on: str | None = None,
+        *,
+        every: int = 1,
+        batches: int | None = None,
+        name: str | None = None,
+    ) -> None:
+        self.scoring = scoring
+        self.on = on
+        self.every = every
+        self.batches = batches
+        self.name = name
+
+    def _key(self) -> str:
+        if self.name is not None:
+            return self.name
+        return self.scoring if isinstance(self.scoring, str) else getattr(self.scoring, "__name__", "score")
+
+    def _parts(self, run: Run) -> dict[str, tuple[Any, Any]]:
+        """The data by name of measure."""
+        on = self.on or ("train" if run.X_val is None else "validation")
+        data = {
+            "train": (self._key(), run.X, run.y),
+            "validation": (f"val_{self._key()}", run.X_val, run.y_val),
+        }
+        wanted = data if on == "both" else (on,)
+        return {data[part][0]: data[part][1:] for part in wanted}
+
+    def measures(self, run: Run) -> list[str]:
+        """The scores."""
+        if self.on not in (None, "validation", "train", "both"):
+            raise UnknownNameError(f"on must be 'validation', 'train' or 'both', not {self.on!r}.")
+        if self.on in ("validation", "both") and run.X_val is None:
+            raise InvalidDataError(
+                f"{self!r} is to be measured on validation data and there is none: give X_val and y_val, or "
+                "validation_fraction."
+            )
+        return list(self._parts(run))
+
+    def check(self, run: Run) -> None:
+        """Refuse a scorer that there is not."""
+        check_number("every", self.every, "[1, inf)", integral=True)
+        if self.batches is not None:
+            check_number("batches", self.batches, "[1, inf)", integral=True)
+        if isinstance(self.scoring, str):
+            if self.scoring not in get_scorer_names():
+                raise UnknownNameError(
+                    f"scikit-learn has no scorer {self.scoring!r}; it has {', '.join(get_scorer_names())}."
+                )
+        elif not callable(self.scoring):
+            raise TypeError(
+                f"scoring must be a name or a function of (estimator, X, y), not {self.scoring!r}."
+            )
+
+    def on_train_begin(self, trainer: Trainer) -> None:
+        """Nothing was measured yet."""
+        self.records_: list[dict[str, float]] = []
+        self._scorer = get_scorer(self.scoring) if isinstance(self.scoring, str) else self.scoring
+        self._batch = 0
+        if isinstance(self.scoring, str):
+            check_scoring(trainer, scoring=self.scoring)
+
+    @property
+    def wants_batches(self) -> bool:
+        """Whether something is measured within an epoch."""
+        return self.batches is not None
+
+    def on_batch_end(self, trainer: Trainer, batch: Any, loss: float) -> None:
+        """Measure after so many batches."""
+        self._batch += 1
+        if self.batches is not None and self._batch % self.batches == 0:
+            self._measure(trainer)
+
+    def on_epoch_end(self, trainer: Trainer) -> None:
+        """Measure after so many epochs."""
+        if trainer.n_iter_ % self.every == 0 or trainer.n_iter_ >= trainer.run.epochs:
+            for name, value in self._measure(trainer).items():
+                trainer.record(name, value)
+
+    def _measure(self, trainer: Trainer) -> dict[str, float]:
+        found = {}
+        for name, (X, y) in self._parts(trainer.run).items():
+            value = trainer.score_with(self._scorer, X, y)
+            if not isinstance(value, (int, float, np.number)):
+                raise TypeError(f"The scorer {self._key()!r} returned {value!r}, which is no number.")
+            found[name] = float(value)
+        self.records_.append({"epoch": trainer.n_iter_, "iteration": trainer.step_.iteration, **found})
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was measured."""
+        return {"records": self.records_, "batch": self._batch}
+
+    def load_state_dict(self, trainer: Trainer, state: Mapping[str, Any]) -> None:
+        """Go on behind it."""
+        self.records_, self._batch = [dict(r) for r in state["records"]], state["batch"]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in vars(self).items() if k != "_scorer"}

@@ -1,0 +1,100 @@
+"""What tells one training from another: text that is the same from process to process."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from onnxcustom.data.fingerprints import hash_array
+from onnxcustom.graph import load
+from onnxcustom.graph.io import PROTOBUF_LIMIT
+
+__all__ = ["describe", "differences", "hash_arrays", "hash_model"]
+
+
+def hash_model(model: Any) -> str:
+    """SHA-256 of a model with its weights.
+
+    Parameters
+    ----------
+    model : path, bytes, onnx.ModelProto or onnx_ir.Model
+        The model.
+    """
+    proto = load(model)
+    if proto.ByteSize() < PROTOBUF_LIMIT:
+        return hashlib.sha256(proto.SerializeToString(deterministic=True)).hexdigest()
+    digest = hashlib.sha256()
+    shell = onnx.ModelProto()
+    shell.CopyFrom(proto)
+    for tensor in shell.graph.initializer:  # one by one: a message of more than 2 GB has no bytes
+        digest.update(tensor.SerializeToString(deterministic=True))
+    del shell.graph.initializer[:]
+    digest.update(shell.SerializeToString(deterministic=True))
+    return digest.hexdigest()
+
+
+def hash_arrays(arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """Dtype, shape and SHA-256 of arrays, by name."""
+    return {name: hash_array(array, whole=True) for name, array in arrays.items()}
+
+
+def describe(value: Any) -> str:
+    """A parameter as text: values for what has some, names for functions and classes.
+
+    Examples
+    --------
+    >>> describe({"a": [1, 2.5], "b": None})
+    "{'a': [1, 2.5], 'b': None}"
+    >>> describe(describe)
+    'onnxcustom.training.fingerprint.describe'
+    """
+    if value is None or isinstance(value, (bool, int, float, str, np.generic)):
+        return repr(value)
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{k!r}: {describe(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(describe, value)) + "]"
+    if isinstance(value, (set, frozenset)):
+        return "{" + ", ".join(sorted(map(describe, value))) + "}"
+    if isinstance(value, np.ndarray):
+        return hash_array(np.atleast_1d(value), whole=True)
+    if isinstance(value, (bytes, onnx.ModelProto, ir.Model)):
+        return f"model {hash_model(value)[:16]}"
+    if isinstance(value, os.PathLike):
+        return repr(str(Path(value)))
+    name = _name(value) if callable(value) and hasattr(value, "__qualname__") else _name(type(value))
+    if hasattr(value, "get_params") and not isinstance(value, type):
+        return f"{name}({describe(value.get_params(deep=False))})"
+    if hasattr(value, "__dataclass_fields__") and not isinstance(value, type):
+        fields = {f: getattr(value, f) for f in value.__dataclass_fields__ if not f.startswith("_")}
+        return f"{name}({describe(fields)})"
+    return name
+
+
+def _name(value: Any) -> str:
+    return f"{getattr(value, '__module__', '')}.{value.__qualname__}"
+
+
+def differences(saved: Mapping[str, Any], present: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """What differs between two fingerprints, in words."""
+    found = []
+    for key in dict.fromkeys([*saved, *present]):
+        old, new = saved.get(key), present.get(key)
+        name = f"{prefix} {key!r}" if prefix else key
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += differences(old, new, key)
+        elif old != new:
+            found.append(f"{name} was {_short(old)}, is {_short(new)}")
+    return found
+
+
+def _short(value: Any) -> str:
+    text = "nothing" if value is None else str(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,120 @@
+"""Validation data, in memory or as a stream: its mean loss, and its scores."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from onnxcustom.data import Stream
+
+from .fingerprint import hash_arrays
+from .validation import TensorSpec, as_inputs, as_targets
+
+__all__ = ["ArrayValidation", "StreamValidation", "score_stream"]
+
+
+class ArrayValidation:
+    """Validation data in memory, checked and converted once.
+
+    Parameters
+    ----------
+    inputs, expected : dict of str to ndarray
+        By input and by output of the model.
+    """
+
+    def __init__(self, inputs: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> None:
+        self.inputs, self.expected = inputs, expected
+
+    def mean_loss(self, validate: Callable[[Any, Any], float]) -> float:
+        """Mean loss over the rows; `validate` computes it for arrays."""
+        return validate(self.inputs, self.expected)
+
+    def fingerprint(self) -> dict[str, str]:
+        """Dtype, shape and hash of every array."""
+        return hash_arrays({**self.inputs, **self.expected})
+
+
+class StreamValidation:
+    """Validation data that is read anew after every epoch.
+
+    Parameters
+    ----------
+    stream : Stream
+        The rows.
+    inputs, expected : list of TensorSpec
+        What model and losses want.
+    encode : callable
+        Makes of expected values what the losses take.
+    check : callable
+        Refuses expected values that no loss allows.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        inputs: list[TensorSpec],
+        expected: list[TensorSpec],
+        encode: Callable[[Any], Any],
+        check: Callable[[Mapping[str, np.ndarray]], None],
+    ) -> None:
+        self.stream = stream
+        self.specs = inputs, expected
+        self.encode, self.check = encode, check
+        self._arrays(stream.head())  # what is wrong with all rows is said before training
+
+    def _arrays(self, block: Any) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        inputs = as_inputs(block.X, self.specs[0])
+        rows = len(next(iter(inputs.values())))
+        expected = as_targets(self.encode(block.y), self.specs[1], rows)
+        self.check(expected)
+        return inputs, expected
+
+    def mean_loss(self, validate: Callable[[Any, Any], float]) -> float:
+        """Mean loss over the rows; `validate` computes it for arrays."""
+        total, rows = 0.0, 0
+        for inputs, expected in self.stream.blocks(apply=self._arrays):
+            count = len(next(iter(inputs.values())))
+            total, rows = total + count * validate(inputs, expected), rows + count
+        if not rows:
+            raise self.stream.empty()
+        return total / rows
+
+    def fingerprint(self) -> dict[str, str]:
+        """What the stream says of itself."""
+        return self.stream.fingerprint()
+
+
+def score_stream(scorer: Any, estimator: Any, stream: Stream) -> Any:
+    """What a scorer of scikit-learn says of an estimator on the rows of a stream.
+
+    Targets and predictions are held in memory, features are not.
+    """
+    parts = []
+    for block in stream.blocks():
+        if isinstance(block.y, Mapping):
+            parts.append({name: np.asarray(y) for name, y in block.y.items()})
+        else:
+            parts.append({"": np.asarray(block.y)})
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return scorer(_OfStream(estimator, stream), stream, joined.get("", joined))
+
+
+class _OfStream:
+    """An estimator that predicts the rows of a stream, block by block, whatever it is asked to predict."""
+
+    def __init__(self, estimator: Any, stream: Stream) -> None:
+        self._estimator, self._stream = estimator, stream
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._estimator, name)
+        return self._joined(found) if name in ("predict", "predict_proba") else found
+
+    def _joined(self, predict: Callable[[Any], np.ndarray]) -> Callable[[Any], np.ndarray]:
+        @functools.wraps(predict)  # scikit-learn goes by its name
+        def over_blocks(X: Any) -> np.ndarray:
+            return np.concatenate([predict(block.X) for block in self._stream.blocks()])
+
+        return over_blocks

@@ -1,0 +1,112 @@
+"""What regressor and classifier share: their parameters, and the step these make."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from onnxcustom.optim import select_optimizer
+
+from .data_loader import draw_seed
+from .step import TrainingStep
+from .trainer import Trainer
+
+__all__ = ["OnnxEstimator"]
+
+
+class OnnxEstimator(Trainer):
+    """Parameters and step that regressor and classifier share."""
+
+    _step_parameters = (
+        "model",
+        "weights_to_train",
+        "loss",
+        "penalty",
+        "optimizer",
+        "learning_rate",
+        "engine",
+        "device",
+        "loss_weights",
+        "batch_norm",
+        "dropout",
+        "freeze",
+        "threads",
+    )
+
+    @property
+    def _live_parameters(self) -> frozenset[str]:  # type: ignore[override]
+        # Without an optimizer, the learning rate says which update rule it is.
+        return frozenset() if self.optimizer is None else frozenset({"learning_rate"})
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        weights_to_train: list[str] | None = None,
+        loss: Any = None,
+        penalty: Any = None,
+        optimizer: Any = "sgd",
+        learning_rate: Any = None,
+        batch_size: int = 32,
+        max_iter: int = 20,
+        shuffle: bool = True,
+        random_state: Any = None,
+        warm_start: bool = False,
+        engine: str = "auto",
+        device: Any = "cpu",
+        verbose: int = 0,
+        loss_weights: Mapping[str, float] | None = None,
+        batch_norm: str = "frozen",
+        dropout: str = "off",
+        freeze: Any = None,
+        threads: int | None = None,
+        callbacks: Any = None,
+        checkpoint_dir: Any = None,
+        validation_fraction: float | None = None,
+    ) -> None:
+        self.model = model
+        self.weights_to_train = weights_to_train
+        self.loss = loss
+        self.penalty = penalty
+        self.optimizer = optimizer
+        self.learning_rate = learning_rate
+        self.batch_size = batch_size
+        self.max_iter = max_iter
+        self.shuffle = shuffle
+        self.random_state = random_state
+        self.warm_start = warm_start
+        self.engine = engine
+        self.device = device
+        self.verbose = verbose
+        self.loss_weights = loss_weights
+        self.batch_norm = batch_norm
+        self.dropout = dropout
+        self.freeze = freeze
+        self.threads = threads
+        self.callbacks = callbacks
+        self.checkpoint_dir = checkpoint_dir
+        self.validation_fraction = validation_fraction
+
+    def _make(self, loss: Any) -> TrainingStep:
+        return TrainingStep(
+            self.model,
+            loss,
+            self.optimizer,
+            self.weights_to_train,
+            self.penalty,
+            self.engine,
+            self.device,
+            learning_rate=self.learning_rate,
+            loss_weights=self.loss_weights,
+            batch_norm=self.batch_norm,
+            dropout=self.dropout,
+            freeze=self.freeze,
+            threads=self.threads,
+            seed=draw_seed(self.random_state) if self.dropout == "on" else 0,
+        )
+
+    def _change(self, step: TrainingStep, parameters: set[str]) -> None:
+        """Another learning rate changes nothing else: not the state, not the clock."""
+        if "learning_rate" in parameters:
+            chosen = select_optimizer(self.optimizer, self.learning_rate)
+            step.optimizer.set_learning_rate(chosen.make_schedule())

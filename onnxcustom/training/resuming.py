@@ -1,0 +1,164 @@
+"""What a checkpoint holds of a training, and going on from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from onnxcustom.exceptions import CheckpointError
+
+from .checkpoint import Saved
+from .fingerprint import describe, differences, hash_model
+
+if TYPE_CHECKING:
+    from .run import Run
+    from .step import TrainingStep
+    from .trainer import Trainer
+
+__all__ = ["capture", "check_same", "checked", "fingerprint", "restore", "restore_callbacks"]
+
+# What the state of a checkpoint holds.
+_ENTRIES: dict[str, Any] = {
+    "fingerprint": Mapping,
+    "seed": int,
+    "n_iter": int,
+    "epochs": int,
+    "history": Mapping,
+    "position": Mapping,
+    "stopped": (str, type(None)),
+    "step": Mapping,
+    "callbacks": list,
+}
+# Parameters that may change when a run is resumed: how long it is, and what looks at it.
+_FREE = frozenset(
+    "max_iter verbose callbacks checkpoint_dir warm_start enable_logging threads exc validation_every".split()
+)
+
+
+def fingerprint(trainer: Trainer, run: Run) -> dict[str, Any]:
+    """What makes a training what it is: estimator, model, data and parameters."""
+    parameters = trainer.get_params(deep=False)
+    model = trainer._step_parameters[0]
+    return {
+        "estimator": type(trainer).__name__,
+        "model": hash_model(parameters[model]),
+        "data": run.loader.fingerprint(),
+        "validation": {} if run.validation is None else run.validation.fingerprint(),
+        "parameter": {k: describe(v) for k, v in parameters.items() if k not in _FREE and k != model},
+    }
+
+
+def checked(saved: Saved | None) -> Saved | None:
+    """A checkpoint, if it is one of a training.
+
+    Raises
+    ------
+    CheckpointError
+        It was written by another program: something is missing, or no number.
+    """
+    if saved is None:
+        return None
+    wrong = [name for name, kinds in _ENTRIES.items() if not isinstance(saved.state.get(name), kinds)]
+    position = saved.state.get("position")
+    if isinstance(position, Mapping):
+        wrong += [f"position/{n}" for n in ("batches", "rows") if not _is_count(position.get(n))]
+        wrong += [] if isinstance(position.get("total"), (int, float)) else ["position/total"]
+    wrong += [n for n in ("seed", "n_iter", "epochs") if n not in wrong and not _is_count(saved.state[n])]
+    if wrong:
+        raise CheckpointError(
+            f"The checkpoint {str(saved.path)!r} is whole, but not one of a training of this library: "
+            f"{', '.join(wrong)} {'is' if len(wrong) == 1 else 'are'} not what is expected."
+        )
+    return saved
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def check_same(saved: Mapping[str, Any], run: Run, folder: Any) -> None:
+    """Refuse a checkpoint of another run.
+
+    Raises
+    ------
+    CheckpointError
+        What is different.
+    """
+    found = differences(saved, run.fingerprint)
+    if found:
+        raise CheckpointError(
+            f"The checkpoints in {str(folder)!r} are of another run: {'; '.join(found)}. Go on with what "
+            "that run had, or give another folder."
+        )
+
+
+def capture(trainer: Trainer, run: Run) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Everything that training goes on from: tensors, and what JSON holds."""
+    step_tensors, step = trainer.step_.state_dict()
+    tensors = {f"step/{name}": array for name, array in step_tensors.items()}
+    callbacks = []
+    for i, callback in enumerate(run.callbacks.items):
+        plain = _split(callback.state_dict(), f"callbacks/{i}", tensors)
+        callbacks.append({"class": type(callback).__name__, "state": plain})
+    state = {
+        "fingerprint": run.fingerprint,
+        "seed": run.seed,
+        "n_iter": trainer.n_iter_,
+        "epochs": run.epochs,
+        "history": trainer.history_,
+        "position": {"batches": run.batches, "total": run.total, "rows": run.rows},
+        "stopped": run.stop_reason if run.final else None,
+        "step": step,
+        "callbacks": callbacks,
+    }
+    return tensors, state
+
+
+def restore(saved: Saved, step: TrainingStep, run: Run) -> None:
+    """Take the state of the step and the position in the epoch over."""
+    state = saved.state
+    tensors = {k.removeprefix("step/"): v for k, v in saved.tensors.items() if k.startswith("step/")}
+    step.load_state_dict(tensors, state["step"])
+    position = state["position"]
+    run.batches, run.total, run.rows = position["batches"], position["total"], position["rows"]
+    if state.get("stopped") is not None:
+        run.stop(state["stopped"])
+
+
+def restore_callbacks(saved: Saved, trainer: Trainer, run: Run) -> None:
+    """Hand every callback what one of its class had, in order; others begin anew."""
+    waiting = list(saved.state["callbacks"])
+    for callback in run.callbacks.items:
+        found = next((entry for entry in waiting if entry["class"] == type(callback).__name__), None)
+        if found is None:
+            continue
+        waiting.remove(found)
+        try:
+            callback.load_state_dict(trainer, _joined(found["state"], saved.tensors))
+        except (KeyError, TypeError, ValueError, AttributeError) as exc:
+            raise CheckpointError(
+                f"The checkpoint {str(saved.path)!r} holds a state that {callback!r} cannot take: {exc!r}."
+            ) from exc
+
+
+def _split(value: Any, path: str, tensors: dict[str, np.ndarray]) -> Any:
+    """What JSON holds of a state; arrays go to `tensors` and leave their names."""
+    if isinstance(value, np.ndarray):
+        tensors[path] = value
+        return {"tensor": path}
+    if isinstance(value, Mapping):
+        return {"items": [[k, _split(v, f"{path}/{k}", tensors)] for k, v in value.items()]}
+    if isinstance(value, (list, tuple)):
+        return [_split(v, f"{path}/{i}", tensors) for i, v in enumerate(value)]
+    return value
+
+
+def _joined(value: Any, tensors: Mapping[str, np.ndarray]) -> Any:
+    """The state that :func:`_split` took apart."""
+    if isinstance(value, Mapping):
+        if "tensor" in value:
+            return tensors[value["tensor"]]
+        return {key: _joined(v, tensors) for key, v in value["items"]}
+    return [_joined(v, tensors) for v in value] if isinstance(value, list) else value

@@ -1,0 +1,126 @@
+"""One call of ``fit`` or ``partial_fit`` while it lasts: what trainer and callbacks share."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .callbacks.base import Callbacks
+    from .checkpoint import CheckpointStore
+
+__all__ = ["Run", "deferred_interrupt"]
+
+
+@dataclass
+class Run:
+    """A training that goes on.
+
+    Attributes
+    ----------
+    X, y : array_like, dict or Stream
+        Training data as it was given, without the part held out for validation.
+    X_val, y_val : array_like, dict, Stream or None
+        Validation data.
+    loader : OrtDataLoader or StreamLoader
+        Its batches.
+    validation : optional
+        Validation data as :meth:`Trainer.validate` takes it.
+    callbacks : Callbacks
+        Those of this training.
+    epochs : int
+        Number of epochs, counted from the first fit, at which it is through.
+    measures : list of str
+        Names that the history will have.
+    batches : int
+        Batches done in the present epoch.
+    total, rows : float, int
+        Sum of rows times objective over them, and their number.
+    cut : bool
+        Whether the epoch was ended before it was through.
+    stop_reason : str or None
+        Why training is to end, once something said so.
+    final : bool
+        Whether it is to end for good: a run that is resumed from its checkpoint does not go on then.
+    error : BaseException or None
+        What ended it.
+    store : CheckpointStore or None
+        Where its checkpoints are.
+    seed, fingerprint : int, dict
+        Seed of the order of rows, and what tells this run from another, for checkpoints.
+    """
+
+    X: Any
+    y: Any
+    X_val: Any
+    y_val: Any
+    loader: Any
+    validation: Any
+    callbacks: Callbacks
+    epochs: int = 0
+    measures: list[str] = field(default_factory=list)
+    batches: int = 0
+    total: float = 0.0
+    rows: int = 0
+    cut: bool = False
+    stop_reason: str | None = None
+    final: bool = True
+    error: BaseException | None = None
+    store: CheckpointStore | None = None
+    seed: int = 0
+    fingerprint: dict[str, Any] = field(default_factory=dict)
+
+    def stop(self, reason: str, final: bool = True) -> None:
+        """End training after the present batch, or after the epoch if that is through.
+
+        Parameters
+        ----------
+        reason : str
+            Why; the first one stays.
+        final : bool, default=True
+            Whether a run resumed from the checkpoint stays ended: true of early stopping, false of a time
+            budget.
+        """
+        if self.stop_reason is None:
+            self.stop_reason, self.final = reason, final
+
+    def begin_epoch(self) -> None:
+        """Forget the position in the epoch that is through."""
+        self.batches, self.total, self.rows = 0, 0.0, 0
+
+
+@contextlib.contextmanager
+def deferred_interrupt(run: Run) -> Iterator[None]:
+    """Let Ctrl-C end the run between two batches, so that what is saved is whole; a second one at once.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        On leaving, if that happened.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals go to the main thread
+        return
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler:
+        yield  # somebody else takes care of it
+        return
+    interrupted = False
+
+    def take_note(signum: int, frame: Any) -> None:
+        nonlocal interrupted
+        interrupted = True
+        signal.signal(signal.SIGINT, before)
+        run.stop("interrupted", final=False)
+
+    signal.signal(signal.SIGINT, take_note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if interrupted:
+        raise KeyboardInterrupt

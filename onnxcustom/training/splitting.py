@@ -1,0 +1,82 @@
+"""Hold part of the rows out of training."""
+
+from __future__ import annotations
+
+import numbers
+from typing import Any
+
+import numpy as np
+from sklearn.utils import _safe_indexing
+from sklearn.utils.validation import _num_samples
+
+from onnxcustom.exceptions import InvalidDataError
+
+from .data_loader import permutation
+from .validation import is_named
+
+__all__ = ["hold_out"]
+
+# The split must not be the order of an epoch.
+_SPLIT = 2**64 - 1
+
+
+def hold_out(
+    X: Any, y: Any, sample_weight: Any, fraction: float, seed: int, labels: np.ndarray | None = None
+) -> tuple[Any, Any, Any, Any, Any]:
+    """Split rows at random, as a function of the seed.
+
+    Parameters
+    ----------
+    X, y : array_like, DataFrame or dict of them
+        Features and expected values, n rows.
+    sample_weight : number or array_like of shape (n,), optional
+        Weights of the rows.
+    fraction : float
+        Part of the rows that is held out, in (0, 1): at least one is, and one remains.
+    seed : int
+        Seed of the choice.
+    labels : ndarray of shape (n,), optional
+        Classes that both parts are to hold in the same shares.
+
+    Returns
+    -------
+    tuple
+        X, y and weights of the rows to train on, X and y of those held out.
+
+    Raises
+    ------
+    InvalidDataError
+        A fraction that is none, or fewer than two rows.
+    """
+    if isinstance(fraction, bool) or not isinstance(fraction, numbers.Real) or not 0 < fraction < 1:
+        raise InvalidDataError(f"validation_fraction must be in (0, 1), not {fraction!r}.")
+    rows = _num_samples(next(iter(X.values())) if is_named(X) else X)
+    if rows < 2:
+        raise InvalidDataError(f"validation_fraction holds rows out, and there are {rows}.")
+    held = _chosen(rows, float(fraction), seed, labels)
+    kept = np.setdiff1d(np.arange(rows), held, assume_unique=True)
+    weights = sample_weight
+    if sample_weight is not None and not isinstance(sample_weight, numbers.Real):
+        weights = _take(sample_weight, kept)
+    return _take(X, kept), _take(y, kept), weights, _take(X, held), _take(y, held)
+
+
+def _chosen(rows: int, fraction: float, seed: int, labels: np.ndarray | None) -> np.ndarray:
+    """Sorted indices of the rows to hold out."""
+    order = permutation(seed, _SPLIT, rows)
+    count = min(max(1, round(rows * fraction)), rows - 1)
+    if labels is None:
+        return np.sort(order[:count])
+    # Every class is spread evenly over [0, 1): the first rows of that order have its shares.
+    position = np.empty(rows)
+    _, classes = np.unique(labels[order], return_inverse=True)
+    for c in range(classes.max() + 1):
+        (mine,) = np.nonzero(classes == c)
+        position[mine] = (np.arange(len(mine)) + 0.5) / len(mine)
+    return np.sort(order[np.argsort(position, kind="stable")[:count]])
+
+
+def _take(data: Any, rows: np.ndarray) -> Any:
+    if is_named(data):
+        return {name: _take(part, rows) for name, part in data.items()}
+    return _safe_indexing(data, rows)

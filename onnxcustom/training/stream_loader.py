@@ -1,0 +1,283 @@
+"""Batches of a stream, bound by pointer."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from onnxcustom._versioning import check_version, stamp_version
+from onnxcustom.data import Block, Stream
+from onnxcustom.exceptions import InvalidDataError
+from onnxcustom.runtime import parse_device, to_ortvalue
+
+from .data_loader import Batch
+from .validation import TensorSpec, as_inputs, as_sample_weight, as_targets, check_batch_size, count
+
+__all__ = ["StreamLoader"]
+
+
+class StreamLoader:
+    """Iterates over a stream in batches of OrtValues, as an ``OrtDataLoader`` does over arrays.
+
+    Blocks are read, checked and converted in the stream's own thread, and copied into one buffer whose
+    OrtValues are made once: a batch costs next to nothing, and memory does not grow with the stream.
+
+    Parameters
+    ----------
+    stream : Stream
+        The rows.
+    inputs : sequence of TensorSpec
+        What the model's inputs want, see :func:`~onnxcustom.training.validation.input_specs`.
+    targets : sequence of TensorSpec
+        What the losses want.
+    batch_size : int, default=20
+        Rows in a batch; only the last one of an epoch may be short.
+    device : str or OrtDevice, default='cpu'
+        Where the OrtValues live.
+    shuffle : bool, default=True
+        Take the rows of each epoch in another order, see :class:`~onnxcustom.data.Stream`.
+    seed : int, default=0
+        Seed of that order, in [0, 2**64).
+    weight_dtype : dtype, optional
+        Dtype of the weights of the rows, float32 by default. They come from the stream.
+    encode : callable, optional
+        Called with the expected values of each block, it returns what the losses want: indices of
+        labels, for example.
+    check : callable, optional
+        Called with the converted expected values of each block, by name; raises an error if they do not fit.
+
+    Attributes
+    ----------
+    n_rows, n_batches : int or None
+        Rows and batches in an epoch, None while that is not known.
+
+    Raises
+    ------
+    InvalidDataError
+        The model fixes the rows of a batch, and not at `batch_size` or not at a divisor of the stream's rows.
+    ValueError
+        A batch size below 1.
+
+    Notes
+    -----
+    OrtValues of batches are valid until the next block: use them, don't collect them. `encode` and `check`
+    are called in the thread that reads, if there is one.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from onnxcustom.data import stream
+    >>> rows = stream((np.arange(10.0).reshape(5, 2), np.arange(5)))
+    >>> x = TensorSpec("x", np.dtype(np.float32), (None, 2))
+    >>> y = TensorSpec("y", np.dtype(np.float32), (None, 1))
+    >>> loader = StreamLoader(rows, [x], [y], batch_size=2, shuffle=False)
+    >>> [(batch.rows, batch.values[1].numpy().tolist()) for batch in loader.epoch(0)]
+    [(2, [[0.0], [1.0]]), (2, [[2.0], [3.0]]), (1, [[4.0]])]
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        inputs: Sequence[TensorSpec],
+        targets: Sequence[TensorSpec],
+        *,
+        batch_size: int = 20,
+        device: Any = "cpu",
+        shuffle: bool = True,
+        seed: int = 0,
+        weight_dtype: Any = None,
+        encode: Callable[[Any], Any] | None = None,
+        check: Callable[[Mapping[str, np.ndarray]], object] | None = None,
+    ) -> None:
+        self.stream = stream
+        self.inputs, self.targets = list(inputs), list(targets)
+        self.batch_size = check_batch_size(batch_size, stream.rows, self.inputs)
+        self.device = parse_device(device)
+        self.shuffle, self.seed = bool(shuffle), seed
+        self.weight_dtype = np.dtype(weight_dtype or np.float32)
+        self.encode, self.check = encode, check
+        self._forget()
+
+    def _forget(self) -> None:
+        self._turn = 0
+        self._buffers: list[np.ndarray] = []
+        self._batches: list[Batch] = []
+        self._short: dict[tuple[int, int], Batch] = {}
+
+    # -- iteration -----------------------------------------------------------------------------------
+
+    @property
+    def n_rows(self) -> int | None:
+        """Rows in an epoch, None if that is not known."""
+        return self.stream.rows
+
+    @property
+    def n_batches(self) -> int | None:
+        """Batches in an epoch, None if that is not known."""
+        return None if self.n_rows is None else -(-self.n_rows // self.batch_size)
+
+    def epoch(self, epoch: int, skip: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch.
+
+        Parameters
+        ----------
+        epoch : int
+            Its number, from 0.
+        skip : int, default=0
+            Begin behind so many batches: those that follow are the same as if these had been taken. What
+            the stream need not read to get there is not read.
+
+        Yields
+        ------
+        Batch
+
+        Raises
+        ------
+        InvalidDataError
+            No rows, rows that do not fit the model, or what cannot be read, and where it is.
+        ValueError
+            More batches to skip than an epoch has.
+        RuntimeError
+            Another epoch was begun before this one was through: they share a buffer.
+        """
+        if skip < 0 or (self.n_batches is not None and skip > self.n_batches):
+            raise ValueError(f"skip must be in [0, {self.n_batches}], the batches of an epoch, not {skip!r}.")
+        self._turn += 1
+        turn, rows, weighs = self._turn, 0, skip > 0
+        blocks = self.stream.blocks(
+            epoch,
+            seed=self.seed,
+            shuffle=self.shuffle,
+            multiple=self.batch_size,
+            skip=skip * self.batch_size,
+            apply=self._convert,
+        )
+        with contextlib.closing(blocks):
+            for arrays in blocks:
+                self._check_turn(turn)
+                rows += len(arrays[0])
+                weighs = weighs or not self._weighted(arrays) or bool(arrays[-1].any())
+                for batch in self._filled(arrays):
+                    self._check_turn(turn)
+                    yield batch
+        if not rows and not skip:
+            raise self.stream.empty()
+        if not weighs:
+            raise InvalidDataError("sample_weight is zero for every row: nothing would be learned from.")
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The batches of epoch 0."""
+        return self.epoch(0)
+
+    def _check_turn(self, turn: int) -> None:
+        if self._turn != turn:
+            raise RuntimeError("Another epoch of this loader was begun: its batches overwrote these.")
+
+    def _weighted(self, arrays: Sequence[np.ndarray]) -> bool:
+        return len(arrays) > len(self.inputs) + len(self.targets)
+
+    # -- blocks --------------------------------------------------------------------------------------
+
+    def _convert(self, block: Block) -> list[np.ndarray]:
+        """Inputs, expected values and weights of a block as the model wants them."""
+        if block.X is not None and len(self.inputs) > 1 and not isinstance(block.X, dict):
+            names = [spec.name for spec in self.inputs]
+            raise InvalidDataError(
+                f"The model has the inputs {names}, the stream one array: say with inputs= of stream() which "
+                "columns they are, or give batches with a dict for X."
+            )
+        if block.y is None:
+            raise InvalidDataError(
+                "The stream has no expected values: name their column with target=, or give batches (X, y)."
+            )
+        try:
+            arrays = list(as_inputs(block.X, self.inputs).values())
+            y = block.y if self.encode is None else self.encode(block.y)
+            expected = as_targets(y, self.targets, len(block))
+            if self.check is not None:
+                self.check(expected)
+            arrays += expected.values()
+            if block.sample_weight is not None:
+                weights = block.sample_weight
+                arrays.append(as_sample_weight(weights, len(block), self.weight_dtype, part=True))
+        except InvalidDataError as exc:
+            if "NaN" not in str(exc) and "infinity" not in str(exc):
+                raise
+            floats = [
+                s.dtype for s in (*self.inputs, *self.targets) if s.dtype is not None and s.dtype.kind == "f"
+            ]
+            where = self.stream.where_not_finite(min(floats, key=lambda d: d.itemsize, default=None))
+            if where is None:
+                raise
+            raise InvalidDataError(f"{exc} The first is in {where}.") from exc
+        self._check_rows(len(block))
+        return arrays
+
+    def _check_rows(self, rows: int) -> None:
+        """Refuse the short batch at the end where the model fixes the number of rows."""
+        fixed = next((spec for spec in self.inputs if spec.rows is not None), None)
+        if fixed is not None and rows % self.batch_size:
+            raise InvalidDataError(
+                f"Input {fixed.name!r} takes batches of exactly {count(self.batch_size, 'row')}, the last "
+                f"one of the stream has {rows % self.batch_size}: leave rows out, or make the first dimension"
+                " of the model's input dynamic."
+            )
+
+    def _filled(self, arrays: Sequence[np.ndarray]) -> list[Batch]:
+        """The batches of a block, once it is in the buffer."""
+        rows, size = len(arrays[0]), self.batch_size
+        if not self._fits(arrays):
+            self._buffers = [np.empty(a.shape, a.dtype) for a in arrays]
+            self._batches = [self._batch(start, start + size) for start in range(0, rows - size + 1, size)]
+            self._short = {}
+        for buffer, array in zip(self._buffers, arrays, strict=True):
+            buffer[:rows] = array
+        made = self._batches[: rows // size]
+        if rows % size:
+            place = rows - rows % size, rows
+            if place not in self._short:
+                self._short[place] = self._batch(*place)
+            made = [*made, self._short[place]]
+        if self.device.type != "cpu":
+            self._upload(made)
+        return made
+
+    def _fits(self, arrays: Sequence[np.ndarray]) -> bool:
+        """Whether a block can go into the buffers there are."""
+        return len(arrays) == len(self._buffers) and all(
+            len(b) >= len(a) and b.shape[1:] == a.shape[1:] and b.dtype == a.dtype
+            for a, b in zip(arrays, self._buffers, strict=True)
+        )
+
+    def _batch(self, start: int, stop: int) -> Batch:
+        values = (to_ortvalue(b[start:stop], self.device)._ortvalue for b in self._buffers)
+        return Batch(stop - start, tuple(values))
+
+    def _upload(self, batches: Sequence[Batch]) -> None:
+        """Copy batches of the buffers to the device."""
+        start = 0
+        for batch in batches:
+            for value, buffer in zip(batch.values, self._buffers, strict=True):
+                value.update_inplace(buffer[start : start + batch.rows])
+            start += batch.rows
+
+    # -- looking at it -------------------------------------------------------------------------------
+
+    def fingerprint(self) -> dict[str, str]:
+        """What data it is, see :meth:`onnxcustom.data.Stream.fingerprint`."""
+        return self.stream.fingerprint()
+
+    def __repr__(self) -> str:
+        options = f"batch_size={self.batch_size}, device={self.device.name!r}"
+        return f"{type(self).__name__}({self.stream!r}, {options})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        rebuilt = ("_turn", "_buffers", "_batches", "_short")
+        return stamp_version({k: v for k, v in vars(self).items() if k not in rebuilt})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(check_version(state, self))
+        self._forget()
