@@ -6,6 +6,8 @@ import pydoc
 import sys
 from pathlib import Path
 
+import click
+
 import onnxcustom
 from onnxcustom.gradient.coverage import coverage_rst
 from onnxcustom.optim.table import options_rst, rules_rst, schedules_rst
@@ -73,7 +75,9 @@ def skip_metadata_routing(app, what, name, obj, skip, options):
 
 
 def show_formulas(app, what, name, obj, options, lines):
-    """The docstring of a rule is its formula, not markup."""
+    """The docstring of a rule is its formula, that of a command its help: neither is markup."""
+    if isinstance(obj, click.Command):
+        lines[:] = ["See :doc:`/command_line`.", ""]
     if name.startswith("onnxcustom.gradient.rules.") and what == "function":
         lines[:] = ["::", "", *(f"   {line}" for line in lines), ""]
 

@@ -148,6 +148,21 @@ def test_an_error_at_the_end_is_raised(make):
     assert reg.n_iter_ == 4
 
 
+def test_an_interruption_at_the_end_does_not_keep_the_others_from_ending(make):
+    class Interrupted(Callback):
+        def on_train_end(self, trainer):
+            raise KeyboardInterrupt
+
+    X, y = data()
+    values = [1.0, 2.0, 3.0, 4.0]
+    reg = make(EarlyStopping("a_loss"), Script(a_loss=values), Interrupted())
+    with pytest.raises(KeyboardInterrupt):
+        reg.fit(X, y)
+    best = make(max_iter=1).fit(X, y)
+    for name, array in best.weights_.items():
+        np.testing.assert_array_equal(reg.weights_[name], array)
+
+
 def test_run_is_there_during_training_only(make):
     X, y = data()
     runs = []
@@ -327,6 +342,20 @@ def test_stopping_at_the_last_batch_ends_the_epoch(make):
     assert (reg.n_iter_, len(reg.history_["loss"]), reg.stop_reason_) == (2, 2, "enough")
 
 
+def test_stopping_where_every_batch_was_skipped(make):
+    class Skips(OnnxRegressor):
+        def train_step(self, batch):
+            return math.nan
+
+    class Stop(Callback):
+        def on_batch_end(self, trainer, batch, loss):
+            trainer.run.stop("enough")
+
+    X, y = data()
+    reg = make(Stop(), cls=Skips).fit(X, y)
+    assert (reg.n_iter_, reg.stop_reason_) == (0, "enough")
+
+
 def diverging(y):
     bad = y.copy()
     bad[-1] = 3e38
@@ -453,6 +482,13 @@ def test_history_file(make, tmp_path, suffix):
     assert found["learning_rate"] == [0.05] * 4
     assert len(found["seconds"]) == 4
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_history_that_is_not_finite_is_valid_json(make, tmp_path):
+    X, y = data()
+    path = tmp_path / "h.json"
+    make(Script(a_loss=[1.0, math.inf, math.nan, 2.0]), HistoryFile(path)).fit(X, y)
+    assert json.loads(path.read_text())["a_loss"] == [1.0, None, None, 2.0]
 
 
 # -- telling -----------------------------------------------------------------------------------

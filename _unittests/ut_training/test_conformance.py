@@ -271,8 +271,7 @@ def report():
         if wrong:
             print(f"  NOT EXPECTED: {wrong}")
         for reason in dict.fromkeys(reason for reason, _ in checks.values()):
-            mine = [c for c in dict.fromkeys(failed) if checks.get(c, ("",))[0] == reason]
-            print(f"  {len(mine)} checks: {reason}")
+            print(f"  {sum(checks.get(c, ('',))[0] == reason for c in failed)}: {reason}")
 
 
 if __name__ == "__main__":

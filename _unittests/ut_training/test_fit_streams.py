@@ -193,6 +193,45 @@ def test_errors_on_the_way_keep_what_was_trained(make):
         np.testing.assert_array_equal(reg.weights_[name], array)
 
 
+def test_a_bad_row_leaves_the_fit_before_as_it_was(make):
+    X, y = data(150)
+    reg = make().fit(X, y)
+    weights, epochs = reg.weights_, reg.n_iter_
+    bad = X.copy()
+    bad[140, 1] = np.nan
+    with pytest.raises(InvalidDataError, match=r"row 140|row 141"):
+        reg.fit(stream((bad, y)))
+    assert reg.n_iter_ == epochs
+    for name, array in weights.items():
+        np.testing.assert_array_equal(reg.weights_[name], array)
+
+
+def test_labels_are_read_once(mlp_model):
+    class Counting:
+        def __init__(self):
+            self.times = 0
+
+        def __iter__(self):
+            self.times += 1
+            yield X, (y > 0).astype(np.int64)
+
+    X, y = data()
+    rows = Counting()
+    clf = OnnxClassifier(mlp_model([3, 4, 1], end="Sigmoid"), random_state=0)
+    clf.partial_fit(stream(rows))
+    first = rows.times
+    clf.partial_fit(stream(rows))
+    assert rows.times < 2 * first
+
+
+@pytest.mark.parametrize("fraction", [0, 1.0, 2, True, "a"])
+def test_a_bad_fraction_is_the_same_error(make, fraction):
+    X, y = data()
+    for rows in ((X, y), (stream((X, y)), None)):
+        with pytest.raises(InvalidDataError, match="validation_fraction must be in"):
+            make(validation_fraction=fraction).fit(*rows)
+
+
 def test_what_does_not_go_with_streams(make, mlp_model):
     X, y = data()
     rows = stream((X, y))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,6 +11,7 @@ from onnxcustom.exceptions import InvalidDataError, InvalidModelError
 from onnxcustom.graph import prepare
 from onnxcustom.training.labels import (
     as_labels,
+    declared_columns,
     fitting_loss,
     from_one_hot,
     label_indices,
@@ -141,3 +143,17 @@ def test_the_loss_that_fits(end, scores, name, on):
     loss = fitting_loss(model_of(end), "p", lambda: np.array(scores, dtype=np.float32))
     assert type(loss).__name__ == name
     assert loss.on == on
+
+
+def test_columns_that_are_declared():
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 18]>
+        g (float[N, 4] x) => (int64[N] label, float[N, 3] p, float[N, K] q, float[N] r, string s) {
+            p = Identity (x)  q = Identity (x)  r = Identity (x)  s = Identity (x)
+            label = Cast <to = 7> (r) }"""
+    )
+    found = {"p": 3, "q": None, "r": None, None: 3, "label": None, "missing": None}
+    for form in (model, ir.from_proto(model)):
+        assert {name: declared_columns(form, name) for name in found} == found
+    assert declared_columns(model.SerializeToString(), "p") is None
+    assert declared_columns("model.onnx", None) is None

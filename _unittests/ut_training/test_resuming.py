@@ -376,6 +376,87 @@ def test_a_checkpoint_of_another_program(make, tmp_path, missing):
         reg.fit(X, y)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"history": {"loss": 5}},
+        {"history": {"loss": ["a"]}},
+        {"history": {"loss": [1.0] * 9}},
+        {"callbacks": [5]},
+        {"callbacks": [{"class": "Checkpoint"}]},
+        {"position": {"batches": 99999, "total": 1.0, "rows": 5}},
+        {"position": {"batches": "1", "total": 1.0, "rows": 5}},
+        {"position": {"batches": 1, "total": None, "rows": 5}},
+        {"n_iter": -1},
+        {"seed": True},
+    ],
+    ids=repr,
+)
+def test_states_that_are_none(make, tmp_path, change):
+    X, y = data()
+    make(max_iter=1).fit(X, y)
+    store = CheckpointStore(tmp_path / "run")
+    saved = store.latest()
+    store.save(saved.tensors, {**saved.state, **change})
+    reg = make()
+    before = dict(vars(reg))
+    with pytest.raises(CheckpointError):
+        reg.fit(X, y)
+    assert vars(reg) == before
+
+
+def test_a_callback_that_cannot_take_its_state(make, tmp_path):
+    X, y = data()
+    make(EarlyStopping(restore_best=False), max_iter=1).fit(X, y)
+    store = CheckpointStore(tmp_path / "run")
+    saved = store.latest()
+    (entry,) = [c for c in saved.state["callbacks"] if c["class"] == "EarlyStopping"]
+    entry["state"] = {"items": []}
+    store.save(saved.tensors, saved.state)
+    reg = make(EarlyStopping(restore_best=False))
+    with pytest.raises(CheckpointError, match="EarlyStopping"):
+        reg.fit(X, y)
+    assert not hasattr(reg, "step_")
+
+
+def test_an_interruption_within_a_step_saves_nothing(make, tmp_path):
+    """The weights may be ahead of the position: the last whole checkpoint is what there is to go on from."""
+
+    class Torn(OnnxRegressor):
+        def train_step(self, batch):
+            loss = super().train_step(batch)
+            if self.step_.iteration == 8:
+                raise KeyboardInterrupt
+            return loss
+
+    X, y = data()
+    stopped = make(cls=Torn)
+    with pytest.raises(KeyboardInterrupt):
+        stopped.fit(X, y)
+    saved = CheckpointStore(tmp_path / "run").latest()
+    assert saved.state["position"]["batches"] == 2
+    assert saved.state["step"]["iteration"] == 7
+
+
+def test_a_finished_run_writes_no_more_checkpoints(make, tmp_path):
+    X, y = data()
+    make().fit(X, y)
+    before = CheckpointStore(tmp_path / "run").paths()
+    make().fit(X, y)
+    assert CheckpointStore(tmp_path / "run").paths() == before
+
+
+def test_functions_with_other_values_are_other_runs(make):
+    def rate(value):
+        return lambda t: value / t
+
+    X, y = data()
+    make(learning_rate=rate(0.05)).fit(X, y)
+    make(learning_rate=rate(0.05)).fit(X, y)
+    with pytest.raises(CheckpointError, match="learning_rate"):
+        make(learning_rate=rate(0.04)).fit(X, y)
+
+
 def test_disk_full_does_not_end_training(make, monkeypatch, tmp_path):
     X, y = data()
     alone = make(saved=False).fit(X, y)

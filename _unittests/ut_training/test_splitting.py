@@ -47,7 +47,7 @@ def test_another_seed_is_another_choice():
 
 def test_dicts_frames_and_lists():
     X = {"a": pd.DataFrame({"c": range(10)}), "b": np.arange(20).reshape(10, 2)}
-    X1, y1, w1, X2, y2 = hold_out(X, list(range(10)), 2.0, 0.2, 0)
+    X1, y1, w1, X2, y2 = hold_out(X, list(range(10)), np.array(2.0), 0.2, 0)
     assert list(X1["a"]["c"]) == list(y1) == list(X1["b"][:, 0] // 2)
     assert list(X2["a"]["c"]) == list(y2)
     assert (len(y1), len(y2), w1) == (8, 2, 2.0)

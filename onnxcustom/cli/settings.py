@@ -78,7 +78,8 @@ class Settings:
     @property
     def partial_history(self) -> Path | None:
         """What the history is called until training ends."""
-        return None if self.history is None else self.history.with_suffix(f".part{self.history.suffix}")
+        path = self.history
+        return None if path is None else path.with_name(f".{path.stem}.part{path.suffix}")
 
 
 def check_results(settings: Settings, read: Iterable[Path] = ()) -> None:

@@ -311,7 +311,7 @@ class Training:
         partial.replace(history)
 
     def _has_more(self) -> bool:
-        return "time budget" in (self.estimator.stop_reason_ or "")
+        return any(isinstance(c, TimeBudget) and c.used_up_ for c in self.estimator.callbacks_)
 
     def _summary(self, best: Any, seconds: float) -> str:
         estimator = self.estimator

@@ -234,7 +234,7 @@ class DatasetSource(Source):
             filesystem = getattr(fragment, "filesystem", None)
             if filesystem is not None:
                 info = filesystem.get_file_info(path)
-                made[path] += f", {info.size} bytes"
+                made[path] += f", {info.size} bytes, changed at {info.mtime_ns}"
         return made
 
     def __getstate__(self) -> dict[str, Any]:

@@ -373,8 +373,3 @@ def _type_name(value: Any) -> str:
     cls = value if callable(value) and hasattr(value, "__qualname__") else type(value)
     module = getattr(cls, "__module__", "")
     return cls.__qualname__ if module in ("builtins", "__main__", None) else f"{module}.{cls.__qualname__}"
-
-
-def is_iterable_of_batches(source: Any) -> bool:
-    """Whether something yields, or returns what yields."""
-    return callable(source) or hasattr(source, "__iter__") or hasattr(source, "__getitem__")

@@ -467,9 +467,9 @@ class Stream:
     def fingerprint(self) -> dict[str, str]:
         """What data it is and in what order it comes, as text by part, the same from process to process.
 
-        Of files name, size, number of rows where the file says it, and a hash of the first and last 64 kB;
-        of arrays and frames a hash (of arrays of more than 1 GB one of samples); of datasets paths, rows and
-        sizes; of batches the type of what makes them and nothing more.
+        Of files name, size, number of rows where the file says it, and a hash; of arrays and frames a hash
+        (of files and arrays of more than 1 GB one of samples); of datasets paths, rows, sizes and times;
+        of batches the type of what makes them and nothing more.
 
         Returns
         -------

@@ -28,7 +28,8 @@ class ForkLock:
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
-        _LOCKS.add(self)
+        with _GUARD:
+            _LOCKS.add(self)
 
     def __enter__(self) -> None:
         self._lock.acquire()
@@ -104,10 +105,13 @@ def remade_session(session: Any, make: Callable[[], Any]) -> Any:
 
 def remember(thing: Any) -> Any:
     """Have a :class:`Remade` looked after when the process is forked; returns it."""
-    _REMADE.add(thing)
+    with _GUARD:
+        _REMADE.add(thing)
     return thing
 
 
+# Held while the sets change, and during a fork.
+_GUARD = threading.Lock()
 _LOCKS: weakref.WeakSet[ForkLock] = weakref.WeakSet()
 _REMADE: weakref.WeakSet[Any] = weakref.WeakSet()
 _REMAKING = ForkLock()
@@ -116,12 +120,14 @@ _HELD = threading.local()
 
 
 def _before() -> None:
+    _GUARD.acquire()
     # Garbage may be collected in the child before that gets to see to it.
     _HELD.things = list(_REMADE)
 
 
 def _in_parent() -> None:
     _HELD.things = []
+    _GUARD.release()
 
 
 def _in_child() -> None:
@@ -130,6 +136,7 @@ def _in_child() -> None:
     for thing in _HELD.things:
         thing._lose()
     _HELD.things = []
+    _GUARD.release()
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
+import types
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -46,14 +48,14 @@ def hash_arrays(arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
 
 
 def describe(value: Any) -> str:
-    """A parameter as text: values for what has some, names for functions and classes.
+    """A parameter as text: values for what has some, name and hash for functions, names for classes.
 
     Examples
     --------
     >>> describe({"a": [1, 2.5], "b": None})
     "{'a': [1, 2.5], 'b': None}"
-    >>> describe(describe)
-    'onnxcustom.training.fingerprint.describe'
+    >>> describe(dict)
+    'builtins.dict'
     """
     if value is None or isinstance(value, (bool, int, float, str, np.generic)):
         return repr(value)
@@ -69,6 +71,11 @@ def describe(value: Any) -> str:
         return f"model {hash_model(value)[:16]}"
     if isinstance(value, os.PathLike):
         return repr(str(Path(value)))
+    if isinstance(value, types.FunctionType):
+        closed = [cell.cell_contents for cell in value.__closure__ or ()]
+        return f"{_name(value)}({_code(value.__code__)}, {describe(closed)}, {describe(value.__defaults__)})"
+    if isinstance(value, functools.partial):
+        return f"partial({describe(value.func)}, {describe(value.args)}, {describe(value.keywords)})"
     name = _name(value) if callable(value) and hasattr(value, "__qualname__") else _name(type(value))
     if hasattr(value, "get_params") and not isinstance(value, type):
         return f"{name}({describe(value.get_params(deep=False))})"
@@ -76,6 +83,15 @@ def describe(value: Any) -> str:
         fields = {f: getattr(value, f) for f in value.__dataclass_fields__ if not f.startswith("_")}
         return f"{name}({describe(fields)})"
     return name
+
+
+def _code(code: types.CodeType) -> str:
+    """Hash of what a function does, as far as its own code says."""
+    digest = hashlib.sha256(code.co_code)
+    for constant in code.co_consts:
+        digest.update((_code(constant) if isinstance(constant, types.CodeType) else repr(constant)).encode())
+    digest.update(" ".join(code.co_names).encode())
+    return digest.hexdigest()[:16]
 
 
 def _name(value: Any) -> str:

@@ -354,7 +354,7 @@ def describe_conversion(estimator: Any) -> ConversionReport:
     found = {p.key: p.value for p in model.metadata_props}
     if _KEY not in found:
         raise InvalidModelError("The model was not made by from_sklearn: it doesn't say what its steps were.")
-    data = json.loads(found[_KEY])
+    data = _read(found[_KEY])
     chosen = select_weights(model, estimator.weights_to_train, getattr(estimator, "freeze", None))
     rows = [
         StepRow(
@@ -369,6 +369,27 @@ def describe_conversion(estimator: Any) -> ConversionReport:
     ]
     loss = _named(estimator)
     return ConversionReport(tuple(rows), data["dtype"], loss, tuple(data["notes"]))
+
+
+def _read(text: str) -> dict[str, Any]:
+    """What :func:`_write` wrote; a model may come from anywhere, and anything may be there."""
+    try:
+        data = json.loads(text)
+        np.dtype(data["dtype"])
+        rows = [(step, kind, place, why, dict(own)) for step, kind, place, own, why in data["steps"]]
+        texts = [data["dtype"], *data["notes"], *(t for row in rows for t in (*row[:4], *row[4]))]
+        sizes = [size for row in rows for shape in row[4].values() for size in shape]
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as exc:
+        raise _unread() from exc
+    if not all(isinstance(t, str) for t in texts) or not all(isinstance(n, int) for n in sizes):
+        raise _unread()
+    return data
+
+
+def _unread() -> InvalidModelError:
+    return InvalidModelError(
+        f"The metadata entry {_KEY!r} of the model is not what from_sklearn writes: convert the model again."
+    )
 
 
 def _named(estimator: Any) -> str:

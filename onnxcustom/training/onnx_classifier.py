@@ -121,6 +121,15 @@ class OnnxClassifier(ClassifierMixin, OnnxEstimator):
     weights_, history_, n_iter_, step_
         As those of :class:`OnnxRegressor`.
 
+    Notes
+    -----
+    Ensembles of scikit-learn number the labels 0, 1, ..., k-1 in sorted order before they train a
+    classifier. To a model that names its classes otherwise, these are the places of its sorted names, said
+    in a ``DataConversionWarning``; where a number is missing, or the names are not sorted, or are integers
+    of which some are among the numbers, it is an error.
+
+    A fitted estimator predicts in any number of threads at once, and in forked processes.
+
     Examples
     --------
     >>> import numpy as np, onnx
@@ -231,7 +240,7 @@ class OnnxClassifier(ClassifierMixin, OnnxEstimator):
     def sample(self, stream: Stream) -> tuple[Any, Any]:
         """Features, and every label there is, of data that is not in memory."""
         X, y = super().sample(stream)
-        labels = np.ndim(y) == 1 and stream.source.repeatable
+        labels = self._classes is None and np.ndim(y) == 1 and stream.source.repeatable
         return X, stream.labels() if labels else y
 
     def make_step(self, X: Any, y: Any) -> TrainingStep:

@@ -82,6 +82,10 @@ class OnnxRegressor(RegressorMixin, OnnxEstimator):
     step_ : TrainingStep
         The training step.
 
+    Notes
+    -----
+    A fitted estimator predicts in any number of threads at once, and in forked processes.
+
     Examples
     --------
     >>> import numpy as np, onnx

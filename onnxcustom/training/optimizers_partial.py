@@ -199,11 +199,8 @@ class OrtGradientForwardBackwardOptimizer(Trainer):
             self.device,
         )
 
-    def fit_loop(
-        self, loader: OrtDataLoader, validation: tuple[Any, Any] | None = None, epochs: int = 1
-    ) -> None:
+    def fit_loop(self, loader: OrtDataLoader, validation: Any = None, epochs: int = 1) -> None:
         """Run epochs; without `exc` a loss that is not finite ends them with a warning."""
-        self._validates = validation is not None
         self._session = None  # it holds the weights of before
         try:
             super().fit_loop(loader, validation, epochs)
@@ -235,8 +232,8 @@ class OrtGradientForwardBackwardOptimizer(Trainer):
     @property
     def validation_losses_(self) -> list[float] | None:
         """Mean loss on validation data, None without any."""
-        losses = self._fitted().history_.get("val_loss", [])
-        return [loss for loss in losses if loss == loss] if self._validates else None
+        losses = self._fitted().history_.get("val_loss")
+        return None if losses is None else [loss for loss in losses if loss == loss]
 
     @property
     def trained_coef_(self) -> dict[str, np.ndarray]:

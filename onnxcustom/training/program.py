@@ -183,7 +183,8 @@ class _Scalars:
             self._scalars[name] = Scalar(dtype.numpy())
         self._set = [scalar.set for scalar in self._scalars.values()]
         self._hyper: Mapping[str, float] | None = None
-        self._last: tuple[float, ...] = ()
+        self._rows = -1
+        self._still = not plan.by_step and not plan.by_share
 
     def bind(self, binding: Binding) -> None:
         for name, scalar in self._scalars.items():
@@ -191,12 +192,10 @@ class _Scalars:
 
     def set(self, hyper: Mapping[str, float], step: int, share: float, rows: int) -> None:
         """Compute and write them, unless they depend on nothing that is different from the last time."""
-        plan = self._plan
-        last = (step if plan.by_step else 0, share if plan.by_share else 0.0, rows if plan.by_rows else 0)
-        if hyper is self._hyper and last == self._last:
+        if self._still and hyper is self._hyper and rows == self._rows:
             return
-        self._hyper, self._last = hyper, last
-        for write, value in zip(self._set, plan.feeds(hyper, step, share, rows), strict=True):
+        self._hyper, self._rows = hyper, rows
+        for write, value in zip(self._set, self._plan.feeds(hyper, step, share, rows), strict=True):
             write(value)
 
 

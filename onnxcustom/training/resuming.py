@@ -65,6 +65,9 @@ def checked(saved: Saved | None) -> Saved | None:
     if isinstance(position, Mapping):
         wrong += [f"position/{n}" for n in ("batches", "rows") if not _is_count(position.get(n))]
         wrong += [] if isinstance(position.get("total"), (int, float)) else ["position/total"]
+    wrong += [] if _is_history(saved.state.get("history"), saved.state.get("n_iter")) else ["history"]
+    wrong += [] if _are_callbacks(saved.state.get("callbacks")) else ["callbacks"]
+    wrong = list(dict.fromkeys(wrong))
     wrong += [n for n in ("seed", "n_iter", "epochs") if n not in wrong and not _is_count(saved.state[n])]
     if wrong:
         raise CheckpointError(
@@ -72,6 +75,20 @@ def checked(saved: Saved | None) -> Saved | None:
             f"{', '.join(wrong)} {'is' if len(wrong) == 1 else 'are'} not what is expected."
         )
     return saved
+
+
+def _is_history(value: Any, epochs: Any) -> bool:
+    """Whether something is lists of numbers, none longer than there were epochs."""
+    lists = list(value.values()) if isinstance(value, Mapping) else [None]
+    numbers = all(isinstance(v, list) and all(isinstance(x, (int, float)) for x in v) for v in lists)
+    return numbers and isinstance(epochs, int) and all(len(v or ()) <= epochs for v in lists)
+
+
+def _are_callbacks(value: Any) -> bool:
+    """Whether something is the states of callbacks."""
+    return isinstance(value, list) and all(
+        isinstance(c, Mapping) and isinstance(c.get("class"), str) and "state" in c for c in value
+    )
 
 
 def _is_count(value: Any) -> bool:
@@ -123,6 +140,7 @@ def restore(saved: Saved, step: TrainingStep, run: Run) -> None:
     step.load_state_dict(tensors, state["step"])
     position = state["position"]
     run.batches, run.total, run.rows = position["batches"], position["total"], position["rows"]
+    run.resumed = True
     if state.get("stopped") is not None:
         run.stop(state["stopped"])
 
@@ -137,7 +155,7 @@ def restore_callbacks(saved: Saved, trainer: Trainer, run: Run) -> None:
         waiting.remove(found)
         try:
             callback.load_state_dict(trainer, _joined(found["state"], saved.tensors))
-        except (KeyError, TypeError, ValueError, AttributeError) as exc:
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as exc:
             raise CheckpointError(
                 f"The checkpoint {str(saved.path)!r} holds a state that {callback!r} cannot take: {exc!r}."
             ) from exc

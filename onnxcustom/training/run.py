@@ -48,8 +48,12 @@ class Run:
         Whether it is to end for good: a run that is resumed from its checkpoint does not go on then.
     error : BaseException or None
         What ended it.
+    orderly : bool
+        Whether that is an interruption that waited for the end of a batch.
     store : CheckpointStore or None
         Where its checkpoints are.
+    resumed : bool
+        Whether it began at one of them.
     seed, fingerprint : int, dict
         Seed of the order of rows, and what tells this run from another, for checkpoints.
     """
@@ -70,7 +74,9 @@ class Run:
     stop_reason: str | None = None
     final: bool = True
     error: BaseException | None = None
+    orderly: bool = False
     store: CheckpointStore | None = None
+    resumed: bool = False
     seed: int = 0
     fingerprint: dict[str, Any] = field(default_factory=dict)
 
@@ -123,4 +129,5 @@ def deferred_interrupt(run: Run) -> Iterator[None]:
     finally:
         signal.signal(signal.SIGINT, before)
     if interrupted:
+        run.orderly = True
         raise KeyboardInterrupt

@@ -14,7 +14,7 @@ from onnxcustom.exceptions import InvalidDataError
 from .data_loader import permutation
 from .validation import is_named
 
-__all__ = ["hold_out"]
+__all__ = ["check_fraction", "hold_out"]
 
 # The split must not be the order of an epoch.
 _SPLIT = 2**64 - 1
@@ -48,17 +48,29 @@ def hold_out(
     InvalidDataError
         A fraction that is none, or fewer than two rows.
     """
-    if isinstance(fraction, bool) or not isinstance(fraction, numbers.Real) or not 0 < fraction < 1:
-        raise InvalidDataError(f"validation_fraction must be in (0, 1), not {fraction!r}.")
+    check_fraction(fraction)
     rows = _num_samples(next(iter(X.values())) if is_named(X) else X)
     if rows < 2:
         raise InvalidDataError(f"validation_fraction holds rows out, and there are {rows}.")
     held = _chosen(rows, float(fraction), seed, labels)
     kept = np.setdiff1d(np.arange(rows), held, assume_unique=True)
     weights = sample_weight
-    if sample_weight is not None and not isinstance(sample_weight, numbers.Real):
+    if np.ndim(sample_weight) > 0:
         weights = _take(sample_weight, kept)
     return _take(X, kept), _take(y, kept), weights, _take(X, held), _take(y, held)
+
+
+def check_fraction(fraction: Any) -> None:
+    """Refuse what is no part of the rows.
+
+    Raises
+    ------
+    InvalidDataError
+        A number outside of (0, 1), or none.
+    """
+    number = isinstance(fraction, numbers.Real) and not isinstance(fraction, bool)
+    if not number or not 0 < float(fraction) < 1:
+        raise InvalidDataError(f"validation_fraction must be in (0, 1), not {fraction!r}.")
 
 
 def _chosen(rows: int, fraction: float, seed: int, labels: np.ndarray | None) -> np.ndarray:

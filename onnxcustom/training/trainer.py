@@ -31,7 +31,7 @@ from .data_loader import Batch, OrtDataLoader, draw_seed
 from .held_out import ArrayValidation, StreamValidation, score_stream
 from .resuming import capture, check_same, checked, fingerprint, restore, restore_callbacks
 from .run import Run, deferred_interrupt
-from .splitting import hold_out
+from .splitting import check_fraction, hold_out
 from .step import TrainingStep
 from .stream_loader import StreamLoader
 from .validation import as_inputs, as_targets, dimensions, is_named
@@ -189,8 +189,7 @@ class Trainer(BaseEstimator):
         saved = None if self._resumed is None else self._resumed.saved
         try:
             X, X_val = as_data(X, y), None if X_val is None else as_data(X_val, y_val)
-            sample = self.sample(X) if isinstance(X, Stream) else (X, y)
-            step = self._resume(*sample) if self.__sklearn_is_fitted__() else self.make_step(*sample)
+            step = self._step_for(X, y)
             run = self._prepare(step, X, y, sample_weight, X_val, y_val, epochs)
             self._adopt(step, run.seed)
         except BaseException:  # what was found out about a model that isn't trained is forgotten
@@ -201,8 +200,9 @@ class Trainer(BaseEstimator):
         done = step.iteration
         try:
             self._supervise(run, saved)
-        except EvaluationError:
-            if step.iteration == done:  # the data does not fit in a way that only shows when it runs
+        except (EvaluationError, InvalidDataError, CheckpointError):
+            # Data that does not fit in a way that only shows when it is read or run.
+            if step.iteration == done:
                 self._become(before)
             raise
         return self
@@ -279,9 +279,9 @@ class Trainer(BaseEstimator):
                 run.batches, run.total, run.rows = batches, total, rows
                 run.cut = True
                 break
-        if not rows:
+        if not rows and not run.cut:
             raise ConvergenceError("the objective of every batch is NaN or infinite; all were skipped.")
-        return total / rows
+        return total / rows if rows else math.nan
 
     def train_step(self, batch: Batch) -> float:
         """Train on one batch; its objective before the update."""
@@ -352,6 +352,8 @@ class Trainer(BaseEstimator):
         if resumed is not None and resumed.saved is not None:
             seed = resumed.saved.state["seed"]
         seed = draw_seed(self.random_state) if seed is None else seed
+        if self.validation_fraction is not None:
+            check_fraction(self.validation_fraction)
         if self.validation_fraction is not None and X_val is None and y_val is None:
             X, y, sample_weight, X_val, y_val = self._hold_out(X, y, sample_weight, seed)
         loader = self._loader(step, X, y, sample_weight, seed)
@@ -386,6 +388,11 @@ class Trainer(BaseEstimator):
                 f"{run.epochs}. Raise max_iter, or give another folder."
             )
         restore(saved, step, run)
+        if run.loader.n_batches is not None and run.batches > run.loader.n_batches:
+            raise CheckpointError(
+                f"The checkpoint {str(saved.path)!r} is {run.batches} batches into an epoch of "
+                f"{run.loader.n_batches}."
+            )
 
     def _hold_out(self, X: Any, y: Any, sample_weight: Any, seed: int) -> tuple[Any, ...]:
         """Part of the rows for validation."""
@@ -474,12 +481,14 @@ class Trainer(BaseEstimator):
         """Parameters of the step that were set since it was made."""
         return {n for n in self._step_parameters if not _same(self._made_from[n], _frozen(getattr(self, n)))}
 
-    def _resume(self, X: Any, y: Any) -> TrainingStep:
-        """The step to go on with: a new one at the present weights if its parameters have changed."""
-        if self._changed() <= self._live_parameters:
+    def _step_for(self, X: Any, y: Any) -> TrainingStep:
+        """A new step, or the one to go on with: at the present weights if its parameters have changed."""
+        fitted = self.__sklearn_is_fitted__()
+        if fitted and self._changed() <= self._live_parameters:
             return self.step_
-        step = self.make_step(X, y)
-        step.take_over(self.step_)
+        step = self.make_step(*(self.sample(X) if isinstance(X, Stream) else (X, y)))
+        if fitted:
+            step.take_over(self.step_)
         return step
 
     def _adopt(self, step: TrainingStep, seed: int) -> None:

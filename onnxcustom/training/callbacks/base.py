@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     from ..trainer import Trainer
 
 __all__ = ["Callback", "Callbacks", "is_better", "monitored"]
+
+logger = logging.getLogger("onnxcustom")
 
 
 class Callback:
@@ -140,14 +143,16 @@ class Callbacks:
 
     def end(self, trainer: Trainer) -> None:
         """Call all of them, the last first, though one of them may fail."""
-        failed: Exception | None = None
+        failed: BaseException | None = None
         for callback in reversed(self.items):
             try:
                 callback.on_train_end(trainer)
-            except Exception as exc:
+            except BaseException as exc:
                 failed = failed or exc
         if failed is not None and trainer.run.error is None:
             raise failed
+        if failed is not None:
+            logger.error("A callback failed when training ended: %s", failed, exc_info=failed)
 
     def accept(self, trainer: Trainer, error: Exception) -> bool:
         """Whether one of them lets training end on an objective that is not finite."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-import warnings
 from typing import TYPE_CHECKING, Any
 
 from onnxcustom._parameters import check_number
+from onnxcustom._warnings import warn_user
 
 from ..checkpoint import CheckpointStore
 from .base import Callback
@@ -78,7 +78,7 @@ class Checkpoint(Callback):
 
     def on_train_begin(self, trainer: Trainer) -> None:
         """Start the clock."""
-        self._saved: Any = None
+        self._saved = self._place(trainer) if trainer.run.resumed else None
         self._last = time.monotonic()
 
     def on_batch_end(self, trainer: Trainer, batch: Any, loss: float) -> None:
@@ -93,23 +93,27 @@ class Checkpoint(Callback):
             self._save(trainer)
 
     def on_train_end(self, trainer: Trainer) -> None:
-        """Save the end, unless an error was it."""
-        if trainer.run.error is None or isinstance(trainer.run.error, KeyboardInterrupt):
+        """Save the end, unless an error was it, which may have left a step half done."""
+        if trainer.run.error is None or trainer.run.orderly:
             self._save(trainer)
 
-    def _save(self, trainer: Trainer) -> None:
+    @staticmethod
+    def _place(trainer: Trainer) -> tuple[Any, ...]:
+        """What a checkpoint would be of: no second one is written of the same."""
         run = trainer.run
-        place = (trainer.n_iter_, run.batches, run.stop_reason, run.epochs)
+        return trainer.n_iter_, run.batches, run.stop_reason
+
+    def _save(self, trainer: Trainer) -> None:
+        run, place = trainer.run, self._place(trainer)
         if run.store is None or place == self._saved:
             return
         try:
             run.store.save(*trainer.checkpoint_state())
             self._saved = place
         except OSError as exc:
-            warnings.warn(
+            warn_user(
                 f"No checkpoint was written to {os.fspath(self.folder)!r} after epoch {trainer.n_iter_}: "
                 f"{exc}. Training goes on; the last one that was written is kept.",
                 RuntimeWarning,
-                stacklevel=2,
             )
         self._last = time.monotonic()

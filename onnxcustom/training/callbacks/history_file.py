@@ -26,8 +26,8 @@ __all__ = ["HistoryFile"]
 class HistoryFile(Callback):
     """Write the history into a file after every epoch: one row an epoch, whole at any moment.
 
-    Columns are ``epoch``, what ``history_`` holds (empty, in JSON null, where it was not measured),
-    ``learning_rate`` of the first step after the epoch, and ``seconds`` of training.
+    Columns are ``epoch``, what ``history_`` holds (empty, in JSON null, where it is not finite or was not
+    measured), ``learning_rate`` of the first step after the epoch, and ``seconds`` of training.
 
     Parameters
     ----------
@@ -45,6 +45,8 @@ class HistoryFile(Callback):
             raise InvalidDataError(f"The history is written as .csv or .json, not as {path.name!r}.")
         if not path.parent.is_dir():
             raise FileNotFoundError(f"There is no folder {str(path.parent)!r} for the history {path.name!r}.")
+        if path.is_dir() or not os.access(path.parent, os.W_OK):
+            raise PermissionError(f"The history cannot be written to {str(path)!r}.")
 
     def on_train_begin(self, trainer: Trainer) -> None:
         """Start the clock; epochs of before have no time."""
@@ -77,9 +79,9 @@ class HistoryFile(Callback):
 
 
 def _text(columns: Mapping[str, list[Any]], suffix: str) -> str:
-    known = {k: [None if v != v else v for v in values] for k, values in columns.items()}
+    known = {k: [v if math.isfinite(v) else None for v in values] for k, values in columns.items()}
     if suffix == ".json":
-        return json.dumps(known, indent=1) + "\n"
+        return json.dumps(known, indent=1, allow_nan=False) + "\n"
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(known)

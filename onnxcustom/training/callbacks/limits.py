@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-import warnings
 from typing import TYPE_CHECKING, Any
 
 from onnxcustom._parameters import check_number
+from onnxcustom._warnings import warn_user
 from onnxcustom.exceptions import ConvergenceWarning
 
 from .base import Callback
@@ -27,6 +27,11 @@ class TimeBudget(Callback):
     ----------
     seconds : float
         Time from the beginning of training, in (0, inf).
+
+    Attributes
+    ----------
+    used_up_ : bool
+        Whether it ended the training.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -39,10 +44,12 @@ class TimeBudget(Callback):
     def on_train_begin(self, trainer: Trainer) -> None:
         """Start the clock."""
         self._end = time.monotonic() + self.seconds
+        self.used_up_ = False
 
     def on_batch_end(self, trainer: Trainer, batch: Any, loss: float) -> None:
         """Look at the clock."""
         if time.monotonic() >= self._end:
+            self.used_up_ = True
             trainer.run.stop(f"the time budget of {self.seconds:g} seconds is used up", final=False)
 
 
@@ -54,6 +61,6 @@ class StopOnNonFinite(Callback):
 
     def on_nonfinite(self, trainer: Trainer, error: Exception) -> bool:
         """Warn and end."""
-        warnings.warn(str(error), ConvergenceWarning, stacklevel=2)
+        warn_user(str(error), ConvergenceWarning)
         trainer.run.stop("the objective is not finite")
         return True

@@ -31,7 +31,7 @@ class Score(Callback):
     on : {'validation', 'train', 'both'}, optional
         Which data: by default the validation data if there is any, else the training data.
     every : int, default=1
-        Epochs between two measurements, in [1, inf). The last epoch of a fit is always measured.
+        Epochs between two measurements, in [1, inf). Epoch ``max_iter`` is always measured.
     batches : int, optional
         Batches between two measurements within an epoch, in [1, inf): those are in :attr:`records_`.
     name : str, optional
