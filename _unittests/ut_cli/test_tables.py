@@ -74,8 +74,11 @@ def test_refused(text, columns, inputs, words: str, table: Table, tmp_path: Path
 def test_a_card_names_columns(table: Table, tmp_path: Path) -> None:
     card = Card("regression", {"x": ["b", "a"]}, ["y"], "y")
     assert features_of(model(tmp_path, ONE, card), table, (), (), []).columns == {"x": ["b", "a"]}
-    # Of another file, or for another target, it is no help.
     card = Card("regression", {"x": ["b", "z"]}, ["y"], "y")
+    with pytest.raises(InvalidDataError, match="trained on column 'z'"):
+        features_of(model(tmp_path, ANY, card), table, (), (), [])
+    # Of another file, or for another target, it is no help.
+    card = Card("regression", {"x": ["q", "z"]}, ["y"], "y")
     assert features_of(model(tmp_path, ANY, card), table, (), (), []).columns == {"x": ["a", "b", "c,d"]}
     card = Card("regression", {"x": ["b", "a"]}, ["c,d"], "y")
     found = features_of(model(tmp_path, ANY, card), table, (), (), ["b"])

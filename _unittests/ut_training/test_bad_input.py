@@ -226,7 +226,11 @@ def test_an_unknown_operator(regressor):
         ({"sample_weight": np.ones((20, 2))}, InvalidDataError, r"(?i)sample_weight wants 1 dimension"),
         ({"X_val": np.zeros((5, 3))}, InvalidDataError, r"both X_val and y_val; one of them is None"),
         ({"y_val": np.zeros(5)}, InvalidDataError, r"both X_val and y_val"),
-        ({"X_val": np.zeros((5, 2)), "y_val": np.zeros(5)}, InvalidDataError, r"'x' wants 3 columns, .* 2"),
+        (
+            {"X_val": np.zeros((5, 2)), "y_val": np.zeros(5)},
+            InvalidDataError,
+            r"'x'.* 3 (columns|features)|'x': X has 2 features",
+        ),
         ({"X_val": np.zeros((5, 3)), "y_val": np.zeros(4)}, InvalidDataError, r"X has 5 rows.*y has 4 rows"),
     ],
 )

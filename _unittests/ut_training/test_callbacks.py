@@ -8,6 +8,7 @@ import pickle
 import threading
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
@@ -163,6 +164,37 @@ def test_an_interruption_at_the_end_does_not_keep_the_others_from_ending(make):
         np.testing.assert_array_equal(reg.weights_[name], array)
 
 
+def test_fit_within_fit(make):
+    X, y = data()
+    reg = make(lambda trainer: trainer.partial_fit(X, y))
+    with pytest.raises(RuntimeError, match="is training"):
+        reg.fit(X, y)
+    assert reg.n_iter_ == 1
+
+
+def test_an_error_at_the_beginning_leaves_the_fit_before(make):
+    told = []
+
+    class Begin(Callback):
+        def on_train_begin(self, trainer):
+            raise OSError("no")
+
+    class After(Callback):
+        def on_train_end(self, trainer):
+            told.append("end")
+
+    X, y = data()
+    reg = make().fit(X, y)
+    before = dict(vars(reg))
+    reg.set_params(callbacks=[Begin(), After()])
+    with pytest.raises(OSError, match="no"):
+        reg.fit(X, y)
+    assert told == []
+    assert {k: v for k, v in vars(reg).items() if k != "callbacks"} == {
+        k: v for k, v in before.items() if k != "callbacks"
+    }
+
+
 def test_run_is_there_during_training_only(make):
     X, y = data()
     runs = []
@@ -183,11 +215,11 @@ def test_the_users_callbacks_stay_as_they_are(make):
     assert repr(again.callbacks) == repr(reg.callbacks)
 
 
-@pytest.mark.parametrize("given", [[3], ["early"], [EarlyStopping], EarlyStopping, [None]])
+@pytest.mark.parametrize("given", [[3], ["early"], [EarlyStopping], EarlyStopping, [None], 5, {}, iter("a")])
 def test_what_is_no_callback(make, given):
     X, y = data()
     reg = make().set_params(callbacks=given)
-    with pytest.raises(TypeError, match="Callback"):
+    with pytest.raises(TypeError, match="callbacks takes"):
         reg.fit(X, y)
     with pytest.raises(NotFittedError):
         reg.predict(X)
@@ -275,6 +307,25 @@ def test_min_delta(make):
     assert reg.n_iter_ == 3
 
 
+@pytest.mark.parametrize(
+    ("name", "mode", "best"),
+    [
+        ("a_loss", None, 1),
+        ("neg_log_loss", None, 3),
+        ("val_neg_log_loss", None, 3),
+        ("rmse", None, 3),
+        ("rmse", "min", 1),
+        ("a_loss", "max", 3),
+    ],
+)
+def test_what_is_better(make, name, mode, best):
+    X, y = data()
+    stop = EarlyStopping(name, mode=mode)
+    reg = make(stop, Script(**{name: [1.0, 2.0, 3.0]}), max_iter=3).fit(X, y)
+    (kept,) = [c for c in reg.callbacks_ if isinstance(c, EarlyStopping)]
+    assert kept.best_epoch_ == best
+
+
 @pytest.mark.parametrize(("validation", "name"), [(True, "val_loss"), (False, "loss")])
 def test_what_is_watched_by_default(make, validation, name):
     X, y = data()
@@ -289,6 +340,11 @@ def test_what_is_watched_by_default(make, validation, name):
         (EarlyStopping("val_loss"), UnknownNameError, r"'val_loss'.*\['loss'\].*[Vv]alidation data"),
         (EarlyStopping("accuracy"), UnknownNameError, "'accuracy'"),
         (EarlyStopping(patience=-1), ValueError, "patience"),
+        (EarlyStopping(mode="less"), UnknownNameError, "'min', 'max' or None"),
+        (Score("neg_log_loss", on="train"), InvalidDataError, "predict_proba"),
+        (Score("r2", on="train", name="loss"), UnknownNameError, "'loss' would be measured twice"),
+        (LearningRate(lambda epoch: None), TypeError, "the learning rate"),
+        (LearningRate(lambda epoch: "a"), TypeError, "the learning rate"),
         (EarlyStopping(min_delta=math.nan), ValueError, "min_delta"),
         (TimeBudget(0), ValueError, "seconds"),
         (Score("nope"), UnknownNameError, "'nope'.*accuracy"),
@@ -302,7 +358,7 @@ def test_what_is_watched_by_default(make, validation, name):
         (LearningRate(0.1), TypeError, "schedule or a function"),
         (LearningRate(ReduceOnPlateau(0.1), "val_loss"), UnknownNameError, "val_loss"),
     ],
-    ids=repr,
+    ids=lambda v: type(v).__name__ if isinstance(v, Callback) else None,
 )
 def test_bad_options_are_refused_before_training(make, callback, error, message):
     X, y = data()
@@ -329,6 +385,13 @@ def test_a_time_budget_ends_within_an_epoch(make, monkeypatch):
     assert reg.step_.iteration == 7
     assert reg.n_iter_ == len(reg.history_["loss"]) == 1
     assert "time budget of 7 seconds" in reg.stop_reason_
+
+
+def test_columns_of_validation_data_are_compared(make):
+    X, y = data()
+    frame = pd.DataFrame(X, columns=["a", "b", "c"])
+    with pytest.raises(InvalidDataError, match="feature names"):
+        make().fit(frame, y, X_val=frame[["b", "a", "c"]], y_val=y)
 
 
 def test_stopping_at_the_last_batch_ends_the_epoch(make):
@@ -442,6 +505,12 @@ def test_a_rate_by_epoch(make):
         by_hand.set_params(learning_rate=0.1 / epoch).fit(X, y)
     for name, array in reg.weights_.items():
         np.testing.assert_array_equal(array, by_hand.weights_[name])
+
+
+def test_the_rate_does_not_outlive_the_callback(make):
+    X, y = data()
+    reg = make(LearningRate(lambda epoch: 1e-9), warm_start=True).fit(X, y)
+    assert reg.step_.optimizer.value == 0.05
 
 
 def test_a_plateau_of_a_measure(make):

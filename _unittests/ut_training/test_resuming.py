@@ -55,6 +55,16 @@ class Kill(Callback):
             raise Killed
 
 
+class Losses(Callback):
+    """A measure that only gets worse."""
+
+    def measures(self, run):
+        return ["a_loss"]
+
+    def on_epoch_end(self, trainer):
+        trainer.record("a_loss", trainer.n_iter_)
+
+
 @pytest.fixture
 def make(mlp_model, tmp_path):
     def made(*callbacks, cls=OnnxRegressor, saved=True, **options):
@@ -326,6 +336,25 @@ def test_callbacks_may_change(make):
     resumed = make(Score("neg_mean_absolute_error", on="train"), EarlyStopping(restore_best=False)).fit(X, y)
     assert resumed.n_iter_ == 4
     assert np.isfinite(resumed.history_["neg_mean_absolute_error"][-1])
+
+
+def test_without_what_stopped_it_training_goes_on(make):
+    X, y = data()
+    stopped = make(EarlyStopping("a_loss", patience=0), Losses(), max_iter=8).fit(X, y)
+    assert stopped.n_iter_ == 2
+    again = make(EarlyStopping("a_loss", patience=0), Losses(), max_iter=8).fit(X, y)
+    assert again.n_iter_ == 2
+    assert again.stop_reason_ == stopped.stop_reason_
+    same(make(Losses(), max_iter=8).fit(X, y), make(Losses(), saved=False, max_iter=8).fit(X, y))
+
+
+def test_another_current_folder(make, tmp_path, monkeypatch):
+    X, y = data()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "other").mkdir()
+    reg = make(lambda trainer: os.chdir(tmp_path / "other"), saved=False, checkpoint_dir="here")
+    reg.fit(X, y)
+    assert CheckpointStore(tmp_path / "here").latest().state["n_iter"] == 4
 
 
 def test_warm_start_and_two_folders_are_refused(make, tmp_path):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -51,6 +52,14 @@ def test_dicts_frames_and_lists():
     assert list(X1["a"]["c"]) == list(y1) == list(X1["b"][:, 0] // 2)
     assert list(X2["a"]["c"]) == list(y2)
     assert (len(y1), len(y2), w1) == (8, 2, 2.0)
+
+
+@pytest.mark.parametrize("kind", ["coo", "csr", "csc", "bsr", "dia"])
+def test_sparse_rows(kind):
+    X = scipy.sparse.random(20, 3, 0.5, random_state=0).asformat(kind)
+    X1, y1, _, X2, y2 = hold_out(X, np.arange(20), None, 0.2, 0)
+    np.testing.assert_array_equal(X1.toarray(), X.toarray()[y1])
+    np.testing.assert_array_equal(X2.toarray(), X.toarray()[y2])
 
 
 @pytest.mark.parametrize("fraction", [0, 1, -0.1, 1.5, np.nan, "some", True, 3])

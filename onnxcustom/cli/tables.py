@@ -193,6 +193,12 @@ def _columns(
         names = [name for part in known.values() for name in part]
         if all(name in table.names and name not in others for name in names):
             return {s.name: known[s.name] for s in specs}, None
+        missing = [name for name in names if name not in table.names]
+        if 0 < len(missing) < len(names):  # a file of other names altogether goes by position
+            raise InvalidDataError(
+                f"The model was trained on column {missing[0]!r}, which {table.path} does not have; it has "
+                f"{', '.join(map(repr, table.names))}. Name the columns with --columns or --input."
+            )
     if len(specs) > 1:
         return _by_name(specs, table), None
     return {specs[0].name: _rest(model, table, others)}, None

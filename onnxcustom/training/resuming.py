@@ -127,6 +127,7 @@ def capture(trainer: Trainer, run: Run) -> tuple[dict[str, np.ndarray], dict[str
         "history": trainer.history_,
         "position": {"batches": run.batches, "total": run.total, "rows": run.rows},
         "stopped": run.stop_reason if run.final else None,
+        "stopped_by": run.stopped_by,
         "step": step,
         "callbacks": callbacks,
     }
@@ -141,8 +142,12 @@ def restore(saved: Saved, step: TrainingStep, run: Run) -> None:
     position = state["position"]
     run.batches, run.total, run.rows = position["batches"], position["total"], position["rows"]
     run.resumed = True
-    if state.get("stopped") is not None:
-        run.stop(state["stopped"])
+    by = state.get("stopped_by")
+    if state.get("stopped") is not None and (
+        by is None or by in [type(c).__name__ for c in run.callbacks.items]
+    ):
+        run.stop(state["stopped"])  # what ended it is still there
+        run.stopped_by = by
 
 
 def restore_callbacks(saved: Saved, trainer: Trainer, run: Run) -> None:

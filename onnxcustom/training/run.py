@@ -46,12 +46,18 @@ class Run:
         Why training is to end, once something said so.
     final : bool
         Whether it is to end for good: a run that is resumed from its checkpoint does not go on then.
+    stopped_by : str or None
+        Class of the callback that said so after an epoch.
     error : BaseException or None
         What ended it.
     orderly : bool
         Whether that is an interruption that waited for the end of a batch.
     store : CheckpointStore or None
         Where its checkpoints are.
+    rate : Schedule or None
+        Schedule of the learning rate that the optimizer has of its own.
+    begun : bool
+        Whether every callback was told that training begins.
     resumed : bool
         Whether it began at one of them.
     seed, fingerprint : int, dict
@@ -73,9 +79,12 @@ class Run:
     cut: bool = False
     stop_reason: str | None = None
     final: bool = True
+    stopped_by: str | None = None
     error: BaseException | None = None
     orderly: bool = False
     store: CheckpointStore | None = None
+    rate: Any = None
+    begun: bool = False
     resumed: bool = False
     seed: int = 0
     fingerprint: dict[str, Any] = field(default_factory=dict)

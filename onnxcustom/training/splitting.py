@@ -6,6 +6,7 @@ import numbers
 from typing import Any
 
 import numpy as np
+import scipy.sparse
 from sklearn.utils import _safe_indexing
 from sklearn.utils.validation import _num_samples
 
@@ -91,4 +92,4 @@ def _chosen(rows: int, fraction: float, seed: int, labels: np.ndarray | None) ->
 def _take(data: Any, rows: np.ndarray) -> Any:
     if is_named(data):
         return {name: _take(part, rows) for name, part in data.items()}
-    return _safe_indexing(data, rows)
+    return _safe_indexing(data.tocsr() if scipy.sparse.issparse(data) else data, rows)

@@ -142,6 +142,8 @@ class Trainer(BaseEstimator):
         ConvergenceError
             The loss stopped being finite; :attr:`weights_` holds the last finite weights.
         """
+        if self._run is not None:
+            raise RuntimeError(f"This {type(self).__name__} is training: a callback may fit a clone of it.")
         if not _is_count(self.max_iter):
             raise ValueError(f"max_iter must be an integer of at least 1, not {self.max_iter!r}.")
         checkpoint = self._checkpoint()
@@ -183,6 +185,8 @@ class Trainer(BaseEstimator):
         -------
         self
         """
+        if self._run is not None:
+            raise RuntimeError(f"This {type(self).__name__} is training: a callback may fit a clone of it.")
         if not _is_count(epochs):
             raise ValueError(f"epochs must be an integer of at least 1, not {epochs!r}.")
         before = dict(self.__dict__)
@@ -192,6 +196,7 @@ class Trainer(BaseEstimator):
             step = self._step_for(X, y)
             run = self._prepare(step, X, y, sample_weight, X_val, y_val, epochs)
             self._adopt(step, run.seed)
+            run.rate = run.rate or step.optimizer.make_schedule()
         except BaseException:  # what was found out about a model that isn't trained is forgotten
             self._become(before)
             raise
@@ -200,9 +205,10 @@ class Trainer(BaseEstimator):
         done = step.iteration
         try:
             self._supervise(run, saved)
-        except (EvaluationError, InvalidDataError, CheckpointError):
-            # Data that does not fit in a way that only shows when it is read or run.
-            if step.iteration == done:
+        except BaseException as exc:
+            # Data may not fit in a way that only shows when it is read or run.
+            unfit = isinstance(exc, (EvaluationError, InvalidDataError)) and step.iteration == done
+            if unfit or not run.begun:
                 self._become(before)
             raise
         return self
@@ -212,9 +218,10 @@ class Trainer(BaseEstimator):
         self._run = run
         self.callbacks_, self.stop_reason_ = run.callbacks.items, None
         try:
-            run.callbacks.call("on_train_begin", self)
+            run.callbacks.begin(self)
             if saved is not None:
                 restore_callbacks(saved, self, run)
+            run.begun = True
             left = run.epochs - self.n_iter_
             if left > 0 and run.stop_reason is None:
                 with contextlib.nullcontext() if run.store is None else deferred_interrupt(run):
@@ -227,7 +234,7 @@ class Trainer(BaseEstimator):
             try:
                 run.callbacks.end(self)
             finally:
-                del self._run
+                self.__dict__.pop("_run", None)
 
     def fit_loop(self, loader: OrtDataLoader, validation: Any = None, epochs: int = 1) -> None:
         """Run epochs on data that was checked, keeping the history."""
@@ -318,6 +325,7 @@ class Trainer(BaseEstimator):
     def record(self, name: str, value: float) -> None:
         """Write a number of the epoch just ended into the history."""
         values = self.history_.setdefault(name, [])
+        value = float(value)
         del values[self.n_iter_ - 1 :]
         values += [math.nan] * (self.n_iter_ - 1 - len(values)) + [value]
 
@@ -387,6 +395,7 @@ class Trainer(BaseEstimator):
                 f"The checkpoint {str(saved.path)!r} is {done} epochs into training, beyond max_iter="
                 f"{run.epochs}. Raise max_iter, or give another folder."
             )
+        run.rate = step.optimizer.make_schedule()
         restore(saved, step, run)
         if run.loader.n_batches is not None and run.batches > run.loader.n_batches:
             raise CheckpointError(
@@ -432,12 +441,12 @@ class Trainer(BaseEstimator):
         step.check_expected(dict(zip(names, list(loader.arrays.values())[n:], strict=False)))
         return loader
 
-    def _check_features(self, X: Any, step: TrainingStep | None = None) -> None:
+    def _check_features(self, X: Any, step: TrainingStep | None = None, first: bool = True) -> None:
         """Compare columns and their names with those of the first fit, or at a first fit keep them.
 
         Sets `n_features_in_`, and `feature_names_in_` if `X` is a frame, as scikit-learn does.
         """
-        first = not self.__sklearn_is_fitted__()
+        first = first and not self.__sklearn_is_fitted__()
         step = self.step_ if step is None else step
         if isinstance(X, Stream):
             X = X.head(1).X
@@ -455,6 +464,8 @@ class Trainer(BaseEstimator):
         """Validation data, checked and converted now rather than after every epoch."""
         if X is None and y is None:
             return None
+        if X is not None and hasattr(self, "n_features_in_"):
+            self._check_features(X, step, first=False)
         if isinstance(X, Stream):
             return StreamValidation(
                 X, step.inputs, step.expected, lambda y: self.encode(y, step), step.check_expected

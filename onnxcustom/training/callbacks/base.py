@@ -115,21 +115,40 @@ class Callbacks:
     def __init__(self, given: Any, *more: Callback) -> None:
         if isinstance(given, Callback) or callable(given):
             given = [given]
+        if given is not None and not isinstance(given, (list, tuple)):
+            raise TypeError(f"callbacks takes a Callback, a function or a list of them, not {given!r}.")
         items = [*map(_as_callback, given or ()), *more]
         # Those that measure come first: others read what they wrote.
         self.items = sorted(items, key=lambda c: type(c).measures is Callback.measures)
         self.of_batches = [c for c in self.items if c.wants_batches]
+        self.begun: list[Callback] = []
 
     def prepare(self, run: Run, names: Iterable[str]) -> None:
         """Find out what will be measured and let every callback check the training."""
         run.measures = [*names, *(name for c in self.items for name in c.measures(run))]
+        twice = sorted({name for name in run.measures if run.measures.count(name) > 1})
+        if twice:
+            raise UnknownNameError(
+                f"{twice[0]!r} would be measured twice, and the history has one list of that name: give one "
+                "of the two another name."
+            )
         for callback in self.items:
             callback.check(run)
 
+    def begin(self, trainer: Trainer) -> None:
+        """Tell all of them, in order, that training begins."""
+        for callback in self.items:
+            callback.on_train_begin(trainer)
+            self.begun.append(callback)
+
     def call(self, moment: str, trainer: Trainer) -> None:
         """Call a method of all of them, in order."""
+        run = trainer.run
         for callback in self.items:
+            going = run.stop_reason is None
             getattr(callback, moment)(trainer)
+            if going and run.stop_reason is not None:
+                run.stopped_by = type(callback).__name__
 
     def begin_batch(self, trainer: Trainer, batch: Any) -> None:
         """Tell those that look at batches."""
@@ -142,9 +161,9 @@ class Callbacks:
             callback.on_batch_end(trainer, batch, loss)
 
     def end(self, trainer: Trainer) -> None:
-        """Call all of them, the last first, though one of them may fail."""
+        """Call all that began, the last first, though one of them may fail."""
         failed: BaseException | None = None
-        for callback in reversed(self.items):
+        for callback in reversed(self.begun):
             try:
                 callback.on_train_end(trainer)
             except BaseException as exc:
@@ -191,8 +210,13 @@ def monitored(monitor: str | None, run: Run) -> str:
     return monitor
 
 
-def is_better(name: str, value: float, best: float | None, delta: float = 0.0) -> bool:
-    """Whether a value improves on the best one: a loss by being less, any other score by being more."""
+def is_better(name: str, mode: str | None, value: float, best: float | None, delta: float = 0.0) -> bool:
+    """Whether a value improves on the best one.
+
+    Without a mode a loss does by being less, and any other score, ``neg_log_loss`` too, by being more.
+    """
     if best is None:
         return value == value
-    return value < best - delta if name.endswith("loss") else value > best + delta
+    loss = name.endswith("loss") and not name.removeprefix("val_").startswith("neg_")
+    less = mode == "min" if mode is not None else loss
+    return value < best - delta if less else value > best + delta

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxcustom._parameters import check_number
@@ -60,7 +61,7 @@ class Checkpoint(Callback):
 
     def store(self) -> CheckpointStore:
         """The folder."""
-        return CheckpointStore(self.folder, self.keep)
+        return CheckpointStore(Path(self.folder).absolute(), self.keep)
 
     def check(self, run: Run) -> None:
         """Refuse intervals that are none."""

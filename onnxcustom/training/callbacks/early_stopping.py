@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxcustom._parameters import check_number
+from onnxcustom.exceptions import UnknownNameError
 
 from .base import Callback, is_better, monitored
 
@@ -25,7 +26,10 @@ class EarlyStopping(Callback):
     ----------
     monitor : str, optional
         What is watched, a key of ``history_``: by default ``'val_loss'``, or ``'loss'`` without validation
-        data. What ends in ``loss`` is better if less, every other score if more.
+        data.
+    mode : {'min', 'max'}, optional
+        Whether less or more of it is better: by default less of what ends in ``loss``, more of every
+        score of scikit-learn and of what else is measured.
     patience : int, default=10
         Epochs without improvement that are put up with, in [0, inf).
     min_delta : float, default=0.0
@@ -46,17 +50,21 @@ class EarlyStopping(Callback):
         self,
         monitor: str | None = None,
         *,
+        mode: str | None = None,
         patience: int = 10,
         min_delta: float = 0.0,
         restore_best: bool = True,
     ) -> None:
         self.monitor = monitor
+        self.mode = mode
         self.patience = patience
         self.min_delta = min_delta
         self.restore_best = restore_best
 
     def check(self, run: Run) -> None:
         """Refuse a measure that there is not."""
+        if self.mode not in (None, "min", "max"):
+            raise UnknownNameError(f"mode must be 'min', 'max' or None, not {self.mode!r}.")
         check_number("patience", self.patience, "[0, inf)", integral=True)
         check_number("min_delta", self.min_delta, "[0, inf)")
         monitored(self.monitor, run)
@@ -75,7 +83,7 @@ class EarlyStopping(Callback):
         value = trainer.history_[self._name][-1]
         if np.isnan(value):  # not measured after this epoch
             return
-        if is_better(self._name, value, self.best_, self.min_delta):
+        if is_better(self._name, self.mode, value, self.best_, self.min_delta):
             self.best_, self.best_epoch_, self._waited = float(value), trainer.n_iter_, 0
             if self.restore_best:
                 self._weights, self._statistics = trainer.step_.weights(), trainer.step_.statistics()

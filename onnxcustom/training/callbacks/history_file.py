@@ -50,6 +50,7 @@ class HistoryFile(Callback):
 
     def on_train_begin(self, trainer: Trainer) -> None:
         """Start the clock; epochs of before have no time."""
+        self._path = Path(self.path).absolute()  # whatever the current folder is then
         self._begin = time.monotonic()
         self._rates: list[float] = [math.nan] * trainer.n_iter_
         self._seconds: list[float] = [math.nan] * trainer.n_iter_
@@ -67,7 +68,7 @@ class HistoryFile(Callback):
         columns: dict[str, list[Any]] = {"epoch": list(range(1, trainer.n_iter_ + 1))}
         columns.update(trainer.history_)
         columns.update(learning_rate=self._rates, seconds=[round(s, 3) for s in self._seconds])
-        _replace(Path(self.path), _text(columns, Path(self.path).suffix.lower()))
+        _replace(self._path, _text(columns, self._path.suffix.lower()))
 
     def state_dict(self) -> dict[str, Any]:
         """Rates and times of the epochs."""

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from onnxcustom._parameters import check_number
 from onnxcustom.optim import Schedule
 
 from .base import Callback, monitored
@@ -52,6 +53,8 @@ class LearningRate(Callback):
         self._name = monitored(self.monitor, trainer.run)
         self._schedule = copy.deepcopy(self.rate) if isinstance(self.rate, Schedule) else None
         self._value: float | None = None
+        if self._schedule is None:  # what is no rate is said before anything is trained
+            self._checked(self.rate(trainer.n_iter_ + 1))  # type: ignore[operator]
 
     def on_epoch_begin(self, trainer: Trainer) -> None:
         """Set the rate."""
@@ -61,8 +64,18 @@ class LearningRate(Callback):
         else:
             self._set(trainer, self.rate(epoch))  # type: ignore[operator]
 
+    def on_train_end(self, trainer: Trainer) -> None:
+        """Give the optimizer its own rate back."""
+        if self._value is not None:
+            trainer.step_.optimizer.set_learning_rate(trainer.run.rate)
+
+    @staticmethod
+    def _checked(value: float) -> float:
+        check_number("the learning rate that the callback gives", value, "[0, inf)")
+        return value
+
     def _set(self, trainer: Trainer, value: float) -> None:
-        if value != self._value:
+        if self._checked(value) != self._value:
             trainer.step_.optimizer.set_learning_rate(value)
             self._value = value
 

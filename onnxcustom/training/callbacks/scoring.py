@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from sklearn.metrics import check_scoring, get_scorer, get_scorer_names
+from sklearn.metrics import get_scorer, get_scorer_names
 
 from onnxcustom._parameters import check_number
 from onnxcustom.exceptions import InvalidDataError, UnknownNameError
@@ -105,8 +105,12 @@ class Score(Callback):
         self.records_: list[dict[str, float]] = []
         self._scorer = get_scorer(self.scoring) if isinstance(self.scoring, str) else self.scoring
         self._batch = 0
-        if isinstance(self.scoring, str):
-            check_scoring(trainer, scoring=self.scoring)
+        wanted = getattr(self._scorer, "_response_method", "predict")
+        methods = [wanted] if isinstance(wanted, str) else list(wanted)
+        if not any(hasattr(trainer, {"default": "predict"}.get(m, m)) for m in methods):
+            raise InvalidDataError(
+                f"{self!r} needs {' or '.join(methods)}, which this {type(trainer).__name__} does not have."
+            )
 
     @property
     def wants_batches(self) -> bool:
