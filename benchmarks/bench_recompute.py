@@ -129,7 +129,6 @@ CASES: dict[str, tuple[Callable[[], tuple[Any, Any, Any]], dict[str, Any]]] = {
     "residual CNN, statistics of the batch": (lambda: residual(16, 16, 28, 4), {"batch_norm": "update"}),
 }
 QUICK: dict[str, tuple[Callable[[], tuple[Any, Any, Any]], dict[str, Any]]] = {
-    "MLP": (lambda: mlp(5, 3, 4, 2), {}),
     "transformer": (lambda: transformer(2, 3, 8, 1), {"dropout": "on"}),
 }
 WAYS = {"kept": False, "recomputed": True}

@@ -137,7 +137,8 @@ LABELS = {
         "int64[N] p", "", [3, 5],
     ),
     "other operator": (
-        'p, q = ai.onnx.ml.SVMClassifier <classlabels_strings = ["u", "v"]> (z)', "string[N] p", "", ["u", "v"],
+        'p, q = ai.onnx.ml.SVMClassifier <classlabels_strings = ["u", "v"], coefficients = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0], rho = [0.5]> (z)',
+        "string[N] p", "", ["u", "v"],
     ),
     "embedding": ("c = Cast <to = 7> (z)  p = Gather(t, c)", "int64[A, B] p", "int64[2] t = {3, 4}", None),
     "table of rows": (f"{ARGMAX} p = Gather(t, i)", "int64[A, B] p", "int64[2, 2] t = {3, 4, 5, 6}", None),

@@ -32,6 +32,23 @@ def test_select_optimizer_with_a_schedule():
     assert list(select_optimizer("adam", "SGD").loop(1)) == [0.01]
 
 
+@pytest.mark.parametrize("name", ["constant", "invscaling", "adaptive", "optimal"])
+@pytest.mark.parametrize(
+    ("optimizer", "rate"), [("adam", 0.001), (Adam(0.5), 0.5), (LearningRateSGD(2.0), 2.0)]
+)
+def test_schedules_by_the_names_of_scikit_learn(name, optimizer, rate):
+    rule = select_optimizer(optimizer, name)
+    assert type(rule) is type(select_optimizer(optimizer))
+    expected = LearningRateSGD(rate, learning_rate=name)
+    assert list(rule.loop(5)) == list(expected.loop(5))
+    assert list(select_optimizer(None, name).loop(5)) == list(LearningRateSGD(learning_rate=name).loop(5))
+
+
+def test_a_schedule_by_name_begins_at_a_number():
+    with pytest.raises(ValueError, match="'constant' begins at the rate of the optimizer"):
+        select_optimizer(Adam(lambda t: 1 / t), "constant")
+
+
 def test_select_optimizer_without_one():
     assert type(select_optimizer(None, "SGDNesterov")) is LearningRateSGDNesterov
     assert type(select_optimizer(None, "adam")) is Adam

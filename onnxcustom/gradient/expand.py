@@ -187,6 +187,8 @@ def _apply(model: ir.Model, graph: ir.Graph, node: ir.Node, taken: set[str]) -> 
         for old, new in zip(node.outputs, made, strict=False)
         if old.name and new is not None
     ]
+    if any(v.name and (v.uses() or v.is_graph_output()) for v in node.outputs[len(made) :]):
+        raise refusal(view, f"it has {len(node.outputs)} outputs, and {len(made)} are known")
     for initializer in op.initializers:
         graph.register_initializer(initializer)
     for domain, version in op.domains.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 
 import onnx
 import onnx_ir as ir
@@ -15,6 +15,8 @@ __all__ = ["METADATA_KEY", "GradientNames"]
 
 METADATA_KEY = "onnxcustom.gradient"
 """Key of the gradient graph's metadata that holds the names, as JSON."""
+
+_LONGEST = 2**26
 
 
 @dataclass(frozen=True)
@@ -88,12 +90,24 @@ class GradientNames:
                 f"The model is not a gradient graph: its metadata has no {METADATA_KEY!r}. "
                 "Build it with onnxcustom.gradient_graph."
             )
-        raw = json.loads(props[METADATA_KEY])
-        return cls(
-            tuple(raw["inputs"]),
-            tuple(raw["weights"]),
-            tuple(raw["outputs"]),
-            raw["seeds"],
-            raw["gradients"],
-            raw["engine"],
+        return cls._read(props[METADATA_KEY])
+
+    @classmethod
+    def _read(cls, text: str) -> GradientNames:
+        """What :meth:`to_json` wrote; a model may come from anywhere, and anything may be there."""
+        try:
+            raw = json.loads(text) if len(text) <= _LONGEST else None
+        except (ValueError, RecursionError):
+            raw = None
+        if isinstance(raw, dict) and set(raw) == {field.name for field in fields(cls)}:
+            lists = [raw[name] for name in ("inputs", "weights", "outputs")]
+            pairs = [raw[name] for name in ("seeds", "gradients")]
+            sound = all(isinstance(v, list) for v in lists) and all(isinstance(v, dict) for v in pairs)
+            if sound:
+                lists += [[*v, *v.values()] for v in pairs] + [[raw["engine"]]]
+            if sound and all(isinstance(name, str) for names in lists for name in names):
+                return cls(**{**raw, **{name: tuple(raw[name]) for name in ("inputs", "weights", "outputs")}})
+        raise InvalidModelError(
+            f"The metadata entry {METADATA_KEY!r} is not what onnxcustom.gradient_graph writes: build the "
+            "gradient graph again."
         )

@@ -6,15 +6,19 @@ of the rest. What is here gets past all of them, and ends or stops the process.
 
 from __future__ import annotations
 
+import functools
 import math
+import re
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 from onnxcustom.exceptions import InvalidModelError
 from onnxcustom.graph.limits import current_limits, shown, size_of
+from onnxcustom.graph.ml_checks import ML_CHECKS, ngrams_problem
 from onnxcustom.graph.passes import constant_array
 from onnxcustom.graph.traversal import subgraphs
 
@@ -38,6 +42,8 @@ _COUNTS = frozenset(
 _OFFSETS = frozenset(
     "pads output_padding output_shape axis axes perm split k scan_input_axes scan_output_axes".split()
 )
+_MANY = 2**16  # heads, each of which costs a loop
+_HIGHEST = dict.fromkeys(("num_heads", "kv_num_heads", "q_num_heads"), _MANY)
 _LOWEST = {**dict.fromkeys(_SIZES, 1), **dict.fromkeys(_COUNTS, 0), **dict.fromkeys(_OFFSETS, -_LARGEST)}
 
 # Operands of which one number is read, whatever their shape.
@@ -64,25 +70,42 @@ _SCALARS: dict[str, tuple[int, ...]] = {
     "Trilu": (1,),
 }
 # Operands whose rank kernels take for granted.
-_RANKS: dict[str, dict[int, int]] = {op: {0: 3} for op in ("RNN", "GRU", "LSTM")}
+_RANKS: dict[str, dict[int, int]] = {
+    **{op: {1: 1} for op in ("Reshape", "Expand", "Tile")},
+    "ConstantOfShape": {0: 1},
+    "Pad": {1: 1, 3: 1},
+    "Resize": {1: 1, 2: 1, 3: 1},
+    "Slice": {1: 1, 2: 1, 3: 1, 4: 1},
+    **{op: {0: 3, 1: 3, 2: 3, 3: 2, 4: 1, 5: 3, 6: 3, 7: 2} for op in ("RNN", "GRU", "LSTM")},
+}
+# Matrices of a cell side by side.
+_GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
 # Attributes of windows that have so many numbers for each dimension.
 _PER_DIMENSION = {"kernel_shape": 1, "strides": 1, "dilations": 1, "pads": 2, "output_padding": 1}
 # Positions beyond are turned into integers that overflow.
 _FARTHEST = 2**20
+# What is no equation stops onnx's shape inference for ever.
+_EQUATION = re.compile(r"(?:[A-Za-z ,]|\.\.\.)*(?:->(?:[A-Za-z ]|\.\.\.)*)?")
 # A Loop that counts to here takes hours at best.
 _FOR_EVER = 2**31
 
 
-def check_attributes(graph: ir.Graph) -> None:
-    """Check attributes that are sizes, in a graph and in those inside it.
+def check_attributes(model: ir.Model) -> None:
+    """Check numbers of operands and attributes that are sizes, in the graph and in those inside it.
+
+    Parameters
+    ----------
+    model : onnx_ir.Model
+        Without functions: what onnx's checker says of their bodies holds for complete calls only.
 
     Raises
     ------
     InvalidModelError
         Naming the node.
     """
-    for node in _nodes(graph):
+    for node in _nodes(model.graph):
         if node.domain in _DOMAINS:
+            _check_arity(node, model.opset_imports.get(node.domain if node.domain != "ai.onnx" else "", 1))
             _check_attributes(node)
 
 
@@ -95,6 +118,10 @@ def check_operands(graph: ir.Graph) -> None:
         Naming the node.
     """
     for node in _nodes(graph):
+        if node.domain == "ai.onnx.ml" and node.op_type in ML_CHECKS:
+            problem = ML_CHECKS[node.op_type](node)
+            if problem:
+                _refuse(node, problem)
         if node.domain not in _STANDARD:
             continue
         for i in _SCALARS.get(node.op_type, ()):
@@ -143,10 +170,36 @@ def _refuse(node: ir.Node, what: str) -> NoReturn:
     raise InvalidModelError(f"Node {shown(name)} ({node.op_type}) is not valid: {what}.")
 
 
+@functools.cache
+def _schema(op_type: str, version: int, domain: str) -> onnx.defs.OpSchema | None:
+    try:
+        return onnx.defs.get_schema(op_type, version, "" if domain == "ai.onnx" else domain)
+    except onnx.defs.SchemaError:
+        return None
+
+
+def _check_arity(node: ir.Node, version: int) -> None:
+    """Every operand that is not optional is there."""
+    schema = _schema(node.op_type, version, node.domain)
+    if schema is None:
+        return
+    count, made = len(node.inputs), len(node.outputs)
+    if not (schema.min_input <= count <= schema.max_input and schema.min_output <= made <= schema.max_output):
+        _refuse(node, f"it has {count} operands and {made} results")
+    single = onnx.defs.OpSchema.FormalParameterOption.Single
+    for i, (value, wanted) in enumerate(zip(node.inputs, schema.inputs, strict=False)):
+        if value is None and wanted.option == single:
+            _refuse(node, f"operand {i}, {wanted.name}, is missing")
+
+
 # -- attributes ----------------------------------------------------------------------------------------
 
 
 def _check_attributes(node: ir.Node) -> None:
+    if node.op_type == "Einsum" and node.domain in _STANDARD:
+        equation = node.attributes.get_string("equation", "") or ""
+        if not _EQUATION.fullmatch(equation):
+            _refuse(node, f"equation {shown(equation)} is none")
     for name, attribute in node.attributes.items():
         low = _LOWEST.get(name)
         if low is None or attribute.is_ref():
@@ -157,9 +210,9 @@ def _check_attributes(node: ir.Node) -> None:
             numbers = list(attribute.value)
         else:
             continue
-        for number in numbers:
-            if not low <= number <= _LARGEST:
-                _refuse(node, f"attribute {name} is {shown(numbers)}, not from {low:,} to {_LARGEST:,}")
+        high = _HIGHEST.get(name, _LARGEST)
+        if not all(low <= number <= high for number in numbers):
+            _refuse(node, f"attribute {name} is {shown(numbers)}, not from {low:,} to {high:,}")
         if name == "kernel_shape" and math.prod(numbers) > _LARGEST:
             _refuse(node, f"attribute {name} is {shown(numbers)}: more than {_LARGEST:,} elements")
 
@@ -252,6 +305,50 @@ def _check_window(data: int, kernel: int | None) -> Callable[[ir.Node], None]:
     return check
 
 
+def _check_recurrent(node: ir.Node) -> None:
+    """A recurrent layer whose weights have the shapes that its sizes ask for: kernels pack them unseen."""
+    direction = node.attributes.get_string("direction", "forward")
+    if direction not in ("forward", "reverse", "bidirectional"):
+        _refuse(node, f"attribute direction is {shown(direction)}")
+    directions, gates = 1 + (direction == "bidirectional"), _GATES[node.op_type]
+    rows = node.attributes.get_int("layout", 0) == 1
+    hidden = node.attributes.get_int("hidden_size", None)
+    if hidden is None:
+        hidden = _size(node, 2, 2)
+    batch, features = _size(node, 0, 0 if rows else 1), _size(node, 0, 2)
+    several = None if hidden is None else gates * hidden
+    state = [batch, directions, hidden] if rows else [directions, batch, hidden]
+    wanted: dict[int, list[int | None]] = {
+        1: [directions, several, features],
+        2: [directions, several, hidden],
+        3: [directions, None if several is None else 2 * several],
+        4: [batch],
+        5: state,
+        6: state,
+        7: [directions, None if hidden is None else 3 * hidden],
+    }
+    for i, sizes in wanted.items():
+        for axis, size in enumerate(sizes):
+            found = _size(node, i, axis)
+            if None not in (size, found) and size != found:
+                value = _operand(node, i)
+                assert value is not None
+                _refuse(
+                    node,
+                    f"operand {i}, {shown(value.name)}, has shape {value.shape}; with {directions} "
+                    f"direction(s) and hidden_size {hidden} dimension {axis} has to be {size}",
+                )
+
+
+def _size(node: ir.Node, i: int, axis: int) -> int | None:
+    """One size of an operand, if it is known."""
+    value = _operand(node, i)
+    if value is None or value.shape is None or len(value.shape) <= axis:
+        return None
+    size = value.shape[axis]
+    return size if isinstance(size, int) else None
+
+
 def _check_einsum(node: ir.Node) -> None:
     """Operands of the ranks that the equation has, and that hold something: kernels divide by sizes."""
     equation = node.attributes.get_string("equation", "") or ""
@@ -270,6 +367,33 @@ def _check_dft(node: ir.Node) -> None:
         _refuse(node, f"its length is {int(length.reshape(-1)[0])}")
 
 
+def _check_pad(node: ir.Node) -> None:
+    """What is reflected is there."""
+    data, pads = _operand(node, 0), constant_array(_operand(node, 1))
+    if node.attributes.get_string("mode", "constant") != "reflect" or pads is None:
+        return
+    axes = constant_array(_operand(node, 3))
+    rank = None if data is None or data.shape is None else len(data.shape)
+    if axes is None and _operand(node, 3) is not None:
+        return
+    chosen = list(range(pads.size // 2)) if axes is None else axes.reshape(-1).tolist()
+    if pads.size != 2 * len(chosen) or (axes is None and rank not in (None, len(chosen))):
+        _refuse(
+            node, f"{pads.size} pads are not two for each of {len(chosen) if rank is None else rank} axes"
+        )
+    for axis, before, after in zip(chosen, pads[: len(chosen)], pads[len(chosen) :], strict=True):
+        size = None if rank is None or not -rank <= axis < rank else _size(node, 0, axis % rank)
+        if size is not None and max(before, after) >= max(size, 1):
+            _refuse(node, f"pads {shown(pads.tolist())} reflect more than the {size} elements of axis {axis}")
+
+
+def _check_ngrams(node: ir.Node) -> None:
+    """Tables that fit each other."""
+    problem = ngrams_problem(node)
+    if problem:
+        _refuse(node, problem)
+
+
 def _check_grid(node: ir.Node) -> None:
     """Where to sample, as constants: numbers that fit into an integer."""
     grid = constant_array(_operand(node, 1))
@@ -285,10 +409,15 @@ _CHECKS: dict[str, Callable[[ir.Node], None]] = {
     "DFT": _check_dft,
     "DeformConv": _check_window(0, 1),
     "Einsum": _check_einsum,
+    "GRU": _check_recurrent,
     "GridSample": _check_grid,
+    "LSTM": _check_recurrent,
     "Loop": _check_loop,
     "LpPool": _check_window(0, None),
     "MaxPool": _check_window(0, None),
     "MaxUnpool": _check_window(0, None),
+    "Pad": _check_pad,
     "QLinearConv": _check_window(0, 3),
+    "RNN": _check_recurrent,
+    "TfIdfVectorizer": _check_ngrams,
 }

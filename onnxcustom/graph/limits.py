@@ -23,6 +23,11 @@ __all__ = ["Contents", "Limits", "current_limits", "shown", "size_of", "survey",
 # NumPy below version 2 has no more dimensions.
 _LARGEST_RANK = 32
 _STANDARD = ("", "ai.onnx", "ai.onnx.ml")
+# Operators that hand over to Python or to compiled code in the model; nothing that is trained has them.
+_RUN_CODE = frozenset(
+    [("com.microsoft", n) for n in ("PythonOp", "PythonOpGrad", "TritonOp", "EPContext")]
+    + [("org.pytorch.aten", "ATen"), ("ai.onnx.contrib", "PyOp")]
+)
 # What recursive algorithms, those of others included, get through on any stack.
 _DEEPEST = 100
 # A name may be of any length; a message may not.
@@ -252,6 +257,8 @@ class _Surveyor:
             if bytes in set(map(type, (*call, node.name, node.doc_string, *node.input, *node.output))):
                 self._not_text("a node")
             self._entries("a node", node.metadata_props)
+            if call[:2] in _RUN_CODE and call not in self._functions:
+                self.refuse(f"has operator {call[1]} of {call[0]}, which runs code of its own")
             if call in self._functions:
                 count, deepest = body.calls.get(call, (0, 0))
                 body.calls[call] = [count + 1, max(deepest, depth)]

@@ -494,7 +494,9 @@ class BypassReshapePass(ir.passes.InPlacePass):
                 continue
             x, target = node.inputs
             sizes = None if target is None or target.is_graph_input() else constant_array(target)
-            if x is None or x.shape is None or sizes is None or not _has_shape(x.shape, sizes.tolist()):
+            if x is None or x.shape is None or sizes is None or sizes.ndim != 1:
+                continue
+            if not _has_shape(x.shape, sizes.tolist()):
                 continue
             node.op_type = "Identity"
             node.attributes.clear()

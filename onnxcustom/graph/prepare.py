@@ -95,7 +95,7 @@ def structure(model: ir.Model, default_opset: int = _DEFAULT_OPSET) -> None:
     model.opset_imports.setdefault("", default_opset)
     common.RemoveInitializersFromInputsPass()(model)
     passes.InlineFunctionsPass()(model)
-    check_attributes(model.graph)  # before anything divides by one
+    check_attributes(model)  # before anything divides by one
     passes.FoldConstantsPass()(model)
     passes.SeparateOutputsPass()(model)
     if _linear_input_unknown(model):
