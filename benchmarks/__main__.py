@@ -26,6 +26,7 @@ SUBJECTS: dict[str, tuple[str, list[str], int]] = {
     "memory": ("bench_memory", [], 1),
     "growth": ("bench_growth", [], 1),
     "streaming": ("bench_streaming", ["--gigabytes", "0.1", "0.5"], 1),
+    "passes": ("bench_passes", ["--seconds", "1"], 1),
     "settings": ("bench_settings", ["--seconds", "1"], 1),
     "bandwidth": ("bench_bandwidth", ["--seconds", "0.5"], 1),
     "recompute": ("bench_recompute", ["--seconds", "1"], 1),

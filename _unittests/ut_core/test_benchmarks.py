@@ -23,6 +23,11 @@ KEYS = {
     "bench_memory": {"case", "contender", "peak", "training"},
     "bench_streaming": {"case", "contender", "peak", "training", "rows_per_second"},
     "bench_growth": {"axis", "value", "contender", "microseconds"},
+    "bench_passes": {"case", "optimizer", "nodes", "ratio"},
+    "bench_settings": {"case", "microseconds", "ratios", "megabytes"},
+    "bench_bandwidth": {"rule", "size", "factor", "moved"},
+    "bench_recompute": {"case", "nodes", "megabytes", "time_ratio"},
+    "bench_profile": {"case", "optimizer", "inside", "nodes", "kinds"},
 }
 
 

@@ -285,7 +285,9 @@ def test_joblib_with_threads(mlp_model, impatient):
 
 
 @pytest.mark.filterwarnings("ignore:A worker stopped:UserWarning")
-def test_joblib_with_processes(mlp_model):
+def test_joblib_with_processes(mlp_model, request):
+    if request.config.getoption("--no-passes"):
+        pytest.skip("processes of their own do not know of the option")
     est = regressor(mlp_model([4, 8, 1])).fit(X, Y)
     grid = {"learning_rate": [0.001, 0.01], "optimizer": ["sgd", Adam()]}
     try:
