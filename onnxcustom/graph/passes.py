@@ -402,6 +402,8 @@ def _inferred(proto: onnx.ModelProto, strict: bool) -> onnx.ModelProto:
     try:
         return infer(proto, data_prop=True)
     except Exception as exc:
+        if "has unsupported type" in str(exc):  # whether there is a kernel is for the runtime to say
+            infer = functools.partial(onnx.shape_inference.infer_shapes, check_type=False, strict_mode=True)
         # Two faults of onnx itself, numbers it cannot propagate and attributes left out that the body of a
         # function reads (MeanVarianceNormalization), and one of exporters: shapes declared in between that
         # are not those computed, which onnxruntime corrects as well.
