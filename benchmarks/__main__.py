@@ -31,6 +31,7 @@ SUBJECTS: dict[str, tuple[str, list[str], int]] = {
     "bandwidth": ("bench_bandwidth", ["--seconds", "0.5"], 1),
     "recompute": ("bench_recompute", ["--seconds", "1"], 1),
     "profile": ("bench_profile", ["--seconds", "4", "--only", "10", "784"], 1),
+    "structure": ("bench_structure", [], 1),
     "fit": ("bench_fit", ["--repeat", "3", "--cases", "0", "1", "2"], 1),
     "gradient": ("bench_gradient", ["--seconds", "0.3"], 1),
     "optim": ("bench_optim", ["--seconds", "0.1", "--rounds", "7", "--only", "SGD", "Adam"], 1),
