@@ -52,7 +52,8 @@ def test_batch_statistics() -> None:
     modes = set_modes(model, ModeSettings(batch_norm="update"))
     made = {v.name: v for node in model.graph for v in node.outputs}
     model.graph.outputs.extend(made[name] for name in modes.statistics.values())
-    y, mean, var = create_session(to_proto(model)).run(None, {"x": x})
+    statistics = {"mean": np.array([0.5, 0.25, 1], np.float32), "var": np.array([1, 2, 3], np.float32)}
+    y, mean, var = create_session(to_proto(model)).run(None, {"x": x, **statistics})
     batch_mean, batch_var = x.mean(axis=(0, 2)), x.var(axis=(0, 2))
     scale, bias = np.array([1, 2, 3]), np.array([0, 1, 2])
     wanted = (x - batch_mean[:, None]) / np.sqrt(batch_var[:, None] + 0.01) * scale[:, None] + bias[:, None]

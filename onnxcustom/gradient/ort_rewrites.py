@@ -281,12 +281,8 @@ def layer_norm(op: Builder, node: ir.Node, operands: Operands) -> Var | None:
     axis: Any = attribute(node, "axis", -1)
     last = -axis if axis < 0 else (rank(node.inputs[0]) or axis) - axis
     axes = list(range(-last, 0))
-    keep: dict[str, Any] = {"keepdims": 1}
-    over = (op.const(axes, ir.DataType.INT64),) if op.opset >= 18 else ()
-    if not over:
-        keep["axes"] = axes
-    centered = x - op.ReduceMean(x, *over, **keep)
-    var = op.ReduceMean(centered * centered, *over, **keep)
+    centered = x - op.ReduceMean(x, axes, keepdims=1)
+    var = op.ReduceMean(centered * centered, axes, keepdims=1)
     epsilon: Any = attribute(node, "epsilon", 1e-5)
     y = centered / op.Sqrt(var + epsilon) * scale
     return y + bias[0] if bias else y

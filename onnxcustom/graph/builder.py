@@ -14,6 +14,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from .forms import operator_schema, written
+
 __all__ = ["Builder", "Operand", "Var"]
 
 
@@ -245,7 +247,7 @@ class Builder:
         outputs: int | Sequence[str] = 1,
         **attributes: Any,
     ) -> Any:
-        """Append a node.
+        """Append a node, in the form that the opset has of the operator.
 
         Parameters
         ----------
@@ -268,9 +270,12 @@ class Builder:
         """
         if domain and domain != "ai.onnx":
             self.domains[domain] = version
-        schema = _schema(op_type, self.opset if domain in ("", "ai.onnx") else version, domain)
-        inputs = self._operands(schema, operands)
         attrs = {k: v for k, v in attributes.items() if v is not None}
+        if domain in ("", "ai.onnx"):
+            version = self.opset
+            operands, attrs = written(op_type, version, operands, attrs)
+        schema = operator_schema(op_type, version, domain)
+        inputs = self._operands(schema, operands)
         names = [op_type] * outputs if isinstance(outputs, int) else list(outputs)
         types = _output_types(schema, inputs, attrs, len(names))
         values = [
@@ -345,14 +350,6 @@ def _value(name: str, dtype: ir.DataType | None, shape: Sequence | None) -> ir.V
         type=None if dtype is None else ir.TensorType(dtype),
         shape=None if shape is None else ir.Shape(shape),
     )
-
-
-@functools.cache
-def _schema(op_type: str, version: int, domain: str) -> onnx.defs.OpSchema | None:
-    try:
-        return onnx.defs.get_schema(op_type, version, "" if domain == "ai.onnx" else domain)
-    except onnx.defs.SchemaError:
-        return None
 
 
 def _type_str(schema: onnx.defs.OpSchema | None, i: int) -> str:

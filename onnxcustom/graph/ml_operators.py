@@ -183,11 +183,8 @@ class _Converter:
         return self.op.Cast(zero, to=int(_FLOAT))
 
     def _reduce(self, operator: str, x: Var) -> Var:
-        """Reduce along the last axis, which stays; axes were an attribute in older opsets."""
-        since = {"ReduceSum": 13, "ReduceMax": 18}[operator]
-        if self.op.opset >= since:
-            return self.op.call(operator, x, np.array([-1], dtype=np.int64), keepdims=1)
-        return self.op.call(operator, x, axes=[-1] if self.op.opset >= 11 else [1], keepdims=1)
+        """Reduce along the last axis, which stays."""
+        return self.op.call(operator, x, np.array([-1 if self.op.opset >= 11 else 1]), keepdims=1)
 
     def _linear(self, node: ir.Node, rows: int, mirrored: bool = False) -> Var:
         """Raw scores, of shape (N, rows)."""

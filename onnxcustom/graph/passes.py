@@ -31,7 +31,6 @@ __all__ = [
     "NameRowsPass",
     "RemoveUnusedPass",
     "SeparateOutputsPass",
-    "SeparateStatisticsPass",
     "UniqueNamesPass",
     "constant_array",
 ]
@@ -206,35 +205,6 @@ class BypassIdentityPass(ir.passes.InPlacePass):
             copy.replace_all_uses_with(source)
             assert node.graph is not None
             node.graph.remove(node, safe=True)
-            modified = True
-        return ir.passes.PassResult(model, modified=modified)
-
-
-class SeparateStatisticsPass(ir.passes.InPlacePass):
-    """Give copies of running statistics a tensor of their own.
-
-    PyTorch's exporter keeps one of equal tensors: in a model that was never trained, the scale of a
-    BatchNormalization is an ``Identity`` of its variance. Training one would move the other.
-    """
-
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Separate in place."""
-        modified = False
-        for node in list(ir.traversal.RecursiveGraphIterator(model.graph)):
-            if node.op_type != "Identity" or node.domain not in _STANDARD:
-                continue
-            source, copy = node.inputs[0], node.outputs[0]
-            if source is None or source.const_value is None or copy.is_graph_output():
-                continue
-            if not any(user.op_type == "BatchNormalization" and i in (3, 4) for user, i in source.uses()):
-                continue
-            tensor = ir.tensor(source.const_value.numpy(), name=copy.name)
-            own = ir.Value(name=copy.name, type=source.type, shape=source.shape, const_value=tensor)
-            own.meta.update(copy.meta)
-            copy.replace_all_uses_with(own)
-            assert node.graph is not None
-            node.graph.remove(node, safe=True)
-            model.graph.register_initializer(own)
             modified = True
         return ir.passes.PassResult(model, modified=modified)
 

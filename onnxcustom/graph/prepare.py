@@ -13,6 +13,7 @@ from onnxcustom.graph.io import ModelLike, to_ir
 from onnxcustom.graph.ml_operators import ConvertLinearOperatorsPass, is_linear_operator
 from onnxcustom.graph.opsets import ConvertOpsetPass, SetIrVersionPass
 from onnxcustom.graph.sites import tag
+from onnxcustom.graph.statistics import SeparateCopiesPass, SeparateStatisticsPass
 
 __all__ = ["prepare", "structure"]
 
@@ -103,9 +104,10 @@ def structure(model: ir.Model, default_opset: int = _DEFAULT_OPSET) -> None:
     ConvertLinearOperatorsPass()(model)
     passes.LiftConstantsPass()(model)
     common.LiftSubgraphInitializersToMainGraphPass()(model)
-    passes.SeparateStatisticsPass()(model)
+    SeparateCopiesPass()(model)
     passes.BypassIdentityPass()(model)
     passes.MergeSharedConstantsPass()(model)
+    SeparateStatisticsPass()(model)
     passes.UniqueNamesPass()(model)
     passes.RemoveUnusedPass()(model)
     opset = model.opset_imports[""]

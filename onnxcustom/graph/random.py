@@ -51,8 +51,7 @@ def uniform(op: Builder, like: Var, key: int, step: Var, dtype: ir.DataType = ir
     mixed = _scramble(op, index * _MULTIPLIERS[1] + state)
     mixed = _scramble(op, mixed * _MULTIPLIERS[2] + state)
     numbers = op.Cast(mixed, to=dtype) / float(_PRIME + 1)
-    # Before opset 14 a dimension of 0 could not be asked for, unless it came first.
-    return op.Reshape(numbers, op.Shape(like), allowzero=1 if op.opset >= 14 else None)
+    return op.Reshape(numbers, op.Shape(like), allowzero=1)
 
 
 def normal(

@@ -12,7 +12,7 @@ import dataclasses
 import numpy as np
 import onnx_ir as ir
 
-__all__ = ["AttributeSite", "ConstantSite", "InitializerSite", "Site", "site_of", "tag"]
+__all__ = ["AttributeSite", "ConstantSite", "InitializerSite", "OperandSite", "Site", "site_of", "tag"]
 
 _KEY = "onnxcustom.site"
 
@@ -88,11 +88,52 @@ class AttributeSite:
         self.node.metadata_props[NAME_KEY + self.attribute] = name
 
 
-Site = InitializerSite | ConstantSite | AttributeSite
+@dataclasses.dataclass(frozen=True)
+class OperandSite:
+    """An operand that shares its tensor with others, and gets one of its own when it is written.
+
+    Attributes
+    ----------
+    node : onnx_ir.Node
+    index : int
+    name : str
+        What its tensor is called then.
+    """
+
+    node: ir.Node
+    index: int
+    name: str
+
+    def write(self, array: np.ndarray) -> None:
+        """Let the operand be `array`."""
+        self._own(ir.tensor(array, name=self.name), self.name)
+
+    def rename(self, name: str) -> None:
+        """Let the operand be a copy of that name."""
+        old = self.node.inputs[self.index]
+        tensor = None if old is None else ir.convenience.get_const_tensor(old)
+        assert tensor is not None
+        self._own(tensor, name)
+
+    def _own(self, tensor: ir.TensorProtocol, name: str) -> None:
+        node, graph = self.node, self.node.graph
+        if isinstance(graph, ir.Graph):
+            shape = ir.Shape(tensor.shape.numpy())
+            value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=shape, const_value=tensor)
+            graph.register_initializer(value)
+        else:  # functions have no initializers
+            constant = ir.node("Constant", [], attributes={"value": tensor})
+            value = constant.outputs[0]
+            value.name = name
+            node.prepend(constant)
+        node.replace_input_with(self.index, value)
+
+
+Site = InitializerSite | ConstantSite | AttributeSite | OperandSite
 
 
 def tag(model: ir.Model) -> None:
-    """Pin a site on every initializer, constant and ``ai.onnx.ml`` node of `model`."""
+    """Pin a site on every initializer, constant, BatchNormalization and ``ai.onnx.ml`` node of `model`."""
     for graph in model.graphs():
         for value in graph.initializers.values():
             pin(value, InitializerSite(value))
@@ -101,7 +142,7 @@ def tag(model: ir.Model) -> None:
         for node in ir.traversal.RecursiveGraphIterator(body):
             if node.op_type in ("Constant", "ConstantOfShape", "Identity") and node.domain in ("", "ai.onnx"):
                 pin(node.outputs[0], ConstantSite(node))
-            elif node.domain == "ai.onnx.ml":
+            elif node.domain == "ai.onnx.ml" or node.op_type == "BatchNormalization":
                 node.meta[_KEY] = node
 
 

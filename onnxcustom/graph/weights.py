@@ -15,6 +15,7 @@ from onnxcustom.graph.operands import FLOATS, is_bias_add, passes_through, singl
 from onnxcustom.graph.passes import SeparateOutputsPass
 from onnxcustom.graph.prepare import structure
 from onnxcustom.graph.sites import site_of, tag
+from onnxcustom.graph.statistics import separated
 from onnxcustom.graph.traversal import subgraphs, value_names
 
 __all__ = [
@@ -106,7 +107,7 @@ def replace_weights(model: ModelLike, weights: Mapping[str, np.ndarray]) -> onnx
     >>> onnx.numpy_helper.to_array(changed.graph.initializer[0])
     array([0., 0.], dtype=float32)
     """
-    return _replace(model, weights, *_located(model))
+    return _replace(model, weights)
 
 
 def constants(model: ModelLike, names: Iterable[str]) -> dict[str, np.ndarray]:
@@ -139,18 +140,20 @@ def constants(model: ModelLike, names: Iterable[str]) -> dict[str, np.ndarray]:
 
 def replace_constants(model: ModelLike, tensors: Mapping[str, np.ndarray]) -> onnx.ModelProto:
     """:func:`replace_weights` for any constant tensor, such as the statistics of BatchNormalization."""
-    return _replace(model, tensors, *_located(model, every=True))
+    return _replace(model, tensors, every=True)
 
 
-def _replace(
-    model: ModelLike, tensors: Mapping[str, np.ndarray], own: ir.Model, found: Mapping[str, ir.Value]
-) -> onnx.ModelProto:
+def _replace(model: ModelLike, tensors: Mapping[str, np.ndarray], every: bool = False) -> onnx.ModelProto:
     if not isinstance(tensors, Mapping):
         raise InvalidDataError(
             f"weights: a mapping of names to arrays was expected, not {type(tensors).__name__}."
         )
+    own, found = _located(model, every)
     _check_known(tensors, found)
     arrays = {name: _checked(name, array, found[name]) for name, array in tensors.items()}
+    apart = separated(next(iter(found.values())).graph, arrays) if arrays else ()
+    for value in apart:  # one tensor with one of these in the user's model, but no longer
+        found[_name(value)], arrays[_name(value)] = value, np.array(_array(value))
     for name, array in arrays.items():
         site = site_of(found[name])
         assert site is not None

@@ -302,17 +302,12 @@ class _StepComposer:
         self.checked: list[str] = []
         self.updated = Updates()
         self.accumulated: dict[str, tuple[Var, Var | None]] = {}
-        self.statistics = {name: self._to_input(name) for name in modes.statistics}
+        self.statistics = {name: self.op.wrap(self.values[name]) for name in modes.statistics}
         if modes.step is not None:
             drawn = self.values[modes.step]
             counted = self.op.Cast(self.step, to=ir.DataType.INT64)
             drawn.replace_all_uses_with(counted.value)
             self.graph.inputs.remove(drawn)
-
-    def _to_input(self, name: str) -> Var:
-        value = self.graph.initializers.pop(name)
-        value.const_value = None
-        return self.op.wrap(value)
 
     def objective(self, targets: Sequence[Target]) -> None:
         """Sum over the targets of weight * sum(scores) / rows; its gradient seeds the backward part."""
@@ -411,7 +406,7 @@ class _StepComposer:
         outputs = _Outputs(self.op)
         composed = ComposedStep(
             model=self.model,
-            inputs=[n for n in self.names.inputs if n != self.modes.step and n not in self.gathered],
+            inputs=[n for n in self.names.inputs if n not in self.modes.inputs | self.gathered],
             predicted=self.predicted,
             expected={output: _name(v) for output, v in self.batch.expected.items()},
             sample_weight=None if self.batch.sample_weight is None else _name(self.batch.sample_weight),

@@ -57,13 +57,18 @@ class Modes:
     Attributes
     ----------
     statistics : dict of str to str
-        Running statistic (an initializer) -> tensor with its new value.
+        Running statistic, a graph input from now on -> tensor with its new value.
     step : str or None
         Graph input with the step, int64 scalar, if masks are drawn.
     """
 
     statistics: dict[str, str]
     step: str | None = None
+
+    @property
+    def inputs(self) -> set[str]:
+        """Graph inputs that are not the model's own."""
+        return {*self.statistics, *([] if self.step is None else [self.step])}
 
 
 def set_modes(model: ir.Model, settings: ModeSettings) -> Modes:
@@ -83,18 +88,34 @@ def set_modes(model: ir.Model, settings: ModeSettings) -> Modes:
     Raises
     ------
     InvalidModelError
-        A ratio or statistics that are no constants of the model.
+        A ratio or statistics that are no constants of the model, or a node in a branch or loop whose
+        statistics or masks would be needed.
     """
     graph = model.graph
     rewriter = _Rewriter(model, Builder(model.opset_imports[""], taken=all_names(graph)))
-    for node in list(graph):
+    update, on = settings.batch_norm == "update", settings.dropout == "on"
+    for node in list(ir.traversal.RecursiveGraphIterator(graph)):
         if node.domain not in ("", "ai.onnx"):
             continue
         if node.op_type == "BatchNormalization":
-            rewriter.batch_normalization(node, update=settings.batch_norm == "update")
-        elif node.op_type == "Dropout":
-            rewriter.dropout(node, on=settings.dropout == "on", seed=settings.seed)
+            if update:
+                rewriter.update_statistics(node)
+            else:
+                freeze_statistics(node)
+        elif node.op_type == "Dropout" and (on or node.graph is graph):
+            rewriter.dropout(node, on=on, seed=settings.seed)
     return rewriter.finish()
+
+
+def freeze_statistics(node: ir.Node) -> None:
+    """Let a BatchNormalization normalize as at inference, in place."""
+    for output, kept in zip(node.outputs[1:], (3, 4, 3, 4), strict=False):
+        value = node.inputs[kept]
+        assert value is not None
+        output.replace_all_uses_with(value, replace_graph_outputs=True)
+    node.resize_outputs(1)
+    if _attribute(node, "training_mode", 0):
+        node.attributes["training_mode"] = ir.AttrInt64("training_mode", 0)
 
 
 class _Rewriter:
@@ -103,13 +124,16 @@ class _Rewriter:
     def __init__(self, model: ir.Model, op: Builder) -> None:
         self.graph = model.graph
         self.op = op
-        self.statistics: dict[str, str] = {}
+        # Running statistic -> its value after this step, so far: one module may be applied several times.
+        self.running: dict[ir.Value, Var] = {}
         self.step: Var | None = None
         self.masks = 0
 
-    def _replace(self, node: ir.Node, result: Var) -> None:
-        """Let `result` take the place of a node's first output, name included."""
-        old = node.outputs[0]
+    def _replace(self, node: ir.Node, *results: Var) -> None:
+        """Let `results` take the places of a node's outputs, the name of the first included."""
+        for old, result in zip(node.outputs[1:], results[1:], strict=False):
+            old.replace_all_uses_with(result.value, replace_graph_outputs=True)
+        old, result = node.outputs[0], results[0]
         result.value.type, result.value.shape = old.type, old.shape
         name, old.name = old.name, self.op.unique(f"{old.name}_replaced")
         result.value.name = name
@@ -117,38 +141,67 @@ class _Rewriter:
         for new in self.op.nodes:
             node.prepend(new)
         self.op.nodes.clear()
-        self.graph.remove(node, safe=False)
+        assert node.graph is not None
+        node.graph.remove(node, safe=False)
 
-    def batch_normalization(self, node: ir.Node, update: bool) -> None:
-        """Normalize by the statistics of the batch, or as at inference."""
-        if not update:
-            if _attribute(node, "training_mode", 0):
-                node.attributes["training_mode"] = ir.AttrInt64("training_mode", 0)
-                node.resize_outputs(1)
-            return
+    def _in_main_graph(self, node: ir.Node, setting: str, otherwise: str) -> None:
+        if node.graph is not self.graph:
+            raise InvalidModelError(
+                f"{node.op_type} {node.name!r} is inside a branch or a loop, where {setting} has no meaning "
+                f"that all its runs would agree on. Use {otherwise}."
+            )
+
+    def update_statistics(self, node: ir.Node) -> None:
+        """Normalize by the statistics of the batch, and move the running ones towards them."""
+        self._in_main_graph(node, "batch_norm='update'", "batch_norm='frozen'")
         op = self.op
-        x, scale, bias, mean, var = (op.wrap(v) for v in node.inputs if v is not None)
-        if x.rank is None:
-            raise InvalidModelError(f"BatchNormalization {node.name!r} reads a tensor of unknown rank.")
-        axes = [i for i in range(x.rank) if i != 1]
-        column = [1, -1] + [1] * (x.rank - 2)
-        batch_mean = op.ReduceMean(x, axes, keepdims=1)
-        centred = x - batch_mean
-        batch_var = op.ReduceMean(centred * centred, axes, keepdims=1)
-        factor = op.Reshape(scale, column) / op.Sqrt(batch_var + _attribute(node, "epsilon", 1e-5))
-        result = centred * factor + op.Reshape(bias, column)
+        x, scale, bias, *running = (op.wrap(v) for v in node.inputs if v is not None)
+        result, *batch = self._normalized(node, x, scale, bias, running[0].dtype)
         momentum = _attribute(node, "momentum", 0.9)
-        for running, batch in ((mean, batch_mean), (var, batch_var)):
-            name = str(running.value.name)
-            if name not in self.graph.initializers:
+        moved = []
+        for old, seen in zip(running, batch, strict=True):
+            value = old.value
+            if value.name not in self.graph.initializers:
                 raise InvalidModelError(
-                    f"BatchNormalization {node.name!r}: its statistics {name!r} are no constants, "
+                    f"BatchNormalization {node.name!r}: its statistics {value.name!r} are no constants, "
                     "they cannot be updated. Use batch_norm='frozen'."
                 )
-            new = momentum * running + (1 - momentum) * op.Reshape(batch, [-1])
-            new.value.shape = running.value.shape
-            self.statistics[name] = str(new.value.name)
-        self._replace(node, result)
+            seen = op.Reshape(seen, op.const(_shape_of(value), ir.DataType.INT64))
+            seen = seen if seen.dtype == old.dtype else op.Cast(seen, to=old.dtype)
+            new = momentum * self.running.get(value, old) + (1 - momentum) * seen
+            new.value.shape = value.shape
+            self.running[value] = new
+            moved.append(new)
+        self._replace(node, result, *moved, *batch)
+
+    def _normalized(
+        self, node: ir.Node, x: Var, scale: Var, bias: Var, precision: ir.DataType | None
+    ) -> tuple[Var, Var, Var]:
+        """The data, normalized; mean and variance of the batch, broadcast along it."""
+        op, given = self.op, x
+        rank = given.rank
+        if rank is None:  # all positions are alike
+            x, rank = op.Reshape(x, op.const([0, 0, -1], ir.DataType.INT64)), 3
+        if precision is not None and x.dtype != precision:
+            # Half precision with statistics in single: the sums are for those to hold.
+            x = op.Cast(x, to=precision)
+        axes = [i for i in range(rank) if i != 1]
+        column = op.const([1, -1, *[1] * (rank - 2)], ir.DataType.INT64)
+
+        def broadcast(var: Var) -> Var:
+            var = op.Reshape(var, column)
+            return var if var.dtype == x.dtype else op.Cast(var, to=x.dtype)
+
+        mean = op.ReduceMean(x, axes, keepdims=1)
+        centred = x - mean
+        variance = op.ReduceMean(centred * centred, axes, keepdims=1)
+        factor = broadcast(scale) / op.Sqrt(variance + _attribute(node, "epsilon", 1e-5))
+        result = centred * factor + broadcast(bias)
+        if given.rank is None:
+            result = op.Reshape(result, op.Shape(given))
+        if result.dtype != given.dtype:
+            result = op.Cast(result, to=given.dtype)
+        return result, mean, variance
 
     def dropout(self, node: ir.Node, on: bool, seed: int) -> None:
         """Drop elements by a mask of (seed, step), or none."""
@@ -158,6 +211,7 @@ class _Rewriter:
         if not on or ratio == 0:
             self._replace(node, op.Identity(x))
             return
+        self._in_main_graph(node, "dropout='on'", "dropout='off'")
         self.masks += 1
         if self.step is None:
             self.step = op.input(op.unique("step_count"), ir.DataType.INT64, [])
@@ -181,8 +235,19 @@ class _Rewriter:
             self.graph.register_initializer(initializer)
         if self.step is not None:
             self.graph.inputs.append(self.step.value)
+        for value in self.running:
+            # From here on no pass may take for a constant what every step changes.
+            self.graph.initializers.pop(str(value.name))
+            value.const_value = None
+            self.graph.inputs.append(value)
         self.graph.sort()
-        return Modes(self.statistics, None if self.step is None else self.step.value.name)
+        statistics = {str(old.name): str(new.value.name) for old, new in self.running.items()}
+        return Modes(statistics, None if self.step is None else self.step.value.name)
+
+
+def _shape_of(value: ir.Value) -> list[int]:
+    assert value.const_value is not None
+    return list(value.const_value.shape.numpy())
 
 
 def _attribute(node: ir.Node, name: str, default: float) -> float:
