@@ -270,12 +270,12 @@ class Builder:
         """
         if domain and domain != "ai.onnx":
             self.domains[domain] = version
-        attrs = {k: v for k, v in attributes.items() if v is not None}
+        given, attrs = list(operands), {k: v for k, v in attributes.items() if v is not None}
         if domain in ("", "ai.onnx"):
             version = self.opset
-            operands, attrs = written(op_type, version, operands, attrs)
+            given, attrs = written(op_type, version, given, attrs)
         schema = operator_schema(op_type, version, domain)
-        inputs = self._operands(schema, operands)
+        inputs = self._operands(schema, given)
         names = [op_type] * outputs if isinstance(outputs, int) else list(outputs)
         types = _output_types(schema, inputs, attrs, len(names))
         values = [

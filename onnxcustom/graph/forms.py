@@ -110,15 +110,16 @@ def _to_attribute(
         raise _error(op_type, opset, f"has no {name!r}")
     if array is None:
         raise _error(op_type, opset, f"has {name!r} as an attribute, so that it must be a constant")
+    kinds = onnx.defs.OpSchema.AttrType
     kind = schema.attributes[name].type
-    flat = [float(v) if "FLOAT" in kind.name else int(v) for v in array.reshape(-1)]
-    attributes[name] = flat if kind.name.endswith("S") else flat[0]
+    flat = [v.item() for v in array.reshape(-1)]
+    attributes[name] = flat if kind in (kinds.INTS, kinds.FLOATS) else flat[0]
 
 
 def _constant(operand: Operand) -> np.ndarray | None:
-    if operand is None or isinstance(operand, (int, float, list, tuple, np.ndarray, np.generic)):
+    value = getattr(operand, "value", operand)
+    if not isinstance(value, ir.Value):
         return np.asarray(operand)
-    value = operand if isinstance(operand, ir.Value) else operand.value
     tensor = None if value.is_graph_input() else ir.convenience.get_const_tensor(value)
     return None if tensor is None else tensor.numpy()
 
