@@ -23,6 +23,8 @@ from onnx_ir.passes.common import InlinePass, ShapeInferencePass
 
 from onnxcustom.exceptions import GradientNotImplementedError, OnnxCustomError
 from onnxcustom.graph.builder import Var
+from onnxcustom.graph.checks import check_arity
+from onnxcustom.graph.inference import may_propagate
 from onnxcustom.graph.traversal import all_names, unique_name
 
 from .carried import untype
@@ -121,7 +123,7 @@ def expand(model: ir.Model) -> set[tuple[str, str]]:
 
 
 def _infer(model: ir.Model) -> None:
-    ShapeInferencePass(data_prop=True)(model)
+    ShapeInferencePass(data_prop=may_propagate(model))(model)
     untype(model.graph)
 
 
@@ -177,6 +179,8 @@ def _apply(model: ir.Model, graph: ir.Graph, node: ir.Node, taken: set[str]) -> 
     view = NodeView(op, node, _version(model, node.domain), [True] * len(node.inputs), _constant)
     try:
         result = _EXPANSIONS[_domain(node.domain), node.op_type](op, view)
+        for part in op.nodes:
+            check_arity(part, _version(model, part.domain))
     except OnnxCustomError:
         raise
     except Exception as exc:

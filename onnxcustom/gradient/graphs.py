@@ -13,6 +13,7 @@ from onnx_ir.passes.common import (
     ShapeInferencePass,
 )
 
+from onnxcustom.graph.inference import may_propagate
 from onnxcustom.graph.passes import RemoveUnusedPass
 from onnxcustom.graph.traversal import all_names, subgraphs
 
@@ -43,7 +44,7 @@ def name_sizes(model: ir.Model) -> bool:
         for value in node.outputs:
             if value.shape is not None and any(_meaningless(d) for d in value.shape):
                 value.shape = ir.Shape([None if _meaningless(d) else d for d in value.shape])
-    ShapeInferencePass(data_prop=True)(model)
+    ShapeInferencePass(data_prop=may_propagate(model))(model)
     return True
 
 

@@ -12,6 +12,8 @@ import onnx
 import onnx_ir as ir
 from onnx import GraphProto, TensorProto
 
+from onnxcustom.graph.inference import may_propagate
+
 from .engine import captured_values
 
 __all__ = ["state_shapes"]
@@ -56,7 +58,7 @@ def state_shapes(node: ir.Node, opsets: Mapping[str, int]) -> tuple[list[Dims | 
             for same in (v for v in proto.graph.output if v.name == value.name):
                 same.CopyFrom(value)
         try:
-            inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True).graph
+            inferred = onnx.shape_inference.infer_shapes(proto, data_prop=may_propagate(proto)).graph
         except onnx.shape_inference.InferenceError:  # then nothing is certain
             return [None] * len(shapes), set()
         ends = [_known(v) for v in inferred.output[1 : 1 + len(shapes)]]

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import onnx_ir as ir
 
 from onnxcustom.exceptions import MissingRuntimeError
+from onnxcustom.graph.checks import check_attributes, check_operands
 from onnxcustom.graph.traversal import all_names, subgraphs
 
 from . import rules  # noqa: F401 - registers every rule
@@ -76,8 +77,10 @@ class OnnxEngine(Engine):
         return {value: gradient.value for value, gradient in found.items()}
 
     def finish(self, model: ir.Model) -> None:
-        """Fold what rules repeat."""
+        """Fold what rules repeat; what they made of wrong operands does not reach a runtime."""
         clean(model)
+        check_attributes(model)
+        check_operands(model.graph)
 
 
 def _verdict(model: ir.Model, node: ir.Node) -> Verdict:

@@ -12,6 +12,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxcustom.graph.builder import Builder
+from onnxcustom.graph.inference import may_propagate
 
 __all__ = ["hide_ambiguous_shapes"]
 
@@ -158,7 +159,7 @@ def _equal(a: Dims, b: Dims) -> bool:
 def _shapes(graph: ir.Graph) -> dict[str, list]:
     """Shapes of all values as onnx infers them."""
     made = ir.to_proto(ir.Model(graph, ir_version=9))
-    inferred = onnx.shape_inference.infer_shapes(made, data_prop=True).graph
+    inferred = onnx.shape_inference.infer_shapes(made, data_prop=may_propagate(made)).graph
     shapes: dict[str, list] = {t.name: list(t.dims) for t in inferred.initializer}
     for info in (*inferred.input, *inferred.value_info, *inferred.output):
         if info.type.tensor_type.HasField("shape"):

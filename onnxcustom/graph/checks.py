@@ -22,7 +22,7 @@ from onnxcustom.graph.ml_checks import ML_CHECKS, ngrams_problem
 from onnxcustom.graph.passes import constant_array
 from onnxcustom.graph.traversal import subgraphs
 
-__all__ = ["check_attributes", "check_operands", "check_sizes"]
+__all__ = ["check_arity", "check_attributes", "check_operands", "check_sizes"]
 
 _LARGEST = 2**31 - 1
 _STANDARD = ("", "ai.onnx")
@@ -40,7 +40,11 @@ _COUNTS = frozenset(
 )
 # They may be negative, but not so large that sums overflow.
 _OFFSETS = frozenset(
-    "pads output_padding output_shape axis axes perm split k scan_input_axes scan_output_axes".split()
+    "pads output_padding output_shape axis axes perm split k scan_input_axes scan_output_axes "
+    # switches
+    "allowzero ceil_mode count_include_pad exclude_outside exclusive inverse keepdims largest layout "
+    "noop_with_empty_axes onesided reverse select_last_index sorted storage_order training_mode transA "
+    "transB upper".split()
 )
 _MANY = 2**16  # heads, each of which costs a loop
 _HIGHEST = dict.fromkeys(("num_heads", "kv_num_heads", "q_num_heads"), _MANY)
@@ -105,7 +109,7 @@ def check_attributes(model: ir.Model) -> None:
     """
     for node in _nodes(model.graph):
         if node.domain in _DOMAINS:
-            _check_arity(node, model.opset_imports.get(node.domain if node.domain != "ai.onnx" else "", 1))
+            check_arity(node, model.opset_imports.get(node.domain if node.domain != "ai.onnx" else "", 1))
             _check_attributes(node)
 
 
@@ -178,8 +182,14 @@ def _schema(op_type: str, version: int, domain: str) -> onnx.defs.OpSchema | Non
         return None
 
 
-def _check_arity(node: ir.Node, version: int) -> None:
-    """Every operand that is not optional is there."""
+def check_arity(node: ir.Node, version: int) -> None:
+    """Check that every operand that is not optional is there, and that there are not too many.
+
+    Raises
+    ------
+    InvalidModelError
+        Naming the node.
+    """
     schema = _schema(node.op_type, version, node.domain)
     if schema is None:
         return
@@ -200,6 +210,11 @@ def _check_attributes(node: ir.Node) -> None:
         equation = node.attributes.get_string("equation", "") or ""
         if not _EQUATION.fullmatch(equation):
             _refuse(node, f"equation {shown(equation)} is none")
+    if node.op_type == "Split" and node.domain in _STANDARD:
+        split = node.attributes.get_ints("split", None)
+        count = node.attributes.get_int("num_outputs", None) if split is None else len(split)
+        if count is not None and count != len(node.outputs):
+            _refuse(node, f"it splits into {count} parts and has {len(node.outputs)} results")
     for name, attribute in node.attributes.items():
         low = _LOWEST.get(name)
         if low is None or attribute.is_ref():
@@ -247,6 +262,18 @@ def _check_rank(node: ir.Node, i: int, rank: int) -> None:
 
 
 # -- operators -----------------------------------------------------------------------------------------
+
+
+def _check_unpool(node: ir.Node) -> None:
+    """Indices of a known rank: onnxruntime looks at their shape whether there is one or not."""
+    data, indices = _operand(node, 0), _operand(node, 1)
+    _check_window(0, None)(node)
+    if data is None or data.shape is None or indices is None:
+        _refuse(node, "the shape of its data is unknown")
+    _check_rank(node, 1, len(data.shape))
+    producer = indices.producer()
+    if indices.shape is None and (producer is None or producer.op_type != "MaxPool"):
+        _refuse(node, f"the shape of its indices, {shown(indices.name)}, is unknown")
 
 
 def _check_loop(node: ir.Node) -> None:
@@ -360,6 +387,34 @@ def _check_einsum(node: ir.Node) -> None:
             _refuse(node, f"operand {i}, {shown(value.name)}, is an empty constant")
 
 
+def _check_product(node: ir.Node) -> None:
+    """A sum over nothing only where both operands have nothing: kernels compare sizes that are not 0."""
+    a, b = _operand(node, 0), _operand(node, 1)
+    if a is None or b is None or not a.shape or not b.shape:
+        return
+    columns, rows = a.shape[-1], b.shape[-2 if len(b.shape) > 1 else -1]
+    for value, size, other in ((a, columns, rows), (b, rows, columns)):
+        if value.const_value is not None and size == 0 and other != 0:
+            _refuse(node, f"operand {shown(value.name)}, an empty constant, is multiplied by {other} columns")
+
+
+def _check_layer_normalization(node: ir.Node) -> None:
+    """Scale and bias can be broadcast to the data, and hold something."""
+    data = _operand(node, 0)
+    known = None if data is None or data.shape is None else list(data.shape)
+    for i in (1, 2):
+        value = _operand(node, i)
+        if value is None or value.shape is None:
+            continue
+        sizes = list(value.shape)
+        fits = known is None or len(sizes) <= len(known)
+        if fits and known is not None:
+            pairs = zip(reversed(sizes), reversed(known), strict=False)
+            fits = all(a == b or a == 1 for a, b in pairs if isinstance(a, int) and isinstance(b, int))
+        if not fits or (0 in sizes and known is not None and 0 not in known):
+            _refuse(node, f"operand {i}, {shown(value.name)}, of shape {value.shape} does not fit {known}")
+
+
 def _check_dft(node: ir.Node) -> None:
     """A length that can be divided by."""
     length = constant_array(_operand(node, 1))
@@ -412,10 +467,12 @@ _CHECKS: dict[str, Callable[[ir.Node], None]] = {
     "GRU": _check_recurrent,
     "GridSample": _check_grid,
     "LSTM": _check_recurrent,
+    "LayerNormalization": _check_layer_normalization,
     "Loop": _check_loop,
     "LpPool": _check_window(0, None),
+    "MatMul": _check_product,
     "MaxPool": _check_window(0, None),
-    "MaxUnpool": _check_window(0, None),
+    "MaxUnpool": _check_unpool,
     "Pad": _check_pad,
     "QLinearConv": _check_window(0, 3),
     "RNN": _check_recurrent,

@@ -29,8 +29,8 @@ ModelLike = Union[str, "os.PathLike[str]", bytes, onnx.ModelProto, ir.Model, IO[
 # Protobuf refuses messages of 2 GiB; what is not a tensor must fit beside them.
 PROTOBUF_LIMIT = 2**31 - 2**24
 _LARGEST_FILE = 2**31
-# Names, attributes and whatever else a node has, at most.
-_PARTS_OF_A_NODE = 32
+# Names, attributes and whatever else a model and a node have, at most.
+_PARTS, _PARTS_OF_A_NODE = 10_000, 32
 
 # onnx_ir has no maps, which is what ZipMap gives: such a type travels beside the value, serialized.
 _TYPE_KEY = "onnxcustom.type"
@@ -283,7 +283,7 @@ def _parsed(content: bytes, label: str, limits: Limits) -> onnx.ModelProto:
     """What the bytes of a model say."""
     if not content:
         raise InvalidModelError(f"{label} is empty: an ONNX model was expected.")
-    most = _PARTS_OF_A_NODE * limits.nodes
+    most = _PARTS + _PARTS_OF_A_NODE * limits.nodes
     # A part takes two bytes: what is short cannot have too many.
     if len(content) > 2 * most and count_parts(content, most) > most:
         raise InvalidModelError(

@@ -166,8 +166,9 @@ class _Found:
         """The layer whose result `node` adds a bias to."""
         if node.op_type not in _ADDITIONS:
             return None
-        value = next(v for v in node.inputs[:2] if v is not None and v not in self._parameters)
-        producer = value.producer()
+        data = (v for v in node.inputs[:2] if v is not None and v not in self._parameters)
+        value = next(data, None)
+        producer = None if value is None else value.producer()
         while producer is not None and producer not in self._of and producer.op_type in _MOVES:
             source = producer.inputs[0]
             producer = None if source is None else source.producer()

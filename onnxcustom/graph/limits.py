@@ -18,7 +18,7 @@ from onnx import TensorProto
 
 from onnxcustom.exceptions import InvalidModelError
 
-__all__ = ["Contents", "Limits", "current_limits", "shown", "size_of", "survey", "use_limits"]
+__all__ = ["Contents", "Limits", "check_values", "current_limits", "shown", "size_of", "survey", "use_limits"]
 
 # NumPy below version 2 has no more dimensions.
 _LARGEST_RANK = 32
@@ -177,6 +177,26 @@ def survey(proto: onnx.ModelProto, label: str, limits: Limits | None = None) -> 
     return _Surveyor(label, limits or current_limits()).model(proto)
 
 
+def check_values(infos: Iterable[onnx.ValueInfoProto], label: str) -> None:
+    """Compare the values of a model, whose shapes are inferred, with ``Limits.tensor_bytes``.
+
+    Parameters
+    ----------
+    infos : iterable of ValueInfoProto
+        The values.
+    label : str
+        What messages call the model.
+
+    Raises
+    ------
+    InvalidModelError
+        A value is larger.
+    """
+    surveyor = _Surveyor(label, current_limits())
+    for info in infos:
+        surveyor.info(info)
+
+
 class _Surveyor:
     def __init__(self, label: str, limits: Limits) -> None:
         self.label, self.limits = label, limits
@@ -218,7 +238,7 @@ class _Surveyor:
         self._texts(where, [function.input, function.output, function.attribute])
         self._entries(where, function.metadata_props)
         for info in function.value_info:
-            self._info(info)
+            self.info(info)
         body.parameters = frozenset((*function.attribute, *(a.name for a in function.attribute_proto)))
         stack: list[tuple[Any, int]] = []
         for attribute in function.attribute_proto:
@@ -242,7 +262,7 @@ class _Surveyor:
             for sparse in graph.sparse_initializer:
                 body.nbytes += self._sparse(sparse)
             for info in (*graph.input, *graph.output, *graph.value_info):
-                self._info(info)
+                self.info(info)
             self._nodes_of(graph.node, body, depth, stack)
 
     def _nodes_of(self, nodes: Any, body: _Body, depth: int, stack: list[tuple[Any, int]]) -> None:
@@ -350,7 +370,7 @@ class _Surveyor:
     def _not_text(self, where: str) -> NoReturn:
         self.refuse(f"has a name or text in {where} that is not UTF-8")
 
-    def _info(self, info: onnx.ValueInfoProto) -> None:
+    def info(self, info: onnx.ValueInfoProto) -> None:
         self._texts("a value", [(info.name, info.doc_string)])
         self._entries("a value", info.metadata_props)
         self._type(info.type, info.name)
@@ -408,10 +428,11 @@ class _Surveyor:
             self.refuse(f"has tensor {shown(name)} of element type {kind}, which does not exist")
         if any(d < 0 for d in dims) or len(dims) > _LARGEST_RANK:
             self.refuse(f"has tensor {shown(name)} of shape {shown(dims)}, which is impossible")
-        nbytes = size_of(dims, kind)
+        # An array of no elements has strides as well.
+        nbytes = size_of([max(d, 1) for d in dims], kind)
         if nbytes > self.limits.tensor_bytes:
             self.too_large(f"has tensor {shown(name)} of {nbytes:,} bytes", "tensor_bytes")
-        return nbytes
+        return size_of(dims, kind)
 
     def _sparse(self, sparse: onnx.SparseTensorProto) -> int:
         """Bytes of a sparse tensor written out as a dense one."""

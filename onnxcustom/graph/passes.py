@@ -6,8 +6,8 @@ None of them changes what the model computes, its inputs or its outputs.
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
+import math
 
 import numpy as np
 import onnx
@@ -15,6 +15,8 @@ import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass, RemoveUnusedNodesPass
 
 from onnxcustom.exceptions import InvalidModelError
+from onnxcustom.graph.inference import infer_shapes
+from onnxcustom.graph.limits import check_values, current_limits
 from onnxcustom.graph.operands import FLOATS
 from onnxcustom.graph.sites import site_of
 from onnxcustom.graph.traversal import subgraphs, unique_name, value_names
@@ -39,8 +41,8 @@ logger = logging.getLogger("onnxcustom")
 
 _STANDARD = ("", "ai.onnx")
 
-# A ConstantOfShape beyond this stays a node: it is memory to be filled, not a weight.
-_LARGEST_FOLD = 2**28
+# NumPy below version 2 has no more dimensions.
+_LARGEST_RANK = 32
 
 
 def constant_array(value: ir.Value | None) -> np.ndarray | None:
@@ -96,6 +98,7 @@ class FoldConstantsPass(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Fold in place."""
         modified = False
+        self._left = current_limits().folded_bytes
         for node in ir.traversal.RecursiveGraphIterator(model.graph):
             if node.domain not in _STANDARD:
                 continue
@@ -106,12 +109,18 @@ class FoldConstantsPass(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified=modified)
 
     def _fold(self, node: ir.Node) -> bool:
+        """Put a tensor in the place of the node, unless no room is left: then it is memory to be filled."""
         shape = constant_array(node.inputs[0])
-        if shape is None or np.prod(shape, dtype=np.float64) > _LARGEST_FOLD:
-            return False
         fill = node.attributes.get_tensor("value")
         one = np.zeros(1, dtype=np.float32) if fill is None else fill.numpy().reshape(-1)
-        tensor = ir.tensor(np.full(tuple(int(d) for d in shape), one[0], dtype=one.dtype))
+        if shape is None or shape.ndim != 1 or shape.min(initial=0) < 0 or one.size != 1:
+            return False
+        sizes = [int(d) for d in shape]
+        nbytes = math.prod(max(d, 1) for d in sizes) * one.itemsize
+        if nbytes > self._left or len(sizes) > _LARGEST_RANK:
+            return False
+        self._left -= nbytes
+        tensor = ir.tensor(np.full(sizes, one[0], dtype=one.dtype))
         node.resize_inputs(0)
         node.op_type = "Constant"
         node.attributes.clear()
@@ -351,70 +360,16 @@ class InferShapesPass(ir.passes.InPlacePass):
             if output.type.HasField("tensor_type"):
                 output.type.tensor_type.ClearField("shape")
         try:
-            inferred = _inferred(proto, self.strict)
+            inferred = infer_shapes(proto, self.strict)
         except Exception as exc:
             if self.strict:
                 raise InvalidModelError(f"The model contradicts itself: {exc}") from exc
             logger.info("Shape inference failed: %s", exc)
             return ir.passes.PassResult(model, modified=False)
+        if self.strict:
+            check_values((*inferred.graph.value_info, *inferred.graph.output), "the model")
         _take_types(graph, inferred.graph)
         return ir.passes.PassResult(model, modified=True)
-
-
-def _inferred(proto: onnx.ModelProto, strict: bool) -> onnx.ModelProto:
-    """What onnx infers; strictly, an error for what is wrong."""
-    loose = functools.partial(
-        onnx.shape_inference.infer_shapes, check_type=False, strict_mode=False, data_prop=True
-    )
-    if not strict:
-        return loose(proto)
-    infer = functools.partial(onnx.shape_inference.infer_shapes, check_type=True, strict_mode=True)
-    try:
-        return infer(proto, data_prop=True)
-    except Exception as exc:
-        if "has unsupported type" in str(exc):  # whether there is a kernel is for the runtime to say
-            infer = functools.partial(onnx.shape_inference.infer_shapes, check_type=False, strict_mode=True)
-        # Two faults of onnx itself, numbers it cannot propagate and attributes left out that the body of a
-        # function reads (MeanVarianceNormalization), and one of exporters: shapes declared in between that
-        # are not those computed, which onnxruntime corrects as well.
-        bare = _undeclared(proto)
-        for candidate, result in ((proto, proto), (_with_defaults(proto), proto), (bare, bare)):
-            try:
-                infer(candidate)
-            except Exception:
-                continue
-            return loose(result)
-        raise exc from None
-
-
-def _undeclared(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy without declared types of what nodes of known operators compute."""
-    made = onnx.ModelProto()
-    made.CopyFrom(proto)
-    known = {name for node in made.graph.node if node.domain in _STANDARD for name in node.output}
-    kept = [info for info in made.graph.value_info if info.name not in known]
-    del made.graph.value_info[:]
-    made.graph.value_info.extend(kept)
-    return made
-
-
-def _with_defaults(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy in which operators of the main graph that are functions have all their attributes."""
-    made = onnx.ModelProto()
-    made.CopyFrom(proto)
-    opset = next((i.version for i in made.opset_import if i.domain in _STANDARD), 1)
-    for node in made.graph.node:
-        if node.domain not in _STANDARD or not onnx.defs.has(node.op_type):
-            continue
-        try:
-            schema = onnx.defs.get_schema(node.op_type, opset, "")
-        except onnx.defs.SchemaError:
-            continue
-        has = {attribute.name for attribute in node.attribute}
-        if schema.has_function or schema.has_context_dependent_function:  # type: ignore[attr-defined]
-            defaults = [a.default_value for name, a in schema.attributes.items() if name not in has]
-            node.attribute.extend(d for d in defaults if d.name)
-    return made
 
 
 class NameRowsPass(ir.passes.InPlacePass):

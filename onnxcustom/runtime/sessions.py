@@ -72,12 +72,29 @@ def create_session(
     options = sess_options
     if options is None:
         options = session_options(threads, optimize=optimize, memory_pattern=memory_pattern)
+    _check_kernels(model)
     source: Any = serialize(model)
 
     def make() -> Any:
         return _opened(ort, model if source is None else source, options, providers, provider_options)
 
     return remade_session(make(), make)
+
+
+def _check_kernels(model: onnx.ModelProto | bytes | ir.Model) -> None:
+    """Refuse what a kernel ends the process on: Attention of com.microsoft reads a bias that is not there."""
+    if isinstance(model, ir.Model):
+        nodes = [(n.op_type, n.domain, n.name, [v is not None for v in n.inputs]) for n in model.graph]
+    elif isinstance(model, onnx.ModelProto):
+        nodes = [(n.op_type, n.domain, n.name, [bool(v) for v in n.input]) for n in model.graph.node]
+    else:
+        return
+    for op_type, domain, name, given in nodes:
+        if (op_type, domain) == ("Attention", "com.microsoft") and (len(given) < 3 or not given[2]):
+            raise EvaluationError(
+                f"Node {name!r} (com.microsoft.Attention) has no bias, and onnxruntime no kernel for that: "
+                "give it one of zeros."
+            )
 
 
 def _opened(ort: Any, model: Any, options: Any, providers: Any, provider_options: Any) -> Any:

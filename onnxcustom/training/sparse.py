@@ -72,12 +72,11 @@ def gather_only(model: ir.Model, names: Iterable[str]) -> list[str]:
 
 
 def _takes_rows(model: ir.Model, node: ir.Node, position: int) -> bool:
-    axis = node.attributes.get_int("axis", 0)
     return (
         node.op_type == "Gather"
         and node.domain in ("", "ai.onnx")
         and position == 0
-        and axis == 0
+        and node.attributes.get_int("axis", 0) == 0
         and node.graph is model.graph
         # The indices have to be known wherever the gather was.
         and node.inputs[1] is not None

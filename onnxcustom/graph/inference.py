@@ -1,0 +1,155 @@
+"""Shape inference by onnx, and around its faults."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+
+__all__ = ["infer_shapes", "may_propagate"]
+
+_STANDARD = ("", "ai.onnx")
+
+# onnx keeps an entry for each element of a vector, whatever it holds, when it propagates values.
+_LONG = 2**20
+
+
+def infer_shapes(proto: onnx.ModelProto, strict: bool = False) -> onnx.ModelProto:
+    """Types and shapes as onnx infers them.
+
+    Parameters
+    ----------
+    proto : ModelProto
+        The model, small enough for one message.
+    strict : bool, default=False
+        Whether an operator that contradicts its operands is an error, as it is to onnxruntime.
+
+    Returns
+    -------
+    ModelProto
+
+    Raises
+    ------
+    onnx.shape_inference.InferenceError
+        Strictly, for what is wrong.
+    """
+    values = may_propagate(proto)
+    infer = functools.partial(onnx.shape_inference.infer_shapes, check_type=True, strict_mode=True)
+    loose = functools.partial(infer, check_type=False, strict_mode=False, data_prop=values)
+    if not strict:
+        return loose(proto)
+    try:
+        return infer(proto, data_prop=values)
+    except Exception as exc:
+        if "has unsupported type" in str(exc):  # whether there is a kernel is for the runtime to say
+            infer = functools.partial(infer, check_type=False)
+        # Two faults of onnx itself, numbers it cannot propagate and attributes left out that the body of a
+        # function reads (MeanVarianceNormalization), and one of exporters: shapes declared in between that
+        # are not those computed, which onnxruntime corrects as well.
+        bare = _undeclared(proto)
+        for candidate, result in (
+            (proto, proto),
+            (_with_defaults(proto), proto),
+            (_with_defaults(bare), bare),
+        ):
+            try:
+                infer(candidate)
+            except Exception:
+                continue
+            return loose(result)
+        raise exc from None
+
+
+def may_propagate(model: onnx.ModelProto | ir.Model) -> bool:
+    """Whether shape inference may compute with values: not where a vector is known to be very long.
+
+    Parameters
+    ----------
+    model : ModelProto or onnx_ir.Model
+        Of an ``onnx_ir.Model``, the shapes that are known already count.
+
+    Returns
+    -------
+    bool
+        For ``data_prop`` of :func:`onnx.shape_inference.infer_shapes`.
+    """
+    if isinstance(model, onnx.ModelProto):
+        return not (_has_large_numbers(model) and _has_long_vectors(model))
+    for graph in model.graphs():
+        for value in (*graph.inputs, *graph.initializers.values(), *(v for n in graph for v in n.outputs)):
+            shape = value.shape
+            if shape is not None and len(shape) == 1 and isinstance(shape[0], int) and shape[0] > _LONG:
+                return False
+    return True
+
+
+def _has_large_numbers(proto: onnx.ModelProto) -> bool:
+    """Whether something in a model might make a long vector."""
+    graph = proto.graph
+    for info in (*graph.input, *graph.value_info):
+        if any(dim.dim_value > _LONG for dim in info.type.tensor_type.shape.dim):
+            return True
+    for tensor in graph.initializer:
+        if tensor.data_type in (onnx.TensorProto.INT64, onnx.TensorProto.INT32):
+            numbers = onnx.numpy_helper.to_array(tensor)
+            if numbers.size and numbers.max() > _LONG:
+                return True
+    return any(a.i > _LONG or any(n > _LONG for n in a.ints) for node in graph.node for a in node.attribute)
+
+
+def _has_long_vectors(proto: onnx.ModelProto) -> bool:
+    inferred = onnx.shape_inference.infer_shapes(proto, check_type=False, strict_mode=False)
+    graph = inferred.graph
+    shapes = (info.type.tensor_type.shape.dim for info in (*graph.input, *graph.value_info, *graph.output))
+    return any(len(dims) == 1 and dims[0].dim_value > _LONG for dims in shapes)
+
+
+def _undeclared(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy without declared types of what nodes of known operators compute."""
+    made = onnx.ModelProto()
+    made.CopyFrom(proto)
+    known = {name for node in made.graph.node if node.domain in _STANDARD for name in node.output}
+    kept = [info for info in made.graph.value_info if info.name not in known]
+    del made.graph.value_info[:]
+    made.graph.value_info.extend(kept)
+    return made
+
+
+def _with_defaults(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy in which operators that are functions have all their attributes, and bodies declare no shapes.
+
+    The state of a Loop may change its shape.
+    """
+    made = onnx.ModelProto()
+    made.CopyFrom(proto)
+    opset = next((i.version for i in made.opset_import if i.domain in _STANDARD), 1)
+    graphs = [made.graph]
+    for graph in graphs:
+        if graph is not made.graph:
+            graph.ClearField("value_info")
+            for info in (*graph.input, *graph.output):
+                if info.type.HasField("tensor_type"):
+                    info.type.tensor_type.ClearField("shape")
+        for node in graph.node:
+            node.attribute.extend(_defaults(node, opset))
+            graphs.extend(a.g for a in node.attribute if a.HasField("g"))
+    return made
+
+
+def _defaults(node: onnx.NodeProto, opset: int) -> list[onnx.AttributeProto]:
+    """Attributes that a node which is a function has not, of those that its operator has defaults for."""
+    if node.domain not in _STANDARD:
+        return []
+    try:
+        schema: Any = onnx.defs.get_schema(
+            node.op_type, opset, ""
+        )  # onnx's stubs lack what it says of bodies
+    except onnx.defs.SchemaError:
+        return []
+    if not (schema.has_function or schema.has_context_dependent_function):
+        return []
+    has = {attribute.name for attribute in node.attribute}
+    defaults = [a.default_value for name, a in schema.attributes.items() if name not in has]
+    return [d for d in defaults if d.name]
