@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx.parser
 import pytest
 
 __all__ = ["operator_models"]
@@ -30,21 +33,39 @@ def operator_models() -> dict[str, bytes]:
                 module = importlib.import_module(path.stem)
             except (Exception, pytest.skip.Exception):  # a table that needs a package which is not installed
                 continue
-            for case in _cases(module, Case):
+            for name, make in _makers(module, Case).items():
                 for shapes in ("static", "dynamic"):
                     try:
-                        found.setdefault(f"{path.stem}-{case}-{shapes}", _model(case, shapes))
+                        found.setdefault(f"{path.stem}-{name}-{shapes}", make(shapes))
                     except Exception:
                         continue
     return found
 
 
-def _cases(module: Any, kind: type) -> list[Any]:
+def _makers(module: Any, kind: type) -> dict[str, Callable[[str], bytes]]:
+    """Functions that make the models of a module's tables."""
     lists = [value for value in vars(module).values() if isinstance(value, list)]
-    return [case for cases in lists for case in cases if isinstance(case, kind)]
+    cases = [case for found in lists for case in found if isinstance(case, kind)]
+    made: dict[str, Callable[[str], bytes]] = {str(case): functools.partial(_model, case) for case in cases}
+    table = getattr(module, "CASES", None)
+    if isinstance(table, dict):
+        for key, row in table.items():
+            if hasattr(module, "case_model"):  # operators of com.microsoft
+                made["-".join(key)] = functools.partial(_microsoft, module, key, row)
+            elif hasattr(module, "HEADER"):  # control flow
+                made[str(key)] = functools.partial(_parsed, module.HEADER + row[0])
+    return made
 
 
 def _model(case: Any, shapes: str) -> bytes:
     floats = [i for i, x in enumerate(case.inputs) if x is not None and np.asarray(x).dtype.kind == "f"]
     constant = sorted({*case.constant, *floats[1:]})
     return dataclasses.replace(case, constant=constant, dtype=np.float32).model(shapes).SerializeToString()
+
+
+def _microsoft(module: Any, key: tuple[str, ...], row: Any, shapes: str) -> bytes:
+    return module.case_model(key[0], *row, shapes=shapes)[0].SerializeToString()
+
+
+def _parsed(text: str, _shapes: str) -> bytes:
+    return onnx.parser.parse_model(text).SerializeToString()

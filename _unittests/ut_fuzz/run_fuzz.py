@@ -1,6 +1,8 @@
-"""Mutate models and look what happens: ``python _unittests/ut_fuzz/run_fuzz.py --cases 5000 --seed 0``.
+"""Mutate models and files of rows, and look what happens.
 
-Every case is a function of the seed and its number; ``--only 17`` runs one of them in this process.
+``python _unittests/ut_fuzz/run_fuzz.py models --cases 5000 --seed 0`` runs cases in child processes and
+prints how many came to what end. Every case is a function of the seed and its number: ``--only 17`` runs one
+of them in this process, ``--save FOLDER`` writes what something happened to.
 """
 
 from __future__ import annotations
@@ -11,69 +13,42 @@ import time
 import warnings
 from collections import Counter
 from pathlib import Path
-from random import Random
 
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
 
-from fuzz_models import MODELS, model
-from model_mutations import mutate
-from model_targets import run_model
-from runner import Result, run_cases
-
-__all__ = ["model_case"]
-
-
-def models(which: str) -> dict[str, bytes]:
-    """Valid models by name: 'small' ones, or one for each case of every 'operators' table."""
-    if which == "small":
-        return {name: model(name) for name in MODELS}
-    from operator_models import operator_models
-
-    return operator_models()
-
-
-def model_case(seeds: dict[str, bytes], seed: int, number: int) -> bytes:
-    """A mutated model."""
-    random, names = Random(f"{seed}:{number}"), list(seeds)
-    return mutate(seeds[names[number % len(names)]], random, seeds[random.choice(names)])
+from fuzz_cases import Fuzz  # noqa: E402
+from fuzz_runner import Result, run_cases  # noqa: E402
 
 
 def main() -> int:
     """Run the cases, print what became of them; 1 if something happened that must not."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("kind", choices=["models", "operators", "data"])
     parser.add_argument("--cases", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--models", choices=["small", "operators"], default="small")
     parser.add_argument("--first", type=int, default=0, help="number of the first case")
     parser.add_argument("--only", type=int, help="run this case in this process")
     parser.add_argument("--batch", type=int, default=20, help="cases in one process")
-    parser.add_argument("--save", type=Path, help="folder for the models that something happened to")
+    parser.add_argument("--save", type=Path, help="folder for what something happened to")
     given = parser.parse_args()
     warnings.simplefilter("ignore")
-    seeds = models(given.models)
-    names = list(seeds)
+    cases = Fuzz(given.kind, given.seed)
     if given.only is not None:
-        content = model_case(seeds, given.seed, given.only)
         if given.save:
-            (given.save / f"{given.seed}_{given.only}.onnx").write_bytes(content)
-        print(names[given.only % len(names)], run_model(content))
+            (given.save / f"{given.kind}_{given.seed}_{given.only}").write_bytes(cases.content(given.only))
+        print(cases.name(given.only), cases(given.only))
         return 0
-
-    def case(number: int) -> str:
-        return " ".join(f"{k}:{v}" for k, v in run_model(model_case(seeds, given.seed, number)).items())
-
     start, counts, bad = time.perf_counter(), Counter[str](), list[Result]()
-    for result in run_cases(case, range(given.first, given.first + given.cases), batch=given.batch):
+    for result in run_cases(cases, range(given.first, given.first + given.cases), batch=given.batch):
         counts.update(result.outcome.split())
-        if result.bad:
-            bad.append(result)
-            name = names[result.number % len(names)]
-            print(f"-- case {result.number} ({name}): {result.outcome}\n{result.detail}", flush=True)
-            if given.save:
-                (given.save / f"{given.seed}_{result.number}.onnx").write_bytes(
-                    model_case(seeds, given.seed, result.number)
-                )
+        if not result.bad:
+            continue
+        bad.append(result)
+        name = cases.name(result.number)
+        print(f"-- case {result.number} ({name}): {result.outcome}\n{result.detail}", flush=True)
+        if given.save:
+            path = given.save / f"{given.kind}_{given.seed}_{result.number}"
+            path.write_bytes(cases.content(result.number))
     for outcome, count in sorted(counts.items()):
         print(f"{count:7d}  {outcome}")
     print(f"{given.cases} cases, {len(bad)} bad, {time.perf_counter() - start:.0f} s")
