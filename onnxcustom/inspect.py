@@ -9,10 +9,13 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from onnxcustom.gradient.report import GradientReport, OperatorRow, gradient_report
-from onnxcustom.graph import layers
+import onnx_ir as ir
 
-__all__ = ["describe", "inspect_model"]
+from onnxcustom.gradient.report import GradientReport, OperatorRow, gradient_report
+from onnxcustom.graph import find_logits, hidden_logits, layers, prepare
+from onnxcustom.training.targets import prediction_tensors, where
+
+__all__ = ["describe", "inspect_model", "loss_lines"]
 
 _SHOWN = 3  # nodes named in one line
 
@@ -41,11 +44,43 @@ def inspect_model(path: Path | str, engine: str = "auto", width: int = 100) -> t
     """
     report = gradient_report(path, engine)
     levels = {name: layer.level for layer in layers(path) for name in layer.weights}
-    return f"{Path(path).name}\n\n{describe(report, width, levels)}", report.trainable
+    text = describe(report, width, levels, loss_lines(prepare(path)))
+    return f"{Path(path).name}\n\n{text}", report.trainable
 
 
-def describe(report: GradientReport, width: int = 100, levels: Mapping[str, int] | None = None) -> str:
-    """Write a report as tables: operators, weights, what is refused, the engine, the verdict.
+def loss_lines(model: ir.Model) -> list[str]:
+    """The tensor that a loss of each output is taken on, with the loss that its end suggests.
+
+    Parameters
+    ----------
+    model : onnx_ir.Model
+        Prepared model.
+
+    Returns
+    -------
+    list of str
+        One sentence an output.
+    """
+    lines = []
+    for output, value in prediction_tensors(model).items():
+        logits = find_logits(model, output)
+        if logits is not None:
+            loss = {"sigmoid": "binary_crossentropy", "softmax": "softmax_crossentropy"}[logits.kind]
+            lines.append(f"{output}: {loss} {where(output, logits.name, logits.kind.capitalize())}")
+        elif (why := hidden_logits(model, output)) is not None:
+            lines.append(f"{output}: no loss on scores, since it {why}; others {where(output, value, None)}")
+        else:
+            lines.append(f"{output}: squared_error {where(output, value, None)}")
+    return lines
+
+
+def describe(
+    report: GradientReport,
+    width: int = 100,
+    levels: Mapping[str, int] | None = None,
+    losses: Sequence[str] = (),
+) -> str:
+    """Write a report as tables: operators, weights, losses, what is refused, the engine, the verdict.
 
     Parameters
     ----------
@@ -55,6 +90,8 @@ def describe(report: GradientReport, width: int = 100, levels: Mapping[str, int]
         Columns of the text, 60 at least.
     levels : mapping of str to int, optional
         Level of the layer of every weight, as :func:`onnxcustom.graph.layers` counts them.
+    losses : sequence of str, default=()
+        What :func:`loss_lines` says.
 
     Returns
     -------
@@ -86,6 +123,9 @@ def describe(report: GradientReport, width: int = 100, levels: Mapping[str, int]
     """
     width = max(width, 60)
     parts = [_operators(report, width), _weights(report, width, levels)]
+    if losses:
+        lines = [line for text in losses for line in _wrap(text, width, 2)]
+        parts.append("\n".join(["Losses, as the outputs suggest them", *lines]))
     if report.refused:
         parts.append(_refused(report, width))
     parts.append("\n".join([*_engine(report, width), *_verdict(report, width)]))

@@ -175,3 +175,21 @@ def test_width(width: int) -> None:
     assert max(map(len, text.splitlines())) <= width
     assert "number/0000/weight" in text if width == 120 else "…" in text
     assert "0001/weight" in text
+
+
+LOSSES = {
+    "probabilities": ("p = Softmax(z)", "p: softmax_crossentropy on logits 'z' (before Softmax)"),
+    "sigmoid": ("p = Sigmoid(z)", "p: binary_crossentropy on logits 'z' (before Sigmoid)"),
+    "scores": ("p = Tanh(z)", "p: squared_error on 'p'"),
+    "moved": (
+        "s = Softmax(z)  p = Transpose(s)",
+        "p: no loss on scores, since it comes from node 'Softmax' (Softmax) and is then changed by node",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_which_tensor_a_loss_is_taken_on(tmp_path: Path, name: str) -> None:
+    end, words = LOSSES[name]
+    text = "g (float[N,2] x) => (float[A,B] p) <float[2,3] w = {1, 2, 3, 4, 5, 6}> { z = MatMul(x, w) END }"
+    assert words in " ".join(inspect(write(tmp_path, text.replace("END", end))).output.split())

@@ -6,7 +6,7 @@ import onnx.parser
 import pytest
 
 from onnxcustom.exceptions import UnknownNameError
-from onnxcustom.graph import Logits, class_labels, find_logits, prepare, to_ir
+from onnxcustom.graph import Logits, class_axis, class_labels, find_logits, hidden_logits, prepare, to_ir
 
 
 def model(body, columns=3, outputs="float[N, K] p", constants="", opset=18):
@@ -110,6 +110,125 @@ def test_softmax_of_old_over_several_axes():
         )
     )
     assert find_logits(old, "p") is None
+
+
+# -- ranks that have to be known --------------------------------------------------------------------------
+
+HIDE = "f = Shape(x) t = Compress <axis = 0> (f, all) h = Reshape(x, t) z = Abs(h)"
+
+
+def of_unknown_rank(end, outputs="float[N, 3] p", opset=11, columns=3):
+    """A model in which inference knows no rank behind a Reshape to a computed shape."""
+    return prepare(
+        onnx.parser.parse_model(
+            f'<ir_version: 6, opset_import: ["": {opset}, "ai.onnx.ml": 1]> g (float[N, {columns}] x) => '
+            f"({outputs}) <bool[2] all = {{1, 1}}> {{ {HIDE} {end} }}"
+        )
+    )
+
+
+@pytest.mark.parametrize("opset", [9, 11, 12, 13, 17])
+@pytest.mark.parametrize(
+    "end",
+    [
+        "p = Softmax <axis = 1> (z)",
+        "s = Softmax <axis = 1> (z)  p = Identity(s)",
+        "s = Softmax <axis = 1> (z)  c = Cast <to = 11> (s)  p = Cast <to = 1> (c)",
+    ],
+)
+def test_the_declared_rank_of_the_output_decides(end, opset):
+    # Without declared shapes, from opset 13 on the axis is one whatever the rank is.
+    assert find_logits(of_unknown_rank(end, opset=opset), "p") == Logits("z", "softmax", 3, -1)
+
+
+@pytest.mark.parametrize("opset", [11, 12])
+def test_the_last_axis_needs_no_rank(opset):
+    found = find_logits(without_shape(of_unknown_rank("p = Softmax <axis = -1> (z)", opset=opset)), "p")
+    assert (found.name, found.kind, found.axis) == ("z", "softmax", -1)
+
+
+def without_shape(model):
+    for node in model.graph:
+        for value in node.outputs:
+            value.shape = None
+    return model
+
+
+def test_nothing_says_how_many_axes():
+    model = without_shape(of_unknown_rank("p = Softmax <axis = 1> (z)"))
+    assert find_logits(model, "p") is None
+    assert "takes all axes from 1 on together, and nothing says how many" in hidden_logits(model, "p")
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis", "found"),
+    [
+        ("N, 3, 1, 1", 1, 1),
+        ("N, 3, 1", 1, 1),
+        ("N, 1, 3", 1, -1),
+        ("N, T, 3", 2, -1),
+        ("N, 1, 1", 1, 1),
+        ("N, 3, 2", 1, None),
+        ("N, 3, T", 1, None),
+        ("N, 3", 0, None),
+        ("1, 3", 0, -1),
+    ],
+)
+def test_softmax_of_old_over_axes_of_length_one(shape, axis, found):
+    model = prepare(
+        onnx.parser.parse_model(
+            f'<ir_version: 6, opset_import: ["": 11]> g (float[{shape}] x) => (float[{shape}] p)'
+            f"{{ z = Abs(x)  p = Softmax <axis = {axis}> (z) }}"
+        )
+    )
+    logits = find_logits(model, "p")
+    assert (None if logits is None else logits.axis) == found
+    if found is None:
+        assert "no axis is that of the classes" in hidden_logits(model, "p")
+
+
+HIDDEN = {
+    "transposed": "s = Softmax(z)  p = Transpose(s)",
+    "mixed rows": "s = Softmax(z)  p = Reshape(s, k)",
+    "a column": "s = Softmax(z)  p = Gather <axis = 1> (s, k)",
+    "cut": "s = Sigmoid(z)  p = Unsqueeze(s, j)",
+    "complement of several": "s = Sigmoid(z)  q = Sub(one, s)  p = Concat <axis = 1> (q, s)",
+    "exp": "e = Exp(z)  a = Add(one, e)  p = Reciprocal(a)",
+}
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_probabilities_whose_scores_are_no_tensor(name):
+    constants = f"{ONE}, int64[2] k = {{1, -1}}, int64[1] j = {{1}}"
+    made = model(HIDDEN[name], constants=constants, outputs="float[A, B] p")
+    assert find_logits(made, "p") is None
+    assert hidden_logits(made, "p").startswith("comes from ")
+
+
+@pytest.mark.parametrize("name", ["scores", "tanh", "log softmax", "scaled", "input"])
+def test_scores_are_not_hidden(name):
+    assert hidden_logits(model(NOT_FOUND[name], constants=ONE, outputs="float[A, B] p"), "p") is None
+
+
+def test_a_constant_that_is_trained_is_none():
+    constants = f"{ONE}, float[3] m = {{-1, -1, -1}}"
+    made = model("n = Mul(m, z)  e = Exp(n)  a = Add(e, one)  p = Reciprocal(a)", constants=constants)
+    assert find_logits(made, "p") == Logits("z", "sigmoid", 3)
+    assert find_logits(made, "p", ["m"]) is None
+    assert "constants of which are among the weights to train" in hidden_logits(made, "p", ["m"])
+
+
+@pytest.mark.parametrize(
+    ("end", "axis"), [("LogSoftmax <axis = 1> (z)", 1), ("LogSoftmax(z)", -1), ("Abs(z)", None)]
+)
+def test_axis_of_log_softmax(end, axis):
+    made = prepare(
+        onnx.parser.parse_model(
+            '<ir_version: 8, opset_import: ["": 18]> g (float[N, 4, 3] x) => (float[N, 4, 3] p)'
+            f"{{ z = Abs(x)  p = {end} }}"
+        )
+    )
+    assert class_axis(made, "p") == axis
 
 
 def test_unknown_output():

@@ -345,7 +345,7 @@ def test_names_of_all_kinds(mlp_model, names):
 
 def test_repr_is_short(mlp_model):
     text = repr(TrainingStep(mlp_model([3, 2, 1]), penalty="l2"))
-    assert text.startswith("TrainingStep(y: SquareLearningLoss(), optimizer=SGD(")
+    assert text.startswith("TrainingStep(y: SquareLearningLoss() on 'y', optimizer=SGD(")
     assert len(text) < 300
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from onnxcustom.graph.builder import Builder, Var
-from onnxcustom.graph.classifier import Logits, class_labels, find_logits
+from onnxcustom.graph.classifier import Logits, class_axis, class_labels, find_logits, hidden_logits
 from onnxcustom.graph.initialize import initialize_weights
 from onnxcustom.graph.io import ModelLike, load, save, to_ir, to_proto
 from onnxcustom.graph.layers import Layer, layers
@@ -29,9 +29,11 @@ __all__ = [
     "Role",
     "Selection",
     "Var",
+    "class_axis",
     "class_labels",
     "constants",
     "find_logits",
+    "hidden_logits",
     "initialize_weights",
     "layers",
     "load",

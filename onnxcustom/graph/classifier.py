@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 
 import numpy as np
 import onnx_ir as ir
@@ -11,9 +12,14 @@ from onnxcustom.exceptions import UnknownNameError
 from onnxcustom.graph.operands import FLOATS
 from onnxcustom.graph.passes import constant_array
 
-__all__ = ["Logits", "class_labels", "find_logits"]
+__all__ = ["Logits", "class_axis", "class_labels", "find_logits", "hidden_logits"]
 
 _STANDARD = ("", "ai.onnx")
+
+# What moves or picks numbers, so that probabilities stay probabilities.
+_MOVES = frozenset(
+    "Flatten Gather GatherElements Reshape Slice Split Squeeze Transpose Unsqueeze ZipMap".split()
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +52,7 @@ class Logits:
 # -- scores ----------------------------------------------------------------------------------
 
 
-def find_logits(model: ir.Model, output_name: str) -> Logits | None:
+def find_logits(model: ir.Model, output_name: str, trained: Collection[str] = ()) -> Logits | None:
     """Find the scores behind an output that holds probabilities.
 
     Looks through ``Identity``, casts to floating point, ``ZipMap``, division of rows by their sum,
@@ -58,6 +64,8 @@ def find_logits(model: ir.Model, output_name: str) -> Logits | None:
         In prepared form (:func:`onnxcustom.graph.prepare`).
     output_name : str
         An output of the model.
+    trained : collection of str, default=()
+        Weights that training changes: that one of them is 1 now makes it no constant.
 
     Returns
     -------
@@ -79,31 +87,95 @@ def find_logits(model: ir.Model, output_name: str) -> Logits | None:
     >>> find_logits(model, "p")
     Logits(name='x', kind='softmax', columns=3, axis=-1, normalized=False)
     """
-    value: ir.Value | None = next((v for v in model.graph.outputs if v.name == output_name), None)
-    if value is None:
-        known = [v.name for v in model.graph.outputs]
-        raise UnknownNameError(f"The model has no output {output_name!r}; its outputs are {known}.")
+    value: ir.Value | None = _output(model, output_name)
     normalized, paired = False, False
     while value is not None and value.producer() is not None:
         node = value.producer()
         assert node is not None
-        scores = _sigmoid_input(node)
+        scores = _sigmoid_input(node, trained)
         if scores is not None:
-            return _sigmoid(scores, paired, normalized)
+            return _sigmoid(scores, paired, normalized, trained)
         if _is(node, "Softmax"):
             return None if paired else _softmax(node, model.opset_imports.get("", 1))
         below = _see_through(node)
         if below is None and (below := _divided_by_row_sum(node)) is not None:
             normalized = True
-        if below is None and not paired and (below := _complement(node)) is not None:
+        if below is None and not paired and (below := _complement(node, trained)) is not None:
             paired = True
         value = below
     return None
 
 
-def _sigmoid(scores: ir.Value, paired: bool, normalized: bool) -> Logits | None:
+def class_axis(model: ir.Model, output_name: str) -> int | None:
+    """The axis of the classes of an output that ends in LogSoftmax, None of another; -1 is the last."""
+    value: ir.Value | None = _output(model, output_name)
+    while value is not None and (node := value.producer()) is not None:
+        if _is(node, "LogSoftmax"):
+            found = _softmax(node, model.opset_imports.get("", 1))
+            return None if found is None else found.axis
+        value = node.inputs[0] if _is(node, "Identity", "Cast") else None
+    return None
+
+
+def hidden_logits(model: ir.Model, output_name: str, trained: Collection[str] = ()) -> str | None:
+    """Why there is no tensor with the scores behind an output that holds probabilities.
+
+    Parameters
+    ----------
+    model, output_name, trained
+        As for :func:`find_logits`, which has found none.
+
+    Returns
+    -------
+    str or None
+        The end of a sentence about the output; None if nothing says that it holds probabilities.
+    """
+    value: ir.Value | None = _output(model, output_name)
+    moved: ir.Node | None = None
+    while value is not None and (node := value.producer()) is not None:
+        if _is(node, "Softmax"):
+            return _why_hidden(node, moved, model.opset_imports.get("", 1))
+        exponent = _exponential(node, ())
+        if exponent is not None and _sigmoid_input(node, trained) is None:
+            where = f"comes from a sigmoid written with Exp (node {node.name!r}),"
+            if _sigmoid_input(node, ()) is not None:
+                return f"{where} constants of which are among the weights to train"
+            return f"{where} whose scores, {exponent.name!r} times -1, are no tensor of the model"
+        if _is(node, "Sigmoid") or exponent is not None:
+            return _why_hidden(node, moved, model.opset_imports.get("", 1))
+        below = _see_through(node) or _divided_by_row_sum(node) or _complement(node, ())
+        if below is None and node.op_type in _MOVES and node.domain in _STANDARD:
+            below = node.inputs[0]
+        moved = node if moved is None and not _is(node, "Identity") else moved
+        value = below
+    return None
+
+
+def _why_hidden(node: ir.Node, moved: ir.Node | None, opset: int) -> str:
+    scores = node.inputs[0]
+    where = f"node {node.name!r} ({node.op_type}"
+    if _is(node, "Softmax") and opset < 13:
+        axis = node.attributes.get_int("axis", 1)
+        together = f"{where} of opset {opset}), which takes all axes from {axis} on together"
+        if scores is not None and scores.shape is None and node.outputs[0].shape is None:
+            return f"comes from {together}, and nothing says how many there are"
+        if scores is not None and _softmax(node, opset) is None:
+            return f"comes from {together}, so that no axis is that of the classes"
+    behind = "" if moved is None else f" and is then changed by node {moved.name!r} ({moved.op_type})"
+    return f"comes from {where}){behind}"
+
+
+def _output(model: ir.Model, name: str) -> ir.Value:
+    value = next((v for v in model.graph.outputs if v.name == name), None)
+    if value is None:
+        known = [v.name for v in model.graph.outputs]
+        raise UnknownNameError(f"The model has no output {name!r}; its outputs are {known}.")
+    return value
+
+
+def _sigmoid(scores: ir.Value, paired: bool, normalized: bool, trained: Collection[str]) -> Logits | None:
     """The result for a sigmoid of `scores`; `paired` if its result p became [1 - p, p]."""
-    mirrored = _mirrored(scores)
+    mirrored = _mirrored(scores, trained)
     if mirrored is not None and not paired:
         return Logits(_named(mirrored), "sigmoid", 1)
     columns = _columns(scores)
@@ -116,22 +188,36 @@ def _sigmoid(scores: ir.Value, paired: bool, normalized: bool) -> Logits | None:
 def _softmax(node: ir.Node, opset: int) -> Logits | None:
     scores = node.inputs[0]
     assert scores is not None
-    rank = None if scores.shape is None else len(scores.shape)
+    shape = next((v.shape for v in (scores, node.outputs[0]) if v.shape is not None), None)
+    rank = None if shape is None else len(shape)
     axis = node.attributes.get_int("axis", -1 if opset >= 13 else 1)
+    if opset < 13 and axis != -1:
+        if shape is None or rank is None:
+            return None
+        # All axes from there on at once: as good as one if the others are of length 1.
+        together = range(axis % rank if axis < rank else rank, rank)
+        wide = [i for i in together if shape[i] != 1]
+        if len(wide) > 1 or not together:
+            return None
+        axis = wide[0] if wide else together[0]
     if rank is not None and axis % rank == rank - 1:
         axis = -1
-    elif opset < 13:
-        return None  # all axes from there on at once
-    return Logits(_named(scores), "softmax", _columns(scores, axis), axis)
+    columns = _columns(scores, axis)
+    return Logits(
+        _named(scores), "softmax", _columns(node.outputs[0], axis) if columns is None else columns, axis
+    )
 
 
-def _sigmoid_input(node: ir.Node) -> ir.Value | None:
+def _sigmoid_input(node: ir.Node, trained: Collection[str]) -> ir.Value | None:
     """Return z of Sigmoid(z), of 1 / (1 + exp(-z)) or of the same with Reciprocal."""
-    if _is(node, "Sigmoid"):
-        return node.inputs[0]
+    return node.inputs[0] if _is(node, "Sigmoid") else _negated(_exponential(node, trained), trained)
+
+
+def _exponential(node: ir.Node, trained: Collection[str]) -> ir.Value | None:
+    """Return u of 1 / (1 + exp(u)) or of the same with Reciprocal."""
     if _is(node, "Reciprocal"):
         total = node.inputs[0]
-    elif _is(node, "Div") and _equals(node.inputs[0], 1):
+    elif _is(node, "Div") and _equals(node.inputs[0], 1, trained):
         total = node.inputs[1]
     else:
         return None
@@ -140,12 +226,12 @@ def _sigmoid_input(node: ir.Node) -> ir.Value | None:
         return None
     for one, other in (add.inputs, reversed(add.inputs)):
         exp = None if other is None else other.producer()
-        if _equals(one, 1) and exp is not None and _is(exp, "Exp"):
-            return _negated(exp.inputs[0])
+        if _equals(one, 1, trained) and exp is not None and _is(exp, "Exp"):
+            return exp.inputs[0]
     return None
 
 
-def _negated(value: ir.Value | None) -> ir.Value | None:
+def _negated(value: ir.Value | None, trained: Collection[str]) -> ir.Value | None:
     """Return z if `value` is -z."""
     node = None if value is None else value.producer()
     if node is None:
@@ -154,9 +240,9 @@ def _negated(value: ir.Value | None) -> ir.Value | None:
         return node.inputs[0]
     if _is(node, "Mul"):
         for factor, other in (node.inputs, reversed(node.inputs)):
-            if _equals(factor, -1):
+            if _equals(factor, -1, trained):
                 return other
-    if _is(node, "Sub") and _equals(node.inputs[0], 0):
+    if _is(node, "Sub") and _equals(node.inputs[0], 0, trained):
         return node.inputs[1]
     return None
 
@@ -230,24 +316,24 @@ def _summed(divisor: ir.Value | None) -> ir.Value | None:
     return None
 
 
-def _complement(node: ir.Node) -> ir.Value | None:
+def _complement(node: ir.Node, trained: Collection[str]) -> ir.Value | None:
     """Return p of Concat(1 - p, p)."""
     if not _is(node, "Concat") or len(node.inputs) != 2 or node.attributes.get_int("axis", 0) not in (1, -1):
         return None
     first, second = node.inputs
     sub = None if first is None else first.producer()
-    if sub is not None and _is(sub, "Sub") and _equals(sub.inputs[0], 1) and sub.inputs[1] is second:
-        return second
-    return None
+    if sub is None or not _is(sub, "Sub") or sub.inputs[1] is not second:
+        return None
+    return second if _equals(sub.inputs[0], 1, trained) else None
 
 
-def _mirrored(scores: ir.Value) -> ir.Value | None:
+def _mirrored(scores: ir.Value, trained: Collection[str]) -> ir.Value | None:
     """Return z of Concat(-z, z)."""
     node = scores.producer()
     if node is None or not _is(node, "Concat") or len(node.inputs) != 2:
         return None
     first, second = node.inputs
-    return second if second is not None and _negated(first) is second else None
+    return second if second is not None and _negated(first, trained) is second else None
 
 
 # -- labels ----------------------------------------------------------------------------------
@@ -354,8 +440,10 @@ def _is(node: ir.Node, *op_types: str) -> bool:
     return node.op_type in op_types and node.domain in _STANDARD
 
 
-def _equals(value: ir.Value | None, number: float) -> bool:
-    """Whether `value` is a constant with all elements `number`."""
+def _equals(value: ir.Value | None, number: float, trained: Collection[str]) -> bool:
+    """Whether `value` is a constant with all elements `number`, and stays so."""
+    if value is None or value.name in trained:
+        return False
     array = constant_array(value)
     return (
         array is not None and array.size > 0 and array.dtype.kind in "fiu" and bool((array == number).all())

@@ -9,6 +9,7 @@ from onnx_ir.passes import common
 from onnxcustom.exceptions import InvalidModelError
 from onnxcustom.graph import passes
 from onnxcustom.graph.checks import check_attributes, check_operands, check_sizes
+from onnxcustom.graph.declared import DeclaredShapesPass
 from onnxcustom.graph.io import ModelLike, to_ir
 from onnxcustom.graph.ml_operators import ConvertLinearOperatorsPass, is_linear_operator
 from onnxcustom.graph.opsets import ConvertOpsetPass, SetIrVersionPass
@@ -78,6 +79,7 @@ def prepare(
     passes.DeclareOptionalOutputsPass()(ir_model)
     SetIrVersionPass(max_ir)(ir_model)
     passes.InferShapesPass(strict=True)(ir_model)
+    DeclaredShapesPass()(ir_model)
     check_operands(ir_model.graph)
     check_sizes(ir_model.graph)
     return ir_model
@@ -138,6 +140,7 @@ def _convert_opset(model: ir.Model, opset: int | None, max_opset: int | None) ->
     if target == has:
         return
     passes.InferShapesPass()(model)  # the converter wants types
+    DeclaredShapesPass()(model)
     ConvertOpsetPass(target)(model)
     # What the conversion added: constants of its own, nodes without a name.
     passes.LiftConstantsPass()(model)

@@ -172,9 +172,8 @@ class TrainingStep:
         model = prepare(self._proto)
         if not model.graph.inputs:
             raise InvalidModelError("The model has no inputs: there is nothing to train it on.")
-        initial = _choose_weights(model, weights, freeze)
-        self.targets: list[Target] = select_targets(model, loss, loss_weights)
-        initial = _without_frozen(self.optimizer, initial)
+        initial = _without_frozen(self.optimizer, _choose_weights(model, weights, freeze))
+        self.targets: list[Target] = select_targets(model, loss, loss_weights, initial)
         self._forget_sessions()
         self._base = without_numbers(model, initial)
         self._penalties = select_penalties(penalty, model, list(initial))
@@ -634,7 +633,7 @@ class TrainingStep:
         self._base = None
 
     def __repr__(self) -> str:
-        targets = ", ".join(f"{t.output}: {t.loss!r}" for t in self.targets)
+        targets = ", ".join(map(str, self.targets))
         return (
             f"TrainingStep({targets}, optimizer={self.optimizer!r}, weights={len(self._weights)}, "
             f"engine={self.engine.name!r}, device={self.device.name!r}, iteration={self.iteration})"

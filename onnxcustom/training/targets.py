@@ -5,16 +5,16 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import onnx_ir as ir
 
 from onnxcustom.exceptions import InvalidModelError, UnknownNameError
-from onnxcustom.graph import find_logits
+from onnxcustom.graph import Logits, class_axis, find_logits, hidden_logits
 from onnxcustom.objective import BaseLearningLoss
 
-__all__ = ["Target", "float_outputs", "prediction_tensors", "select_targets", "tensor_shape"]
+__all__ = ["Target", "float_outputs", "prediction_tensors", "select_targets", "tensor_shape", "where"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +36,9 @@ class Target:
         Axis of the classes in that tensor.
     columns : int or None
         Size of that axis, if it is known.
+    link : str or None
+        What makes probabilities of that tensor ('Softmax', 'Sigmoid'), if it does not hold what the
+        output does.
     """
 
     output: str
@@ -44,6 +47,17 @@ class Target:
     weight: float = 1.0
     axis: int = 1
     columns: int | None = None
+    link: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.output}: {self.loss!r} {where(self.output, self.value, self.link)}"
+
+
+def where(output: str, value: str, link: str | None) -> str:
+    """Which tensor a loss is taken on, in words."""
+    if link is not None:
+        return f"on logits {value!r} (before {link})"
+    return f"on {value!r}" if value == output else f"on {value!r} (which {output!r} is made of)"
 
 
 def float_outputs(model: ir.Model) -> list[str]:
@@ -59,7 +73,10 @@ def float_outputs(model: ir.Model) -> list[str]:
 
 
 def select_targets(
-    model: ir.Model, loss: Any, loss_weights: Mapping[str, float] | None = None
+    model: ir.Model,
+    loss: Any,
+    loss_weights: Mapping[str, float] | None = None,
+    trained: Collection[str] = (),
 ) -> list[Target]:
     """The targets that a user's `loss` means.
 
@@ -71,6 +88,8 @@ def select_targets(
         A single loss goes to the first output it can be taken on.
     loss_weights : dict of str to float, optional
         Factors by output name.
+    trained : collection of str, default=()
+        Weights that are trained.
 
     Raises
     ------
@@ -92,7 +111,7 @@ def select_targets(
     idle = set(factors) - set(losses)
     if idle:
         raise UnknownNameError(f"loss_weights names {sorted(idle)}, which have no loss.")
-    return [_target(model, name, spec, factors.get(name, 1.0)) for name, spec in losses.items()]
+    return [_target(model, name, spec, factors.get(name, 1.0), trained) for name, spec in losses.items()]
 
 
 def _factor(output: str, value: Any) -> float:
@@ -123,15 +142,11 @@ def prediction_tensors(model: ir.Model) -> dict[str, str]:
     return tensors
 
 
-def _target(model: ir.Model, output: str, spec: Any, weight: float) -> Target:
+def _target(model: ir.Model, output: str, spec: Any, weight: float, trained: Collection[str]) -> Target:
     loss = BaseLearningLoss.select(spec)
     tensors = prediction_tensors(model)
-    logits = None if loss.on == "output" else find_logits(model, output)
-    if logits is not None and logits.kind != loss.on:
-        raise InvalidModelError(
-            f"{type(loss).__name__} is taken on what a final {loss.on} reads, but output {output!r} ends in "
-            f"a {logits.kind}: choose the loss that belongs to it."
-        )
+    logits = None if loss.on == "output" else find_logits(model, output, trained)
+    _check_logits(model, output, loss, logits, trained)
     if logits is None and output not in tensors:
         raise InvalidModelError(
             f"Output {output!r} is not a floating-point tensor, {type(loss).__name__} cannot be taken on it; "
@@ -144,12 +159,49 @@ def _target(model: ir.Model, output: str, spec: Any, weight: float) -> Target:
             f"Output {output!r} is one number for the whole batch: a loss is taken on tensors with one row "
             "for each row of the data."
         )
+    axis, columns = _classes(model, output, loss, logits, shape)
+    link = None if logits is None else logits.kind.capitalize()
+    return Target(output, value, loss, weight, axis, columns, link)
+
+
+def _check_logits(
+    model: ir.Model, output: str, loss: BaseLearningLoss, logits: Logits | None, trained: Collection[str]
+) -> None:
+    """Refuse a loss on scores where there are others, or where the output holds probabilities."""
+    if loss.on == "output":
+        return
+    if logits is not None and logits.kind != loss.on:
+        raise InvalidModelError(
+            f"{type(loss).__name__} is taken on what a final {loss.on} reads, but output {output!r} ends in "
+            f"a {logits.kind}: choose the loss that belongs to it."
+        )
+    why = hidden_logits(model, output, trained) if logits is None else None
+    if why is not None:
+        raise InvalidModelError(
+            f"{type(loss).__name__} is taken on scores, but output {output!r} holds probabilities: it {why}. "
+            "Say which it is: declare the shape of the output or of the tensor before it, if its rank is "
+            "unknown; or take the loss on the probabilities as they are, with from_logits=False, or "
+            "CustomLoss(..., on='output')."
+        )
+
+
+def _classes(
+    model: ir.Model,
+    output: str,
+    loss: BaseLearningLoss,
+    logits: Logits | None,
+    shape: list[int | str | None] | None,
+) -> tuple[int, int | None]:
+    """Axis of the classes and their number, if it is known."""
     # A final Softmax tells which axis holds the classes: the last one for [rows, tokens, classes].
-    axis = logits.axis if logits is not None and logits.kind == "softmax" else 1
+    found = class_axis(model, output) if logits is None and loss.on == "softmax" else None
+    if logits is not None and logits.kind == "softmax":
+        found = logits.axis
+    axis = 1 if found is None else found
     if axis < 0:
         axis = 1 if shape is None else axis + len(shape)
     columns = shape[axis] if shape is not None and axis < len(shape) else None
-    return Target(output, value, loss, weight, axis, columns if isinstance(columns, int) else None)
+    return axis, columns if isinstance(columns, int) else None
 
 
 def tensor_shape(model: ir.Model, name: str) -> list[int | str | None] | None:
