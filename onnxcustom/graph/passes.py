@@ -45,6 +45,10 @@ _STANDARD = ("", "ai.onnx")
 _LARGEST_RANK = 32
 
 
+# What the names of constants end in that are no floats.
+_OWN = "_constant"
+
+
 def constant_array(value: ir.Value | None) -> np.ndarray | None:
     """The tensor of an initializer or ``Constant`` output, None if `value` is not constant."""
     while value is not None:
@@ -277,6 +281,33 @@ class UniqueNamesPass(ir.passes.InPlacePass):
             for value in node.outputs:
                 name_value(value)
         return ir.passes.PassResult(model, modified=modified)
+
+
+class RenameIntegersPass(ir.passes.InPlacePass):
+    """Give constants of the main graph that are no floats names that nobody else makes.
+
+    onnxruntime's fusions call shapes and axes of their own by fixed names and look for these among the nodes
+    only: a model that it has optimized has constants of these names. Floats keep theirs, by which they are
+    asked for.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Rename in place."""
+        graph = model.graph
+        taken = value_names(model)
+        found = [
+            value
+            for value in graph.initializers.values()
+            if not (value.is_graph_input() or value.is_graph_output())
+            and value.const_value is not None
+            and value.const_value.dtype not in FLOATS
+            and not str(value.name).endswith(_OWN)
+        ]
+        for value in found:
+            del graph.initializers[str(value.name)]
+            value.name = unique_name(f"{value.name}{_OWN}", taken)
+            graph.register_initializer(value)
+        return ir.passes.PassResult(model, modified=bool(found))
 
 
 class DeclareOptionalOutputsPass(ir.passes.InPlacePass):

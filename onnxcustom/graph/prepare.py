@@ -112,6 +112,7 @@ def structure(model: ir.Model, default_opset: int = _DEFAULT_OPSET) -> None:
     SeparateStatisticsPass()(model)
     passes.UniqueNamesPass()(model)
     passes.RemoveUnusedPass()(model)
+    passes.RenameIntegersPass()(model)
     opset = model.opset_imports[""]
     common.RemoveUnusedOpsetsPass()(model)
     model.opset_imports[""] = opset

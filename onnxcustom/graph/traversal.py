@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-__all__ = ["all_names", "subgraphs", "unique_name", "value_names"]
+__all__ = ["all_names", "rename_twins", "subgraphs", "unique_name", "value_names"]
 
 
 def subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
@@ -50,3 +50,17 @@ def unique_name(base: str, taken: set[str], counters: dict[str, int] | None = No
         counters[base] = count
     taken.add(name)
     return name
+
+
+def rename_twins(model: ir.Model) -> None:
+    """Give nodes that share a name, which onnxruntime refuses, names of their own but for the first."""
+    nodes = [node for graph in (*model.graphs(), *model.functions.values()) for node in graph]
+    taken = {node.name for node in nodes if node.name}
+    seen: set[str] = set()
+    counters: dict[str, int] = {}
+    for node in nodes:
+        if not node.name:
+            continue
+        if node.name in seen:
+            node.name = unique_name(node.name, taken, counters)
+        seen.add(node.name)

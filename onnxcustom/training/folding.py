@@ -28,7 +28,7 @@ class _Fold(pattern.RewriteRuleClassBase):
     ) -> bool:
         """The other operand is a matrix of the result's shape: Gemm broadcasts in one direction only."""
         node = product.producer()
-        if node is None or len([v for v in node.inputs if v is not None]) != 2:
+        if node is None or len([v for v in node.inputs if v is not None]) != 2 or not _read_once(product):
             return False
         if x.shape is None or total.shape is None or x.dtype not in (ir.DataType.FLOAT, ir.DataType.DOUBLE):
             return False
@@ -75,8 +75,10 @@ class FactorInGemm(pattern.RewriteRuleClassBase):
         self, context: Any, k: ir.Value, c: ir.Value, total: ir.Value, **_: Any
     ) -> bool:
         """The factor is one number that stays."""
-        tensor = k.const_value
+        tensor, node = k.const_value, total.producer()
         if tensor is None or k.is_graph_input() or tensor.size != 1 or c.shape is None or total.shape is None:
+            return False
+        if node is None or node.inputs[2] is None or not _read_once(node.inputs[2]):
             return False
         factor = tensor.numpy().reshape(-1)[0]
         # Attributes are in single precision, whatever the operands are.
@@ -94,6 +96,11 @@ class FactorInGemm(pattern.RewriteRuleClassBase):
         attributes = _attributes(node)
         attributes["beta"] *= float(k.const_value.numpy().reshape(-1)[0])
         return op.Gemm(a, b, c, **attributes)
+
+
+def _read_once(value: ir.Value) -> bool:
+    """Whether the node of the pattern is all that reads a value: one may be both of its operands."""
+    return len(value.uses()) == 1 and not value.is_graph_output()
 
 
 def _attributes(node: ir.Node) -> dict[str, Any]:

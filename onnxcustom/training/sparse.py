@@ -107,12 +107,23 @@ def cut_tables(model: ir.Model, names: Iterable[str]) -> dict[str, CutTable]:
                 type=ir.TensorType(table.dtype),
                 shape=gathered.shape,
             )
-            gathered.replace_all_uses_with(rows, replace_graph_outputs=True)
+            _hand_out(graph, gathered, rows)
+            gathered.replace_all_uses_with(rows)
             graph.inputs.append(rows)
             table.reads.append((_kept(graph, indices), str(rows.name)))
             graph.remove(node, safe=True)
         graph.initializers.pop(name)
     return tables
+
+
+def _hand_out(graph: ir.Graph, gathered: ir.Value, rows: ir.Value) -> None:
+    """Outputs of the graph that are gathered rows keep their name."""
+    if not gathered.is_graph_output():
+        return
+    own = ir.Value(name=gathered.name, type=gathered.type, shape=gathered.shape)
+    graph.append(ir.node("Identity", [rows], outputs=[own], name=f"{gathered.name}_handed_out"))
+    graph.outputs[:] = [own if value is gathered else value for value in graph.outputs]
+    gathered.name = None
 
 
 def _kept(graph: ir.Graph, indices: ir.Value) -> str | np.ndarray:
