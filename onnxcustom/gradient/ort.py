@@ -26,7 +26,7 @@ from .names import GradientNames
 from .ort_broadcast import hide_ambiguous_shapes
 from .ort_kernels import KERNELS
 from .ort_operators import attribute, judge
-from .ort_rewrites import REWRITES
+from .ort_rewrites import REWRITES, slices
 
 __all__ = ["OrtEngine"]
 
@@ -201,13 +201,18 @@ class _Part:
                 operands.append(self.op.wrap(self._external(value, detached=value in active)))
         function = REWRITES.get(node.op_type)
         first = function(self.op, node, operands) if function is not None else None
+        results: Sequence[ir.Value | None]
         if first is not None:
             results = [first.value]
         elif node.op_type == "LayerNormalization":
             results = self._layer_norm(node, operands)
+        elif node.op_type == "Split" and not active.issuperset(node.outputs):
+            results = slices(self.op, node, operands, active)
         else:
             results = self._copy(node, operands)
         for value, made in zip(node.outputs, results, strict=False):
+            if made is None:  # nothing reads it
+                continue
             made.type = value.type
             if made.shape is None and value.shape is not None:
                 made.shape = ir.Shape(list(value.shape))

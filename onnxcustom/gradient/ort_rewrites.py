@@ -6,7 +6,7 @@ construction, and returns the first output, or None if the node can stay as it i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,10 @@ from onnxcustom.graph.passes import constant_array
 
 from .ort_operators import attribute, operand, rank, static_shape
 
-__all__ = ["REWRITES"]
+__all__ = ["REWRITES", "slices"]
+
+# Behind every end.
+_END = np.iinfo(np.int64).max
 
 Operands = Sequence[Var | None]
 Rewrite = Callable[[Builder, ir.Node, Operands], Var | None]
@@ -334,3 +337,34 @@ def explicit_perm(op: Builder, node: ir.Node, operands: Operands) -> Var | None:
     if "perm" in node.attributes or n is None:
         return None
     return op.Transpose(operands[0], perm=list(range(n))[::-1])
+
+
+def slices(
+    op: Builder, node: ir.Node, operands: Operands, active: Container[ir.Value]
+) -> list[ir.Value | None]:
+    """A Split as one Slice for each part that is active, None for the others.
+
+    The builder joins the gradients that come in from the parts, as if those from which none comes were not
+    there.
+    """
+    x, *rest = _args(operands)
+    axis: Any = attribute(node, "axis", 0)
+    count = len(node.outputs)
+    sizes: Any = rest[0] if rest else attribute(node, "split")
+    if isinstance(sizes, Var):
+        known = constant_array(operand(node, 1))
+        sizes = sizes if known is None else known.tolist()
+    if sizes is None:
+        # Equal parts, the last one with what is left.
+        length = op.Slice(op.Shape(x), [axis], [axis + 1 or _END])
+        size = op.Div(length + (count - 1), op.const([count], ir.DataType.INT64))
+        bounds = [op.Mul(size, op.const([k], ir.DataType.INT64)) for k in range(count + 1)]
+    elif isinstance(sizes, Var):
+        bounds = [op.ReduceSum(op.Slice(sizes, [0], [k]), op.const([0]), keepdims=1) for k in range(count + 1)]
+    else:
+        ends = np.cumsum([0, *sizes]).tolist()
+        bounds = [op.const([end], ir.DataType.INT64) for end in ends]
+    return [
+        op.Slice(x, bounds[k], bounds[k + 1], [axis]).value if part in active else None
+        for k, part in enumerate(node.outputs)
+    ]
