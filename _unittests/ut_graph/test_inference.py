@@ -7,7 +7,7 @@ import pytest
 
 from onnxcustom.exceptions import InvalidModelError
 from onnxcustom.graph import prepare, to_ir
-from onnxcustom.graph.inference import infer_shapes, may_propagate
+from onnxcustom.graph.inference import infer_shapes
 
 
 def model(text):
@@ -53,21 +53,3 @@ def test_sizes_that_exporters_got_wrong_are_corrected():
     inferred = infer_shapes(model(FINE["wrong value in between"]), strict=True)
     sizes = {i.name: i.type.tensor_type.shape.dim[1].dim_value for i in inferred.graph.value_info}
     assert sizes == {"z": 3}
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("g (float[N, 5000000] x) => (float[N, A] y) { y = Neg(x) }", True),
-        ("g (float[5000000] x) => (float[A] y) { y = Neg(x) }", False),
-        ("g (float[5000, 1000] x) => (float[A] y) <int64[1] s = {5000000}> { y = Reshape(x, s) }", False),
-        (
-            "g (float[N] x) => (float[A] y) <int64[1] s = {9223372036854775807}, int64[1] a = {0}> { y = Slice(x, a, s) }",
-            True,
-        ),
-    ],
-)
-def test_where_values_are_propagated(text, expected):
-    made = model(text)
-    assert may_propagate(made) is expected
-    assert may_propagate(to_ir(infer_shapes(made))) is expected

@@ -19,12 +19,12 @@ from typing import Any
 
 import onnx
 import onnx_ir as ir
-from onnx_ir.passes.common import InlinePass, ShapeInferencePass
+from onnx_ir.passes.common import InlinePass
 
 from onnxcustom.exceptions import GradientNotImplementedError, OnnxCustomError
 from onnxcustom.graph.builder import Var
 from onnxcustom.graph.checks import check_arity
-from onnxcustom.graph.inference import may_propagate
+from onnxcustom.graph.passes import InferShapesPass
 from onnxcustom.graph.traversal import all_names, unique_name
 
 from .carried import untype
@@ -123,7 +123,7 @@ def expand(model: ir.Model) -> set[tuple[str, str]]:
 
 
 def _infer(model: ir.Model) -> None:
-    ShapeInferencePass(data_prop=may_propagate(model))(model)
+    InferShapesPass()(model)
     untype(model.graph)
 
 

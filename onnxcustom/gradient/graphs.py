@@ -10,11 +10,9 @@ import onnx_ir as ir
 from onnx_ir.passes.common import (
     CommonSubexpressionEliminationPass,
     IdentityEliminationPass,
-    ShapeInferencePass,
 )
 
-from onnxcustom.graph.inference import may_propagate
-from onnxcustom.graph.passes import RemoveUnusedPass
+from onnxcustom.graph.passes import InferShapesPass, RemoveUnusedPass
 from onnxcustom.graph.traversal import all_names, subgraphs
 
 from .emit import GradientBuilder
@@ -44,7 +42,7 @@ def name_sizes(model: ir.Model) -> bool:
         for value in node.outputs:
             if value.shape is not None and any(_meaningless(d) for d in value.shape):
                 value.shape = ir.Shape([None if _meaningless(d) else d for d in value.shape])
-    ShapeInferencePass(data_prop=may_propagate(model))(model)
+    InferShapesPass()(model)
     return True
 
 

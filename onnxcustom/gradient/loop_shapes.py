@@ -12,7 +12,7 @@ import onnx
 import onnx_ir as ir
 from onnx import GraphProto, TensorProto
 
-from onnxcustom.graph.inference import may_propagate
+from onnxcustom.graph.propagation import infer_with_values
 
 from .engine import captured_values
 
@@ -58,7 +58,7 @@ def state_shapes(node: ir.Node, opsets: Mapping[str, int]) -> tuple[list[Dims | 
             for same in (v for v in proto.graph.output if v.name == value.name):
                 same.CopyFrom(value)
         try:
-            inferred = onnx.shape_inference.infer_shapes(proto, data_prop=may_propagate(proto)).graph
+            inferred = infer_with_values(proto).graph
         except onnx.shape_inference.InferenceError:  # then nothing is certain
             return [None] * len(shapes), set()
         ends = [_known(v) for v in inferred.output[1 : 1 + len(shapes)]]

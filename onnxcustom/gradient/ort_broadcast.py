@@ -8,11 +8,10 @@ run can tell, and the builder guesses. If it does not know the ranks it leaves t
 from __future__ import annotations
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 
 from onnxcustom.graph.builder import Builder
-from onnxcustom.graph.inference import may_propagate
+from onnxcustom.graph.propagation import infer_with_values
 
 __all__ = ["hide_ambiguous_shapes"]
 
@@ -159,7 +158,7 @@ def _equal(a: Dims, b: Dims) -> bool:
 def _shapes(graph: ir.Graph) -> dict[str, list]:
     """Shapes of all values as onnx infers them."""
     made = ir.to_proto(ir.Model(graph, ir_version=9))
-    inferred = onnx.shape_inference.infer_shapes(made, data_prop=may_propagate(made)).graph
+    inferred = infer_with_values(made).graph
     shapes: dict[str, list] = {t.name: list(t.dims) for t in inferred.initializer}
     for info in (*inferred.input, *inferred.value_info, *inferred.output):
         if info.type.tensor_type.HasField("shape"):

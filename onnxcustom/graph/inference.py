@@ -6,14 +6,12 @@ import functools
 from typing import Any
 
 import onnx
-import onnx_ir as ir
 
-__all__ = ["infer_shapes", "may_propagate"]
+from onnxcustom.graph.propagation import infer_with_values
+
+__all__ = ["infer_shapes"]
 
 _STANDARD = ("", "ai.onnx")
-
-# onnx keeps an entry for each element of a vector, whatever it holds, when it propagates values.
-_LONG = 2**20
 
 
 def infer_shapes(proto: onnx.ModelProto, strict: bool = False) -> onnx.ModelProto:
@@ -35,13 +33,11 @@ def infer_shapes(proto: onnx.ModelProto, strict: bool = False) -> onnx.ModelProt
     onnx.shape_inference.InferenceError
         Strictly, for what is wrong.
     """
-    values = may_propagate(proto)
-    infer = functools.partial(onnx.shape_inference.infer_shapes, check_type=True, strict_mode=True)
-    loose = functools.partial(infer, check_type=False, strict_mode=False, data_prop=values)
     if not strict:
-        return loose(proto)
+        return infer_with_values(proto)
+    infer = functools.partial(onnx.shape_inference.infer_shapes, check_type=True, strict_mode=True)
     try:
-        return infer(proto, data_prop=values)
+        return infer_with_values(proto, check_type=True, strict_mode=True)
     except Exception as exc:
         if "has unsupported type" in str(exc):  # whether there is a kernel is for the runtime to say
             infer = functools.partial(infer, check_type=False)
@@ -58,52 +54,8 @@ def infer_shapes(proto: onnx.ModelProto, strict: bool = False) -> onnx.ModelProt
                 infer(candidate)
             except Exception:
                 continue
-            return loose(result)
+            return infer_with_values(result)
         raise exc from None
-
-
-def may_propagate(model: onnx.ModelProto | ir.Model) -> bool:
-    """Whether shape inference may compute with values: not where a vector is known to be very long.
-
-    Parameters
-    ----------
-    model : ModelProto or onnx_ir.Model
-        Of an ``onnx_ir.Model``, the shapes that are known already count.
-
-    Returns
-    -------
-    bool
-        For ``data_prop`` of :func:`onnx.shape_inference.infer_shapes`.
-    """
-    if isinstance(model, onnx.ModelProto):
-        return not (_has_large_numbers(model) and _has_long_vectors(model))
-    for graph in model.graphs():
-        for value in (*graph.inputs, *graph.initializers.values(), *(v for n in graph for v in n.outputs)):
-            shape = value.shape
-            if shape is not None and len(shape) == 1 and isinstance(shape[0], int) and shape[0] > _LONG:
-                return False
-    return True
-
-
-def _has_large_numbers(proto: onnx.ModelProto) -> bool:
-    """Whether something in a model might make a long vector."""
-    graph = proto.graph
-    for info in (*graph.input, *graph.value_info):
-        if any(dim.dim_value > _LONG for dim in info.type.tensor_type.shape.dim):
-            return True
-    for tensor in graph.initializer:
-        if tensor.data_type in (onnx.TensorProto.INT64, onnx.TensorProto.INT32):
-            numbers = onnx.numpy_helper.to_array(tensor)
-            if numbers.size and numbers.max() > _LONG:
-                return True
-    return any(a.i > _LONG or any(n > _LONG for n in a.ints) for node in graph.node for a in node.attribute)
-
-
-def _has_long_vectors(proto: onnx.ModelProto) -> bool:
-    inferred = onnx.shape_inference.infer_shapes(proto, check_type=False, strict_mode=False)
-    graph = inferred.graph
-    shapes = (info.type.tensor_type.shape.dim for info in (*graph.input, *graph.value_info, *graph.output))
-    return any(len(dims) == 1 and dims[0].dim_value > _LONG for dims in shapes)
 
 
 def _undeclared(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -143,9 +95,8 @@ def _defaults(node: onnx.NodeProto, opset: int) -> list[onnx.AttributeProto]:
     if node.domain not in _STANDARD:
         return []
     try:
-        schema: Any = onnx.defs.get_schema(
-            node.op_type, opset, ""
-        )  # onnx's stubs lack what it says of bodies
+        # onnx's stubs lack what it says of bodies.
+        schema: Any = onnx.defs.get_schema(node.op_type, opset, "")
     except onnx.defs.SchemaError:
         return []
     if not (schema.has_function or schema.has_context_dependent_function):
