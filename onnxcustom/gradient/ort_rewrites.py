@@ -360,7 +360,9 @@ def slices(
         size = op.Div(length + (count - 1), op.const([count], ir.DataType.INT64))
         bounds = [op.Mul(size, op.const([k], ir.DataType.INT64)) for k in range(count + 1)]
     elif isinstance(sizes, Var):
-        bounds = [op.ReduceSum(op.Slice(sizes, [0], [k]), op.const([0]), keepdims=1) for k in range(count + 1)]
+        bounds = [
+            op.ReduceSum(op.Slice(sizes, [0], [k]), op.const([0]), keepdims=1) for k in range(count + 1)
+        ]
     else:
         ends = np.cumsum([0, *sizes]).tolist()
         bounds = [op.const([end], ir.DataType.INT64) for end in ends]

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from .forms import operator_schema, written
+from .forms import operator_schema, stand_in, written
 
 __all__ = ["Builder", "Operand", "Var"]
 
@@ -268,6 +268,20 @@ class Builder:
         Var or tuple of Var
             One variable, or a tuple if `outputs` is not 1.
         """
+        if domain in ("", "ai.onnx") and (emit := stand_in(self, op_type)) is not None:
+            return emit(self, *operands, **{k: v for k, v in attributes.items() if v is not None})
+        return self.node(op_type, *operands, domain=domain, version=version, outputs=outputs, **attributes)
+
+    def node(
+        self,
+        op_type: str,
+        *operands: Operand,
+        domain: str = "",
+        version: int = 1,
+        outputs: int | Sequence[str] = 1,
+        **attributes: Any,
+    ) -> Any:
+        """Append a node of that operator: :meth:`call` of one that the opset has."""
         if domain and domain != "ai.onnx":
             self.domains[domain] = version
         given, attrs = list(operands), {k: v for k, v in attributes.items() if v is not None}

@@ -7,7 +7,7 @@ of the operator has them, and an operator that is younger than the opset becomes
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,9 +17,9 @@ import onnx_ir as ir
 from onnxcustom.exceptions import InvalidModelError
 
 if TYPE_CHECKING:
-    from .builder import Operand
+    from .builder import Builder, Operand, Var
 
-__all__ = ["operator_schema", "written"]
+__all__ = ["operator_schema", "stand_in", "written"]
 
 # Operands that were attributes of another name.
 _RENAMED = {("Pad", "constant_value"): "value"}
@@ -148,6 +148,252 @@ def _count_from_the_front(op_type: str, operands: Sequence[Operand], attributes:
         elif axes is not None:
             rank = len(shape) + (len(axes) if op_type == "Unsqueeze" else 0)
             attributes[name] = [int(a) % rank if a < 0 else int(a) for a in axes]
+
+
+# -- operators that are younger than the opset -----------------------------------------------------
+
+
+def stand_in(op: Builder, op_type: str) -> Callable[..., Any] | None:
+    """What emits an operator, as it is from some opset on, in the older opset of a builder.
+
+    Parameters
+    ----------
+    op : Builder
+        Builder.
+    op_type : str
+        Operator of the default domain.
+
+    Returns
+    -------
+    callable or None
+        ``function(op, *operands, **attributes)``; None where the operator is there itself.
+    """
+    since, function = _STAND_INS.get(op_type, (0, None))
+    return function if op.opset < since else None
+
+
+def _typed(op: Builder, *operands: Operand) -> list[Var]:
+    """Variables, of which numbers take the dtype of the first that has one."""
+    like = next(op.wrap(v) for v in operands if _is_variable(v))  # type: ignore[arg-type]
+    return [op.wrap(v) if _is_variable(v) else op.const(v, like=like) for v in operands]  # type: ignore[arg-type]
+
+
+def _is_variable(operand: Operand) -> bool:
+    return isinstance(operand, ir.Value) or isinstance(getattr(operand, "value", None), ir.Value)
+
+
+def _sign(op: Builder, x: Var) -> Var:
+    return op.Cast(op.Greater(x, 0), to=x.dtype) - op.Cast(op.Less(x, 0), to=x.dtype)
+
+
+def _where(op: Builder, condition: Var, a: Operand, b: Operand) -> Var:
+    """The sum of both, each brought to 0 where it is not chosen; NaN stays."""
+    one, other = _typed(op, a, b)
+    chosen = op.Cast(condition, to=one.dtype)
+    if op.opset < 8:  # what is infinite is NaN then
+        return chosen * one + (1 - chosen) * other
+    made = []
+    for part, left_out in ((one, 1 - chosen), (other, chosen)):
+        bound = op.Reciprocal(left_out) - 1  # infinite where it is chosen, else 0
+        made.append(op.Min(op.Max(part, -bound), bound))
+    return made[0] + made[1]
+
+
+def _extreme(op_type: str) -> Callable[..., Var]:
+    """Max or Min, which did not broadcast, and had kernels for single precision only."""
+
+    def emit(op: Builder, *operands: Operand) -> Var:
+        result, *rest = _typed(op, *operands)
+        for other in rest:
+            difference = other - result if op_type == "Max" else result - other
+            more = op.Relu(difference)
+            result = result + more if op_type == "Max" else result - more
+        return result
+
+    return emit
+
+
+def _zeros(op: Builder, shape: Operand, dtype: ir.DataType | None, what: str) -> Var:
+    """Zeros of a shape that is that of another tensor: what is and is not so is nowhere."""
+    node = shape.value.producer() if _is_variable(shape) and hasattr(shape, "value") else None  # type: ignore[union-attr]
+    if node is None or node.op_type != "Shape" or node.inputs[0] is None:
+        raise _error(what, op.opset, "does not exist")
+    some = op.Cast(op.wrap(node.inputs[0]), to=ir.DataType.BOOL)
+    return op.Cast(op.And(some, op.Not(some)), to=dtype)
+
+
+def _expand(op: Builder, x: Operand, shape: Operand) -> Var:
+    (value,) = _typed(op, x)
+    return value + _zeros(op, shape, value.dtype, "Expand")
+
+
+def _constant_of_shape(op: Builder, shape: Operand, *, value: ir.TensorProtocol | None = None) -> Var:
+    tensor = ir.tensor(np.zeros(1, np.float32)) if value is None else value
+    one = op.const(tensor.numpy().reshape(()), tensor.dtype)
+    array = _constant(shape)
+    if array is not None:
+        return op.const(np.full(array.tolist(), one.value.const_value.numpy()), tensor.dtype)  # type: ignore[union-attr]
+    return op.Expand(one, shape)
+
+
+def _scatter_elements(op: Builder, x: Var, indices: Var, updates: Var, *, axis: int = 0) -> Var:
+    """Scatter; before, and where there is one index along the axis, a choice element by element."""
+    if op.opset >= 9:
+        made: Var = op.node("Scatter", x, indices, updates, axis=axis)
+    else:
+        made = op.Where(op.Equal(indices, _places(op, x, indices, axis, "ScatterElements")), updates, x)
+    made.value.shape = x.value.shape
+    return made
+
+
+def _places(op: Builder, x: Var, indices: Var, axis: int, what: str) -> Var:
+    """Places along an axis, to be compared with one index along it."""
+    shape = indices.shape
+    if x.rank is None or x.shape is None or shape is None or shape[axis] != 1:
+        raise _error(what, op.opset, "does not exist")
+    axis %= x.rank
+    size = x.shape[axis]
+    if isinstance(size, int):
+        places = op.const(np.arange(size), ir.DataType.INT64)
+    else:
+        places = op.Range(0, op.Squeeze(op.Slice(op.Shape(x), [axis], [axis + 1], [0]), [0]), 1)
+    return op.Reshape(places, np.array([-1 if i == axis else 1 for i in range(x.rank)]))
+
+
+def _greater_or_equal(op: Builder, a: Operand, b: Operand) -> Var:
+    return op.Or(op.Greater(a, b), op.Equal(a, b))
+
+
+def _less_or_equal(op: Builder, a: Operand, b: Operand) -> Var:
+    return op.Or(op.Less(a, b), op.Equal(a, b))
+
+
+def _equal(op: Builder, a: Operand, b: Operand) -> Var:
+    """Equal of floating-point numbers, two NaN of which are equal here."""
+    one, other = _typed(op, a, b)
+    if one.dtype is None or not one.dtype.is_floating_point():
+        return op.node("Equal", one, other)
+    return op.Not(op.Or(op.Less(one, other), op.Greater(one, other)))
+
+
+def _compared(op_type: str) -> Callable[..., Var]:
+    """Less or Greater of integers, as numbers that hold those below 2**53."""
+
+    def emit(op: Builder, a: Operand, b: Operand) -> Var:
+        one, other = _typed(op, a, b)
+        if one.dtype is not None and not one.dtype.is_floating_point():
+            one, other = (op.Cast(v, to=ir.DataType.DOUBLE) for v in (one, other))
+        return op.node(op_type, one, other)
+
+    return emit
+
+
+def _clip(
+    op: Builder,
+    x: Var,
+    low: Operand = None,
+    high: Operand = None,
+    *,
+    min: Any = None,
+    max: Any = None,
+) -> Var:
+    """Bounds were attributes of single precision, and there was no kernel for others."""
+    low, high = min if low is None else low, max if high is None else high
+    bounds = {"min": low, "max": high}
+    fixed = [b for b in bounds.values() if b is not None]
+    if x.dtype == ir.DataType.FLOAT and op.opset < 11 and not any(map(_is_variable, fixed)):
+        return op.node("Clip", x, **{k: float(np.float32(b)) for k, b in bounds.items() if b is not None})
+    if x.dtype == ir.DataType.FLOAT and op.opset >= 11:
+        return op.node("Clip", x, low, high)
+    x = x if low is None else op.Max(x, low)
+    return x if high is None else op.Min(x, high)
+
+
+def _softmax(logarithm: bool) -> Callable[..., Var]:
+    """Softmax or LogSoftmax along one axis: early ones took all from there on together."""
+    op_type = "LogSoftmax" if logarithm else "Softmax"
+
+    def emit(op: Builder, x: Var, *, axis: int = -1) -> Var:
+        if x.rank is not None and axis % x.rank == x.rank - 1:
+            return op.node(op_type, x, axis=x.rank - 1)
+        if x.rank is None and axis == -1 and op.opset >= _NEGATIVE_AXES:
+            return op.node(op_type, x, axis=-1)
+        if x.rank is not None:
+            axis %= x.rank
+        below = x - op.ReduceMax(x, [axis], keepdims=1)
+        exponential = op.Exp(below)
+        total = op.ReduceSum(exponential, [axis], keepdims=1)
+        made = below - op.Log(total) if logarithm else exponential / total
+        made.value.shape = x.value.shape
+        return made
+
+    return emit
+
+
+def _gather_elements(op: Builder, x: Var, indices: Var, *, axis: int = 0) -> Var:
+    """Where there is one index along the axis: the sum of the elements, all others 0."""
+    places = _places(op, x, indices, axis, "GatherElements")
+    made = op.ReduceSum(op.Where(op.Equal(indices, places), x, 0), [axis % (x.rank or 1)], keepdims=1)
+    made.value.shape = indices.value.shape
+    return made
+
+
+def _arg_max(op: Builder, x: Var, *, axis: int = 0, keepdims: int = 1) -> Var:
+    """In double precision, for which there was no kernel: the first place of the maximum."""
+    if x.dtype != ir.DataType.DOUBLE or x.rank is None:
+        return op.node("ArgMax", x, axis=axis, keepdims=keepdims)
+    axis %= x.rank
+    best = op.ReduceMax(x, [axis], keepdims=1)
+    column = ir.Value(shape=ir.Shape([1 if i == axis else None for i in range(x.rank)]))
+    places = op.Cast(_places(op, x, op.wrap(column), axis, "ArgMax"), to=x.dtype)
+    less = op.Cast(op.Less(x, best), to=x.dtype)
+    far = op.ReduceMax(places, keepdims=0) + 1
+    first = -op.ReduceMax(-(places + less * far), [axis], keepdims=keepdims)
+    return op.Cast(first, to=ir.DataType.INT64)
+
+
+def _range(op: Builder, start: Operand, limit: Operand, delta: Operand) -> Var:
+    """By the places of ones, of which there are as many as numbers, all integers."""
+    if op.opset < 9:
+        raise _error("Range", op.opset, "does not exist")
+    first, last, step = _typed(op, start, limit, delta)
+    if (_constant(start), _constant(delta)) == (0, 1):
+        return op.Reshape(op.NonZero(op.ConstantOfShape(op.Reshape(last, [1]), value=_ONE)), [-1])
+    count = op.Div(last - first + step - 1, step)
+    places = op.Reshape(op.NonZero(op.ConstantOfShape(op.Reshape(count, [1]), value=_ONE)), [-1])
+    return first + step * places
+
+
+def _mod(op: Builder, a: Operand, b: Operand) -> Var:
+    """Of integers that are not negative, by a division that drops the rest."""
+    one, other = _typed(op, a, b)
+    return one - other * op.Div(one, other)
+
+
+_ONE = ir.tensor(np.ones(1, np.int64))
+
+# Operator -> the opset it is there from, as it is now, and what emits it before.
+_STAND_INS: dict[str, tuple[int, Callable[..., Any]]] = {
+    "ArgMax": (11, _arg_max),
+    "Clip": (12, _clip),
+    "ConstantOfShape": (9, _constant_of_shape),
+    "Equal": (11, _equal),
+    "Expand": (8, _expand),
+    "GatherElements": (11, _gather_elements),
+    "Greater": (9, _compared("Greater")),
+    "GreaterOrEqual": (12, _greater_or_equal),
+    "Less": (9, _compared("Less")),
+    "LessOrEqual": (12, _less_or_equal),
+    "LogSoftmax": (13, _softmax(True)),
+    "Max": (8, _extreme("Max")),
+    "Min": (8, _extreme("Min")),
+    "Mod": (10, _mod),
+    "Range": (11, _range),
+    "ScatterElements": (11, _scatter_elements),
+    "Sign": (9, _sign),
+    "Softmax": (13, _softmax(False)),
+    "Where": (9, _where),
+}
 
 
 def _is_variadic(schema: onnx.defs.OpSchema) -> bool:

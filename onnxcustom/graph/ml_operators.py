@@ -199,8 +199,11 @@ class _Converter:
         bias = np.array(attributes.get_floats("intercepts", ()), dtype=np.float32)
         if bias.size:
             b = self._weight(node, "intercepts", bias[-rows:] if mirrored else bias, mirrored)
-            return op.Gemm(x, w, b, transB=1)
-        return op.MatMul(x, op.Transpose(w, perm=[1, 0]))
+            z = op.Gemm(x, w, b, transB=1)
+        else:
+            z = op.MatMul(x, op.Transpose(w, perm=[1, 0]))
+        z.value.shape = ir.Shape([None if x.shape is None else x.shape[0], rows])
+        return z
 
     def _weight(self, node: ir.Node, attribute: str, array: np.ndarray, mirrored: bool) -> Var:
         given = node.metadata_props.get(NAME_KEY + attribute)

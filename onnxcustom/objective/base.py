@@ -180,7 +180,7 @@ class Loss(Parameters, ABC):
         Parameters
         ----------
         op : Builder
-            Where to; opset 13 or newer.
+            Where to; any opset from 7.
         predicted : Var
             Prediction, shape [N, ...].
         expected : Var

@@ -38,7 +38,8 @@ def make_model(op: Builder, inputs: Sequence, outputs: Sequence[tuple[str, Any]]
         [onnx.helper.make_opsetid(domain, number) for domain, number in op.opset_imports().items()],
         ignore_unknown=True,
     )
-    model = ir.Model(graph, ir_version=version, producer_name="onnxcustom")
+    # Before version 4 initializers had to be inputs, too.
+    model = ir.Model(graph, ir_version=max(4, version), producer_name="onnxcustom")
     RemoveUnusedPass()(model)
     return model
 

@@ -19,7 +19,7 @@ from .transforms import scalar
 __all__ = ["SGLD"]
 
 # Range, which counts the numbers of a tensor.
-_SINCE = 11
+_SINCE = 9
 
 
 @register
@@ -47,7 +47,7 @@ class SGLD(BaseLearningRate):
     Raises
     ------
     ValueError
-        Where the update is emitted for an opset below 11.
+        Where the update is emitted for an opset below 9.
 
     References
     ----------

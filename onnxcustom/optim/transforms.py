@@ -59,12 +59,7 @@ def scalar(op: Builder, value: Any, dtype: ir.DataType | None) -> Var:
 
 def clip(op: Builder, g: Var, limit: float | None) -> Var:
     """Every number of `g` clipped to [-limit, limit]."""
-    if limit is None:
-        return g
-    if op.opset >= 11:
-        return op.Clip(g, -limit, limit)
-    # The bounds were attributes, in single precision, which 1 is exact in.
-    return limit * op.Clip(g / limit, min=-1.0, max=1.0)
+    return g if limit is None else op.Clip(g, -limit, limit)
 
 
 def sign(op: Builder, x: Var) -> Var:
@@ -73,9 +68,7 @@ def sign(op: Builder, x: Var) -> Var:
         # On the CPU, onnxruntime's Sign takes four times as long as these two.
         smallest = _SMALLEST[x.dtype]
         return op.Clip(x, -smallest, smallest) * (1 / smallest)
-    if op.opset >= 9:
-        return op.Sign(x)
-    return op.Cast(x > 0, to=x.dtype) - op.Cast(x < 0, to=x.dtype)
+    return op.Sign(x)
 
 
 def shrink(op: Builder, w: Var, lr: Var, wd: Any) -> Var:
@@ -88,10 +81,8 @@ def shrink(op: Builder, w: Var, lr: Var, wd: Any) -> Var:
 
 def soft_threshold(op: Builder, x: Var, limit: Var | float) -> Var:
     """``sign(x) max(|x| - limit, 0)``: towards zero, never across, and exactly zero in between."""
-    if op.opset >= 11:
-        low = op.once(("minus", limit.value), lambda: -limit) if isinstance(limit, Var) else -limit
-        return x - op.Clip(x, low, limit)
-    return op.Relu(x - limit) - op.Relu(-x - limit)
+    low = op.once(("minus", limit.value), lambda: -limit) if isinstance(limit, Var) else -limit
+    return x - op.Clip(x, low, limit)
 
 
 def proximal_l1(op: Builder, w: Var, lr: Var, l1: Any) -> Var:

@@ -365,6 +365,7 @@ class _StepComposer:
         zeros = [op.Reshape(op.ReduceSum(g * 0.0, keepdims=0), [1]) for g in gradients.values()]
         zeros = [_cast(op, zero, self.dtype) for zero in zeros]
         self.finite = op.Concat(*zeros, axis=0) if len(zeros) > 1 else zeros[0]
+        self.finite.value.shape = ir.Shape([len(zeros)])
         self.checked = list(gradients)
 
     def updates(

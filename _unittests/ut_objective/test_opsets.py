@@ -1,0 +1,60 @@
+"""Every loss and penalty in every opset: valid, and the numbers of its formula."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from onnxcustom.exceptions import InvalidModelError
+from onnxcustom.objective import HingeLearningLoss
+from onnxcustom.objective.penalties import PENALTIES, PerWeightLearningPenalty
+from onnxcustom.objective.standalone import loss_model
+from onnxcustom.runtime import create_session, ort_limits
+
+from .test_base import PARAMS, labels, soft_labels
+
+TOP = min(23, ort_limits()[0])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("loss", "data", "shape", "formula"), PARAMS)
+def test_losses(loss, data, shape, formula, dtype):
+    rng = np.random.default_rng(0)
+    y, p = data(rng, shape)
+    y, p = (a if a.dtype.kind in "iu" else a.astype(dtype) for a in (y, p))
+    w = rng.uniform(0.5, 2, size=len(p)).astype(dtype)
+    exact = np.asarray(formula(y, p.astype(np.float64))).reshape(len(p), -1).sum(1) * w
+    specs = [(ir.DataType.from_numpy(a.dtype), list(a.shape)) for a in (p, y, w)]
+    of_classes = isinstance(loss, HingeLearningLoss) and data in (labels, soft_labels)
+    made = {}
+    for opset in range(7, TOP + 1):
+        if of_classes and opset < 8:
+            with pytest.raises(InvalidModelError, match=r"hinge loss of classes needs opset 8"):
+                loss_model(loss, *specs, opset=opset)
+            continue
+        if type(loss).__name__ == "CustomLoss" and opset < loss.opset and data is labels:
+            continue
+        model = loss_model(loss, *specs, outputs=("scores", "loss", "gradient"), opset=opset)
+        onnx.checker.check_model(model, full_check=True)
+        feeds = {"expected": y, "predicted": p, "weight": w}
+        made[opset] = create_session(model).run(None, feeds)
+        np.testing.assert_allclose(made[opset][0], exact, rtol=1e-4, atol=1e-5, err_msg=f"opset {opset}")
+    for opset, arrays in made.items():
+        for found, wanted in zip(arrays, made[18], strict=True):
+            np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5, err_msg=f"opset {opset}")
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("kind", [k for k in PENALTIES.classes() if k is not PerWeightLearningPenalty])
+def test_penalties(kind, dtype):
+    w = np.array([[1, -2, 0.5], [0, 3, -1]], dtype)
+    made = {}
+    for opset in range(7, TOP + 1):
+        model = kind().to_onnx(dtype=dtype, opset=opset)
+        onnx.checker.check_model(model, full_check=True)
+        made[opset] = create_session(model).run(None, {"weight": w})
+    for opset, arrays in made.items():
+        for found, wanted in zip(arrays, made[18], strict=True):
+            np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6, err_msg=f"opset {opset}")
