@@ -302,7 +302,8 @@ def _clip(
     bounds = {"min": low, "max": high}
     fixed = [b for b in bounds.values() if b is not None]
     if x.dtype == ir.DataType.FLOAT and op.opset < 11 and not any(map(_is_variable, fixed)):
-        return op.node("Clip", x, **{k: float(np.float32(b)) for k, b in bounds.items() if b is not None})
+        numbers: dict[str, Any] = {k: float(np.asarray(b)) for k, b in bounds.items() if b is not None}
+        return op.node("Clip", x, **numbers)
     if x.dtype == ir.DataType.FLOAT and op.opset >= 11:
         return op.node("Clip", x, low, high)
     x = x if low is None else op.Max(x, low)
