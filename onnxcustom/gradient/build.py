@@ -15,7 +15,7 @@ from onnxcustom.exceptions import (
     NonDifferentiableError,
     UnknownNameError,
 )
-from onnxcustom.graph import load, prepare, to_proto, trainable_values
+from onnxcustom.graph import load, prepare, to_proto, trainable_values, training_info
 from onnxcustom.graph.builder import Builder
 from onnxcustom.graph.passes import RemoveUnusedPass
 from onnxcustom.graph.traversal import all_names
@@ -130,6 +130,7 @@ def differentiate(
     outputs: Sequence[str] | None,
 ) -> ir.Model:
     """Turn a prepared model into its gradient graph, in place."""
+    training_info.drop(model)
     graph = model.graph
     targets = _targets(graph, outputs)
     flow = analyse(model, targets, engine)

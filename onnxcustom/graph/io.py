@@ -17,6 +17,7 @@ from onnx.external_data_helper import uses_external_data
 from onnx_ir.passes.common import TopologicalSortPass
 
 from onnxcustom.exceptions import InvalidModelError
+from onnxcustom.graph import training_info
 from onnxcustom.graph.external import check_external, read_external
 from onnxcustom.graph.limits import Contents, Limits, current_limits, shown, size_of, survey
 from onnxcustom.graph.outline import outline
@@ -114,6 +115,7 @@ def to_ir(model: ModelLike) -> ir.Model:
     """
     if isinstance(model, ir.Model):
         made = _clone(model)
+        training_info.hand_on(model, made)
     else:
         read = _read(model, current_limits())
         proto, folder = read.proto, read.folder
@@ -137,6 +139,7 @@ def to_ir(model: ModelLike) -> ir.Model:
                 value.meta[_TYPE_KEY] = maps[value.name]
         if folder is not None:
             ir.external_data.set_base_dir(made.graph, folder)
+        training_info.take(proto, made, folder, read.label)
     _own_tensors(made)
     return made
 
@@ -157,6 +160,7 @@ def to_proto(model: ir.Model) -> onnx.ModelProto:
     onnx.ModelProto
     """
     initializers = (v for graph in model.graphs() for v in graph.initializers.values())
+    source = model
     if any(isinstance(v.const_value, ir.ExternalTensor) for v in initializers):
         model = model.clone()
         for graph in model.graphs():
@@ -171,6 +175,7 @@ def to_proto(model: ir.Model) -> onnx.ModelProto:
     for info, value in zip(infos, [*model.graph.inputs, *model.graph.outputs], strict=True):
         if _TYPE_KEY in value.meta:
             info.type.ParseFromString(value.meta[_TYPE_KEY])
+    training_info.restore(source, proto)
     return proto
 
 
@@ -221,6 +226,10 @@ def save(model: ModelLike, path: str | os.PathLike[str], external_data: bool | s
         pairs = [(part, target)]
         if external_data:
             ir.save(to_ir(proto), part, external_data=data_name, size_threshold_bytes=EXTERNAL_TENSOR_BYTES)
+            if proto.training_info:  # which onnx_ir does not write
+                written = onnx.ModelProto.FromString(part.read_bytes())
+                written.training_info.extend(proto.training_info)
+                part.write_bytes(_serialize(written, target))
             data = Path(folder) / data_name
             if data.exists():
                 pairs.insert(0, (data, target.parent / data_name))

@@ -9,6 +9,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxcustom.exceptions import InvalidDataError, UnknownNameError
+from onnxcustom.graph import training_info
 from onnxcustom.graph.io import ModelLike, to_ir, to_proto
 from onnxcustom.graph.ml_operators import ROLE_KEY
 from onnxcustom.graph.operands import FLOATS, is_bias_add, passes_through, single_counts, trainable
@@ -204,6 +205,7 @@ def rename_weights(model: ModelLike, names: Mapping[str, str]) -> onnx.ModelProt
             assert site is not None
             site.rename(new)
     rename_twins(own)
+    training_info.rename(own, names)
     return to_proto(own)
 
 

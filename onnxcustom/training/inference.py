@@ -11,7 +11,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxcustom.exceptions import InvalidModelError
-from onnxcustom.graph import prepare, to_ir, to_proto
+from onnxcustom.graph import prepare, to_ir, to_proto, training_info
 from onnxcustom.graph.opsets import SetIrVersionPass
 from onnxcustom.runtime import Device, create_session, ort_limits, run_values, to_ortvalue
 
@@ -28,6 +28,7 @@ def runnable(model: Any) -> ir.Model:
 
 def without_numbers(model: ir.Model, weights: Iterable[str]) -> ir.Model:
     """A prepared model whose weights are zeros that take no memory, in place: graphs read them as inputs."""
+    training_info.drop(model)
     for name in weights:
         value = model.graph.initializers[name]
         tensor = value.const_value
