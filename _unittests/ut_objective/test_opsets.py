@@ -7,13 +7,11 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from onnxcustom.exceptions import InvalidModelError
-from onnxcustom.objective import HingeLearningLoss
 from onnxcustom.objective.penalties import PENALTIES, PerWeightLearningPenalty
 from onnxcustom.objective.standalone import loss_model
 from onnxcustom.runtime import create_session, ort_limits
 
-from .test_base import PARAMS, labels, soft_labels
+from .test_base import PARAMS
 
 TOP = min(23, ort_limits()[0])
 
@@ -27,15 +25,8 @@ def test_losses(loss, data, shape, formula, dtype):
     w = rng.uniform(0.5, 2, size=len(p)).astype(dtype)
     exact = np.asarray(formula(y, p.astype(np.float64))).reshape(len(p), -1).sum(1) * w
     specs = [(ir.DataType.from_numpy(a.dtype), list(a.shape)) for a in (p, y, w)]
-    of_classes = isinstance(loss, HingeLearningLoss) and data in (labels, soft_labels)
     made = {}
     for opset in range(7, TOP + 1):
-        if of_classes and opset < 8:
-            with pytest.raises(InvalidModelError, match=r"hinge loss of classes needs opset 8"):
-                loss_model(loss, *specs, opset=opset)
-            continue
-        if type(loss).__name__ == "CustomLoss" and opset < loss.opset and data is labels:
-            continue
         model = loss_model(loss, *specs, outputs=("scores", "loss", "gradient"), opset=opset)
         onnx.checker.check_model(model, full_check=True)
         feeds = {"expected": y, "predicted": p, "weight": w}

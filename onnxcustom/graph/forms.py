@@ -190,8 +190,6 @@ def _where(op: Builder, condition: Var, a: Operand, b: Operand) -> Var:
     """The sum of both, each brought to 0 where it is not chosen; NaN stays."""
     one, other = _typed(op, a, b)
     chosen = op.Cast(condition, to=one.dtype)
-    if op.opset < 8:  # what is infinite is NaN then
-        return chosen * one + (1 - chosen) * other
     made = []
     for part, left_out in ((one, 1 - chosen), (other, chosen)):
         bound = op.Reciprocal(left_out) - 1  # infinite where it is chosen, else 0
@@ -200,31 +198,42 @@ def _where(op: Builder, condition: Var, a: Operand, b: Operand) -> Var:
 
 
 def _extreme(op_type: str) -> Callable[..., Var]:
-    """Max or Min, which did not broadcast, and had kernels for single precision only."""
+    """Max or Min, which did not broadcast, and had kernels for single precision only: by a reduction."""
 
     def emit(op: Builder, *operands: Operand) -> Var:
         result, *rest = _typed(op, *operands)
         for other in rest:
-            difference = other - result if op_type == "Max" else result - other
-            more = op.Relu(difference)
-            result = result + more if op_type == "Max" else result - more
+            # Not added: onnxruntime drops an addition of 1e-300, which it takes for 0.
+            both = [result - _zeros(op, other), other - _zeros(op, result)]
+            shape = both[0].value.shape
+            stacked = op.Concat(*(op.Unsqueeze(v, [0]) for v in both), axis=0)
+            if op_type == "Max":
+                result = op.ReduceMax(stacked, [0], keepdims=0)
+            else:
+                result = -op.ReduceMax(-stacked, [0], keepdims=0)
+            result.value.shape = shape
         return result
 
     return emit
 
 
-def _zeros(op: Builder, shape: Operand, dtype: ir.DataType | None, what: str) -> Var:
-    """Zeros of a shape that is that of another tensor: what is and is not so is nowhere."""
-    node = shape.value.producer() if _is_variable(shape) and hasattr(shape, "value") else None  # type: ignore[union-attr]
+def _zeros(op: Builder, like: Var, dtype: ir.DataType | None = None) -> Var:
+    """Zeros of a tensor's shape, whatever it holds: that something is and is not so is true nowhere."""
+    some = op.Cast(like, to=ir.DataType.BOOL)
+    return op.Cast(op.And(some, op.Not(some)), to=like.dtype if dtype is None else dtype)
+
+
+def _zeros_of_shape(op: Builder, shape: Operand, dtype: ir.DataType | None, what: str) -> Var:
+    """Zeros of a shape that is the one of another tensor."""
+    node = op.wrap(shape).value.producer() if _is_variable(shape) else None  # type: ignore[arg-type]
     if node is None or node.op_type != "Shape" or node.inputs[0] is None:
         raise _error(what, op.opset, "does not exist")
-    some = op.Cast(op.wrap(node.inputs[0]), to=ir.DataType.BOOL)
-    return op.Cast(op.And(some, op.Not(some)), to=dtype)
+    return _zeros(op, op.wrap(node.inputs[0]), dtype)
 
 
 def _expand(op: Builder, x: Operand, shape: Operand) -> Var:
     (value,) = _typed(op, x)
-    return value + _zeros(op, shape, value.dtype, "Expand")
+    return value - _zeros_of_shape(op, shape, value.dtype, "Expand")
 
 
 def _constant_of_shape(op: Builder, shape: Operand, *, value: ir.TensorProtocol | None = None) -> Var:

@@ -389,11 +389,6 @@ class HingeLearningLoss(Loss):
         return losses, -sign * slope
 
     def _classes(self, op: Builder, z: Var, index: Var) -> tuple[Var, Var]:
-        if op.opset < 8:  # nothing chooses between two numbers there if one is infinite
-            raise InvalidModelError(
-                f"The hinge loss of classes needs opset 8 or later, not {op.opset}: convert the model with "
-                "onnx.version_converter."
-            )
         own = shaped(op.GatherElements(z, index, axis=1), index.shape)
         never = op.Expand(op.const(np.array(-np.inf), like=z), op.Shape(index))
         others = op.ScatterElements(z, index, never, axis=1)
