@@ -161,7 +161,13 @@ def test_several_inputs_and_outputs():
     assert list(made) == ["u", "v"]
     np.testing.assert_allclose(made["v"][:, 0], Y["v"], atol=1e-2)
     assert reg.history_["val_loss"][-1] < 1e-4
-    assert reg.score(X, Y) == pytest.approx(np.mean([r2_score(Y[n], made[n]) for n in made]))
+    heads = {n: np.mean((made[n][:, 0] - Y[n]) ** 2) / 2 for n in made}
+    assert reg.score(X, Y) == pytest.approx(-(heads["u"] + 0.5 * heads["v"]), rel=1e-4)
+    assert set(reg.history_) == {"loss", "u_loss", "v_loss", "val_loss", "val_u_loss", "val_v_loss"}
+    for name, loss in heads.items():
+        assert reg.history_[f"val_{name}_loss"][-1] == pytest.approx(loss, rel=1e-4)
+    total = np.add(reg.history_["u_loss"], np.multiply(0.5, reg.history_["v_loss"]))
+    np.testing.assert_allclose(reg.history_["loss"], total, rtol=1e-4)
     frame = pd.DataFrame({"a": [0.0], "b": [1.0]})
     with pytest.raises(InvalidDataError, match=r"'a' wants 2 dimensions \(N, 2\)"):
         reg.predict(frame)

@@ -240,8 +240,8 @@ def test_what_does_not_go_with_streams(make, mlp_model):
     with pytest.raises(InvalidDataError, match="sample_weight='w'"):
         make().fit(rows, sample_weight=np.ones(len(y)))
     labels = (y > 0).astype(np.int64)
-    clf = OnnxClassifier(mlp_model([3, 4, 1], end="Sigmoid"), class_weight="balanced")
-    with pytest.raises(InvalidDataError, match="class_weight needs y in memory"):
+    clf = OnnxClassifier(mlp_model([3, 4, 1], end="Sigmoid"), class_weight={2: 1.0})
+    with pytest.raises(InvalidDataError, match=r"class_weight names \[2\]"):
         clf.fit(stream((X, labels)))
     with pytest.raises(InvalidDataError, match="target y is None"):
         make().fit(X)

@@ -206,8 +206,8 @@ def test_forward_and_backward_of_the_trained_model(make):
 
 def test_save_onnx_graph(make, tmp_path):
     X, y = data()
-    with pytest.raises(AttributeError):
-        make().save_onnx_graph(bytes)
+    fresh = make().save_onnx_graph(bytes)
+    assert list(fresh) == ["model_onnx", "step_", "train_session_"]
     model = make().fit(X, y)
     with pytest.raises(FileNotFoundError, match="nowhere"):
         model.save_onnx_graph(tmp_path / "nowhere")

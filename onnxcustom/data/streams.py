@@ -7,6 +7,7 @@ import itertools
 import numbers
 import operator
 import os
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any
 
@@ -369,11 +370,21 @@ class Stream:
         return found[:rows]
 
     def labels(self) -> np.ndarray:
-        """The different values of the target, sorted; nothing else is read.
+        """The different values of the target, sorted, as :meth:`label_counts` finds them.
 
         Returns
         -------
         ndarray of shape (k,)
+            Of a target of several columns, the values of all of them.
+        """
+        return self.label_counts()[0]
+
+    def label_counts(self) -> tuple[np.ndarray, np.ndarray]:
+        """The different values of the target, sorted, and how often each is there; nothing else is read.
+
+        Returns
+        -------
+        tuple of (ndarray of shape (k,), ndarray of shape (k,))
             Of a target of several columns, the values of all of them.
 
         Raises
@@ -387,10 +398,13 @@ class Stream:
         if not isinstance(self.head(1).y, np.ndarray):
             raise InvalidDataError(f"The stream of {self.source.name} has no target, or several: no labels.")
         found: np.ndarray | None = None
+        counts = np.zeros(0, np.int64)
         size = self._sizes()[0] or 1
         for block in self._kept(list(self.source.parts()), size, 0, targets_only=True):
-            values = _unique(block.y)
-            found = values if found is None else _unique(np.concatenate([found, values]))
+            values, times = _unique(block.y)
+            before = values[:0] if found is None else found
+            found, places = np.unique(np.concatenate([before, values]), return_inverse=True)
+            counts = np.bincount(places.reshape(-1), np.concatenate([counts, times])).astype(np.int64)
             if len(found) > _MOST_LABELS:
                 raise InvalidDataError(
                     f"The target of {self.source.name} holds more than {_MOST_LABELS:,} different values: "
@@ -398,7 +412,7 @@ class Stream:
                 )
         if found is None:
             raise self.empty()
-        return found
+        return found, counts
 
     def empty(self) -> InvalidDataError:
         """What to raise where rows are needed and there are none."""
@@ -548,10 +562,13 @@ def _not_finite(array: np.ndarray, dtype: Any) -> np.ndarray:
         return ~np.isfinite(numbers if dtype is None else numbers.astype(dtype)).all(axis=1)
 
 
-def _unique(values: np.ndarray) -> np.ndarray:
+def _unique(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Different values, sorted, and how often each is there."""
     try:
         if values.dtype.kind == "O":  # sorting text takes far longer than hashing it
-            return np.array(sorted(set(values.reshape(-1).tolist())), dtype=object)
-        return np.unique(values)
+            counts = Counter(values.reshape(-1).tolist())
+            found = sorted(counts)
+            return np.array(found, dtype=object), np.array([counts[v] for v in found], dtype=np.int64)
+        return np.unique(values, return_counts=True)
     except TypeError as exc:
         raise InvalidDataError(f"The labels are of several types: {exc}.") from exc

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.traversal import RecursiveGraphIterator
 
-from onnxcustom.exceptions import InvalidModelError, UnknownNameError
+from onnxcustom.exceptions import InvalidDataError, InvalidModelError, UnknownNameError
 from onnxcustom.gradient import ENGINES, gradient_graph
 from onnxcustom.graph import load, prepare, to_ir
 from onnxcustom.graph.builder import Builder, Var
@@ -120,7 +121,7 @@ class CustomLoss(Loss):
 
     def terms(self, op: Builder, predicted: Var, expected: Var) -> tuple[Var, Var]:
         """Losses and gradient, for a function that returns both."""
-        losses, gradient = self.loss(op, predicted, expected)
+        losses, gradient = self._called(op, predicted, expected)
         return losses, gradient
 
     def build(self, op: Builder, predicted: Var, expected: Var, weight: Var | None = None) -> LossTerms:
@@ -159,22 +160,58 @@ class CustomLoss(Loss):
         Returns whether it gives the gradient too, and if not, the shape of the losses.
         """
         sub, p, y = self._sub_builder(op, predicted, expected)
-        made = self.loss(sub, p, self.match(sub, y, p))
-        if isinstance(made, tuple) and len(made) == 2 and all(isinstance(v, Var) for v in made):
-            return True, None
-        if isinstance(made, Var):
-            return False, _inferred_shape(make_model(sub, [p, y], [("losses", made)], "loss"))
+        made = self._called(sub, p, self.match(sub, y, p))
+        pair = isinstance(made, tuple) and len(made) == 2 and all(isinstance(v, Var) for v in made)
+        if pair or isinstance(made, Var):
+            losses = made[0] if pair else made
+            shape = _inferred_shape(make_model(sub, [p, y], [("losses", losses)], "loss"))
+            self._check_rows(shape, predicted.shape)
+            return pair, None if pair else shape
         raise InvalidModelError(
             f"The loss function {self!r} returned {type(made).__name__}: return the losses, or a pair of "
             "losses and gradient, as variables of the builder."
         )
+
+    def _called(self, op: Builder, predicted: Var, expected: Var) -> Any:
+        """What the function makes of the builder and two variables of it."""
+        asked = f"The loss function {self!r} is called with (op, predicted, expected)"
+        try:
+            inspect.signature(self.loss).bind(op, predicted, expected)
+        except TypeError as exc:
+            raise InvalidModelError(
+                f"{asked}: it must take these three, op being the builder of the graph; {exc}."
+            ) from exc
+        except ValueError:  # a function of compiled code has no signature
+            pass
+        try:
+            return self.loss(op, predicted, expected)
+        except (TypeError, AttributeError) as exc:
+            if isinstance(exc, AttributeError) and not any(v in str(exc) for v in ("'Var'", "'Builder'")):
+                raise
+            raise InvalidModelError(
+                f"{asked}, no arrays but variables of an ONNX graph: NumPy's functions do not work on them. "
+                "Use operators of ONNX, such as op.Abs(x) and op.Exp(x), and Python's own, "
+                f"such as + and **. It failed with: {exc}"
+            ) from exc
+
+    def _check_rows(self, shape: Sequence | None, predicted: Sequence | None) -> None:
+        """Refuse losses that are one number for all rows."""
+        if shape is None:
+            return
+        rows = predicted[0] if predicted else None
+        if not shape or (shape[0] == 1 and rows != 1):
+            raise InvalidDataError(
+                f"The loss function {self!r} returned one number for the whole batch, shape {list(shape)}: "
+                "return one for each row, rows first, not their sum or mean. Weights of rows and the mean "
+                "over them are added."
+            )
 
     def _function_model(
         self, op: Builder, predicted: Var, expected: Var, shape: Sequence | None
     ) -> tuple[ir.Model, bool]:
         """A model from prediction and expected values to one score a row."""
         sub, p, y = self._sub_builder(op, predicted, expected)
-        losses = shaped(self.loss(sub, p, y), shape)
+        losses = shaped(self._called(sub, p, y), shape)
         return make_model(sub, [p, y], [("scores", sum_rows(sub, losses))], "loss"), False
 
     def _user_model(self, op: Builder, predicted: Var) -> tuple[ir.Model, bool]:

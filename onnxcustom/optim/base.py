@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import numbers
 from abc import ABCMeta, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
 from onnxcustom._parameters import check_parameters
 from onnxcustom._versioning import check_version, stamp_version
-from onnxcustom.exceptions import UnknownNameError
+from onnxcustom.exceptions import InvalidDataError, UnknownNameError
 from onnxcustom.graph.builder import Builder, Var
 from onnxcustom.graph.roles import Role
 
@@ -99,6 +100,13 @@ class BaseLearningRate(Clock, metaclass=RuleType):
     stream: int = 0
 
     _updates: InPlaceUpdates | None = None
+    # What updates by index, as :meth:`update` may be called.
+    _indexed: Any = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "update" in cls.__dict__:
+            cls.update = _formula_or_call(cls.__dict__["update"])  # type: ignore[method-assign]
 
     def __post_init__(self) -> None:
         check_parameters(self)
@@ -138,7 +146,30 @@ class BaseLearningRate(Clock, metaclass=RuleType):
         -------
         tuple of (Var, dict of str to Var)
             The new weight, and the new state under every name of :attr:`state`.
+
+        Notes
+        -----
+        Called as ``update(index, weight, grad, state)``, as MXNet's optimizers are, it updates arrays or
+        OrtValues in place: `weight`, and `state`, which ``create_state(index, weight)`` has made. Each index
+        counts its own updates, as in an :class:`~onnxcustom.optim.Updater`.
         """
+
+    def _update_indexed(self, index: int | str, weight: Any, grad: Any, state: Any = None) -> None:
+        """MXNet's ``update``: one weight and its state in place."""
+        from .updater import Updater
+
+        if self._indexed is None:
+            self.__dict__["_indexed"] = Updater(self)
+        names = list(self.create_state(plain(weight)))
+        given = [] if state is None else list(state) if isinstance(state, (tuple, list)) else [state]
+        if len(given) != len(names):
+            raise InvalidDataError(
+                f"{type(self).__name__} keeps {names or 'no state'} for weight {index!r}, {len(given)} "
+                "tensors were given: make them with create_state(index, weight)."
+            )
+        if names:
+            self._indexed.states[index] = dict(zip(names, given, strict=True))
+        self._indexed(index, grad, weight)
 
     def init_state(self, weight: np.ndarray) -> dict[str, np.ndarray]:
         """The state of a weight that was never updated: zeros of its shape and dtype.
@@ -154,21 +185,32 @@ class BaseLearningRate(Clock, metaclass=RuleType):
         """
         return {name: np.zeros(weight.shape, weight.dtype) for name in self.state}
 
-    def create_state(self, weight: np.ndarray) -> dict[str, np.ndarray]:
+    def create_state(self, *weight: Any) -> Any:
         """All that is kept for a weight: :meth:`init_state`, and its master copy if there is one.
 
         Parameters
         ----------
-        weight : ndarray
-            Initial value of the weight.
+        *weight : ndarray, or int or str and ndarray
+            Initial value of the weight; its index may come before it, as in MXNet.
 
         Returns
         -------
-        dict of str to ndarray
-            With ``multi_precision`` the state of a float16 weight is float32, and ``'master'`` is the
+        dict of str to ndarray, or with an index None, ndarray or tuple of them
+            With an index, what :meth:`update` takes for one. With ``multi_precision`` the state of a
+            float16 weight is float32, and ``'master'`` is the
             weight in that precision.
         """
-        weight = np.asarray(weight)
+        if len(weight) not in (1, 2):
+            raise TypeError(
+                f"create_state takes a weight, or an index and a weight, not {len(weight)} values."
+            )
+        made = self._all_state(plain(weight[-1]))
+        if len(weight) == 1:
+            return made
+        states = tuple(made.values())
+        return states if len(states) > 1 else states[0] if states else None
+
+    def _all_state(self, weight: np.ndarray) -> dict[str, np.ndarray]:
         if not (self.multi_precision and weight.dtype == np.float16):
             return self.init_state(weight)
         master = weight.astype(np.float32)
@@ -482,10 +524,29 @@ class BaseLearningRate(Clock, metaclass=RuleType):
 
     def __getstate__(self) -> dict[str, Any]:
         # Sessions cannot be pickled, and a copy makes its own.
-        return stamp_version({k: v for k, v in self.__dict__.items() if k != "_updates"})
+        return stamp_version({k: v for k, v in self.__dict__.items() if k not in ("_updates", "_indexed")})
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(check_version(state, self))
+
+
+def plain(weight: Any) -> np.ndarray:
+    """A weight as an array."""
+    return weight.numpy() if hasattr(weight, "numpy") else np.asarray(weight)
+
+
+def _formula_or_call(formula: Callable[..., Any]) -> Callable[..., Any]:
+    """An update as its formula in a graph, or of arrays, by what it is called with."""
+    if hasattr(formula, "__wrapped__"):
+        return formula
+
+    @functools.wraps(formula)
+    def update(self: BaseLearningRate, *args: Any, **kwargs: Any) -> Any:
+        if args and not isinstance(args[0], Builder):
+            return self._update_indexed(*args, **kwargs)
+        return formula(self, *args, **kwargs)
+
+    return update
 
 
 def _rate_of(learning_rate: Any) -> Any:

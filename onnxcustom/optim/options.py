@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 import dataclasses
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 from onnxcustom._parameters import check_number, flag, integer, number, optional
+from onnxcustom.exceptions import UnknownNameError
 from onnxcustom.graph.roles import Role
 from onnxcustom.graph.selection import matching
 
@@ -55,7 +56,8 @@ class SharedOptions:
     skip_nonfinite : bool, default=False
         Skip, and count, a step whose gradient holds NaN or infinity; by default it is an error.
     param_idx2name : dict of int to str, optional
-        Names of the weights that an :class:`~onnxcustom.optim.Updater` knows by index.
+        Names of the weights that an :class:`~onnxcustom.optim.Updater` knows by index. Of these, names
+        that end in neither ``_weight`` nor ``_gamma`` do not decay, as in MXNet, unless `wd_mult` says so.
     param_dict : dict of int to object, optional
         Objects with attributes ``lr_mult`` and ``wd_mult``, by index, for an
         :class:`~onnxcustom.optim.Updater`.
@@ -139,6 +141,8 @@ class SharedOptions:
             An object of `param_dict` whose factors are no numbers in [0, inf).
         """
         decays = 0.0 if role in ("bias", "normalization") else 1.0
+        if name is not None and name in (self.param_idx2name or {}).values():
+            decays = 1.0 if name.endswith(("_weight", "_gamma")) else 0.0
         lr_mult, wd_mult = 1.0, decays
         parameter = None if index is None else (self.param_dict or {}).get(index)
         if parameter is not None:
@@ -150,6 +154,29 @@ class SharedOptions:
             _factor(self.lr_mult, name, index, float(lr_mult)),
             _factor(self.wd_mult, name, index, float(wd_mult)),
         )
+
+    def check_indexed(self, index: int, known: Collection[str]) -> None:
+        """Refuse factors by names that an index without a name cannot have.
+
+        Parameters
+        ----------
+        index : int
+            A weight of which nothing else is known.
+        known : collection of str
+            Names of other weights.
+
+        Raises
+        ------
+        UnknownNameError
+            A name or pattern that is that of no other weight.
+        """
+        for option in ("lr_mult", "wd_mult"):
+            for name in getattr(self, option) or ():
+                if isinstance(name, str) and not matching(name, known):
+                    raise UnknownNameError(
+                        f"{option} names {name!r}, and the weight of index {index} has no name: give "
+                        "param_idx2name={index: name}, factors by index, or names for indices."
+                    )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         # All but the caller's own parameters, whose factors may change.

@@ -7,6 +7,8 @@ business of :mod:`onnxcustom.training.step`.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
@@ -108,21 +110,19 @@ def compose_scores(
     Returns
     -------
     onnx_ir.Model
-        Inputs are the model's, the weights, and what comes with every batch; the only output has
-        shape (rows,).
+        Inputs are the model's, the weights, and what comes with every batch. The first output has shape
+        (rows,); if there are several targets, the loss of each follows, without its factor.
     """
     model = compose_forward(model, list(dict.fromkeys(t.value for t in targets)), weights)
     graph = model.graph
     outputs = {v.name: v for v in graph.outputs}
     op = Builder(model.opset_imports[""], taken=all_names(graph))
     batch = _Batch(op, _scalar_dtype(graph.inputs), weighted)
-    total: Var | None = None
-    for target in targets:
-        scores = _scaled(batch.terms(target, op.wrap(outputs[target.value])).scores, target.weight)
-        total = scores if total is None else total + scores
-    assert total is not None
+    heads = [batch.terms(target, op.wrap(outputs[target.value])).scores for target in targets]
+    scaled = [_scaled(scores, target.weight) for scores, target in zip(heads, targets, strict=True)]
+    total = functools.reduce(operator.add, scaled)
     graph.inputs.extend(v.value for v in batch.inputs)
-    graph.outputs[:] = [op.Identity(total).value]
+    graph.outputs[:] = [op.Identity(v).value for v in [total, *(heads if len(heads) > 1 else [])]]
     _extend(model, op)
     return model
 
@@ -298,6 +298,7 @@ class _StepComposer:
         self.predicted: dict[str, str] = {}
         self.share: Var | None = None
         self.loss: Var | None = None
+        self.heads: list[Var] = []
         self.finite: Var | None = None
         self.checked: list[str] = []
         self.updated = Updates()
@@ -318,7 +319,9 @@ class _StepComposer:
             predicted = op.wrap(self.values[target.value])
             terms = self.batch.terms(target, predicted)
             rows = self._rows(predicted)
-            self._add_loss(_scaled(terms.loss / rows, target.weight))
+            loss = terms.loss / rows
+            self.heads.append(_cast(op, loss, self.dtype))
+            self._add_loss(_scaled(loss, target.weight))
             seed = self._seed(terms.gradient, rows, target.weight)
             seeds[target.value] = seeds[target.value] + seed if target.value in seeds else seed
         for value, seed in seeds.items():
@@ -416,6 +419,7 @@ class _StepComposer:
             hyper={name: _name(v) for name, v in self.hyper.items()},
             share=None if self.share is None else _name(self.share),
             loss=outputs.add("loss", self.loss),
+            heads=self._heads(outputs),
             finite=None if self.finite is None else outputs.add("finite", self.finite),
             checked=self.checked,
             weights=self._new_weights(outputs),
@@ -452,6 +456,12 @@ class _StepComposer:
         hyper = {"learning_rate": self.learning_rate, **self.hyper}
         found = {_name(v): f"hyper[{key!r}]" for key, v in hyper.items()}
         return found | {_name(v): text for text, v in scalars.items() if v is not None}
+
+    def _heads(self, outputs: _Outputs) -> str | None:
+        """The losses of several outputs side by side."""
+        if len(self.heads) < 2:
+            return None
+        return outputs.add("losses", self.op.Concat(*(self.op.Reshape(v, [1]) for v in self.heads), axis=0))
 
     def _new_weights(self, outputs: _Outputs) -> dict[str, str]:
         new = {w: outputs.add(f"{w}_new", v, self.weights[w]) for w, v in self.updated.weights.items()}

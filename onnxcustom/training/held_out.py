@@ -11,7 +11,7 @@ import numpy as np
 from onnxcustom.data import Stream
 
 from .fingerprint import hash_arrays
-from .validation import TensorSpec, as_inputs, as_targets
+from .validation import TensorSpec, as_inputs, as_sample_weight, as_targets
 
 __all__ = ["ArrayValidation", "StreamValidation", "score_stream"]
 
@@ -23,18 +23,26 @@ class ArrayValidation:
     ----------
     inputs, expected : dict of str to ndarray
         By input and by output of the model.
+    weights : ndarray, optional
+        Of the rows.
     """
 
-    def __init__(self, inputs: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> None:
-        self.inputs, self.expected = inputs, expected
+    def __init__(
+        self,
+        inputs: Mapping[str, np.ndarray],
+        expected: Mapping[str, np.ndarray],
+        weights: np.ndarray | None = None,
+    ) -> None:
+        self.inputs, self.expected, self.weights = inputs, expected, weights
 
-    def mean_loss(self, validate: Callable[[Any, Any], float]) -> float:
+    def mean_loss(self, validate: Callable[..., float]) -> float:
         """Mean loss over the rows; `validate` computes it for arrays."""
-        return validate(self.inputs, self.expected)
+        return _validated(validate, self.inputs, self.expected, self.weights)
 
     def fingerprint(self) -> dict[str, str]:
         """Dtype, shape and hash of every array."""
-        return hash_arrays({**self.inputs, **self.expected})
+        weights = {} if self.weights is None else {"sample_weight": self.weights}
+        return hash_arrays({**self.inputs, **self.expected, **weights})
 
 
 class StreamValidation:
@@ -50,6 +58,10 @@ class StreamValidation:
         Makes of expected values what the losses take.
     check : callable
         Refuses expected values that no loss allows.
+    weight_dtype : dtype
+        Of the weights of the rows.
+    weigh : callable, optional
+        Makes these, of expected values and weights as the stream has them.
     """
 
     def __init__(
@@ -59,25 +71,33 @@ class StreamValidation:
         expected: list[TensorSpec],
         encode: Callable[[Any], Any],
         check: Callable[[Mapping[str, np.ndarray]], None],
+        weight_dtype: Any = np.float32,
+        weigh: Callable[[Any, Any], Any] | None = None,
     ) -> None:
         self.stream = stream
         self.specs = inputs, expected
         self.encode, self.check = encode, check
+        self.weight_dtype, self.weigh = weight_dtype, weigh
         self._arrays(stream.head())  # what is wrong with all rows is said before training
 
-    def _arrays(self, block: Any) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    def _arrays(self, block: Any) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], np.ndarray | None]:
         inputs = as_inputs(block.X, self.specs[0])
         rows = len(next(iter(inputs.values())))
         expected = as_targets(self.encode(block.y), self.specs[1], rows)
         self.check(expected)
-        return inputs, expected
+        weights = block.sample_weight
+        if self.weigh is not None:
+            weights = self.weigh(block.y, weights)
+        if weights is not None:
+            weights = as_sample_weight(weights, rows, self.weight_dtype, part=True)
+        return inputs, expected, weights
 
-    def mean_loss(self, validate: Callable[[Any, Any], float]) -> float:
+    def mean_loss(self, validate: Callable[..., float]) -> float:
         """Mean loss over the rows; `validate` computes it for arrays."""
         total, rows = 0.0, 0
-        for inputs, expected in self.stream.blocks(apply=self._arrays):
+        for inputs, expected, weights in self.stream.blocks(apply=self._arrays):
             count = len(next(iter(inputs.values())))
-            total, rows = total + count * validate(inputs, expected), rows + count
+            total, rows = total + count * _validated(validate, inputs, expected, weights), rows + count
         if not rows:
             raise self.stream.empty()
         return total / rows
@@ -85,6 +105,11 @@ class StreamValidation:
     def fingerprint(self) -> dict[str, str]:
         """What the stream says of itself."""
         return self.stream.fingerprint()
+
+
+def _validated(validate: Callable[..., float], X: Any, y: Any, weights: np.ndarray | None) -> float:
+    """What `validate` says; overrides of older programs know nothing of weights."""
+    return validate(X, y) if weights is None else validate(X, y, weights)
 
 
 def score_stream(scorer: Any, estimator: Any, stream: Stream) -> Any:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
+from onnxcustom._parameters import check_number
 from onnxcustom.data.sparse import is_sparse
 from onnxcustom.exceptions import InvalidDataError, InvalidModelError
 from onnxcustom.graph import find_logits
@@ -26,6 +27,7 @@ __all__ = [
     "are_independent",
     "are_numbered",
     "as_labels",
+    "class_factors",
     "declared_columns",
     "fitting_loss",
     "from_one_hot",
@@ -275,3 +277,46 @@ def some(labels: np.ndarray) -> str:
     """The first labels, for messages."""
     text = ", ".join(repr(v) for v in labels[:10].tolist())
     return f"[{text}{', ...' if len(labels) > 10 else ''}]"
+
+
+def class_factors(class_weight: Any, y: Any, classes: np.ndarray) -> dict[Any, float]:
+    """Weights of classes by label.
+
+    Parameters
+    ----------
+    class_weight : dict of label to float, or 'balanced'
+        The latter is n / (k c) for a class that c of n rows are in, of k classes that there are.
+    y : array_like, or callable
+        Labels, or what returns those there are and how often each is.
+    classes : ndarray
+        Labels that the classifier tells apart.
+
+    Returns
+    -------
+    dict of label to float
+        Those that are not in it weigh 1.
+
+    Raises
+    ------
+    InvalidDataError
+        Something else, a weight that is no number in [0, inf), or one for a class that there is not.
+    """
+    if isinstance(class_weight, str) and class_weight == "balanced":
+        labels, counts = y() if callable(y) else np.unique(as_labels(y).reshape(-1), return_counts=True)
+        weights = counts.sum() / (len(counts) * counts)
+        return dict(zip(labels.tolist(), weights.tolist(), strict=True))
+    if not isinstance(class_weight, Mapping):
+        raise InvalidDataError(
+            f"class_weight must be a dict from label to weight, 'balanced' or None, not {class_weight!r}."
+        )
+    unknown = [label for label in class_weight if not np.any(classes == label)]
+    if unknown:
+        raise InvalidDataError(f"class_weight names {unknown}, no class of {some(classes)}.")
+    made = {}
+    for label, weight in class_weight.items():
+        try:
+            check_number(f"class_weight[{label!r}]", weight, "[0, inf)")
+        except (TypeError, ValueError) as exc:
+            raise InvalidDataError(str(exc)) from exc
+        made[label.item() if isinstance(label, np.generic) else label] = float(weight)
+    return made

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,6 @@ import onnx_ir as ir
 from scipy.special import expit, softmax
 from sklearn.base import ClassifierMixin
 from sklearn.exceptions import DataConversionWarning
-from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.metaestimators import available_if
 
 from onnxcustom._warnings import warn_user
@@ -27,6 +26,7 @@ from .labels import (
     are_independent,
     are_numbered,
     as_labels,
+    class_factors,
     declared_columns,
     fitting_loss,
     from_one_hot,
@@ -204,13 +204,14 @@ class OnnxClassifier(ClassifierMixin, OnnxEstimator):
         y_val: Any = None,
         *,
         epochs: int = 1,
+        sample_weight_val: Any = None,
         classes: Any = None,
     ) -> Any:
         """Train for some more epochs from wherever training is.
 
         Parameters
         ----------
-        X, y, sample_weight, X_val, y_val
+        X, y, sample_weight, X_val, y_val, sample_weight_val
             As :meth:`fit` takes them.
         epochs : int, default=1
             How many.
@@ -225,15 +226,24 @@ class OnnxClassifier(ClassifierMixin, OnnxEstimator):
         Raises
         ------
         InvalidDataError
-            Other classes than the classifier has, and as :meth:`fit`.
+            Other classes than the classifier has, ``class_weight='balanced'``, which needs all labels at
+            once, and as :meth:`fit`.
         """
+        if self._fit is None and isinstance(self.class_weight, str) and self.class_weight == "balanced":
+            raise InvalidDataError(
+                "class_weight='balanced' is not for partial_fit, which sees a part of the rows at a time: "
+                "give a dict, such as sklearn.utils.class_weight.compute_class_weight('balanced', "
+                "classes=classes, y=y) gives of all labels."
+            )
         if classes is not None:
             classes = np.unique(as_labels(classes))
             if self.__sklearn_is_fitted__():
                 _check_same(classes, self.classes_)
             self._classes = classes
         try:
-            return super().partial_fit(X, y, sample_weight, X_val, y_val, epochs=epochs)
+            return super().partial_fit(
+                X, y, sample_weight, X_val, y_val, epochs=epochs, sample_weight_val=sample_weight_val
+            )
         finally:
             self.__dict__.pop("_classes", None)
 
@@ -256,20 +266,23 @@ class OnnxClassifier(ClassifierMixin, OnnxEstimator):
             warn_user(_COLUMN, DataConversionWarning)
         return step
 
-    def row_weights(self, y: Any, sample_weight: Any) -> Any:
-        """Weights of the rows times those of their classes."""
+    def weigher(self, X: Any, y: Any) -> Callable[[Any, Any], Any] | None:
+        """Weights of the rows times those of their classes, which are those of the training data."""
         if self.class_weight is None:
-            return sample_weight
-        if y is None:
-            raise InvalidDataError("class_weight needs y in memory: give weights of the rows instead.")
-        labels = as_labels(y)
-        if self._multilabel or labels.ndim > 2 or (labels.ndim == 2 and labels.shape[1] > 1):
-            raise InvalidDataError("class_weight needs one label a row: give sample_weight instead.")
-        try:
-            weights = compute_sample_weight(self.class_weight, labels.reshape(-1))
-        except ValueError as exc:
-            raise InvalidDataError(f"class_weight: {exc}") from exc
-        return weights if sample_weight is None else weights * np.asarray(sample_weight).reshape(-1)
+            return None
+        factors = class_factors(
+            self.class_weight, X.label_counts if isinstance(X, Stream) else y, self._labels
+        )
+
+        def weigh(y: Any, sample_weight: Any) -> Any:
+            labels = as_labels(y)
+            if self._multilabel or labels.ndim > 2 or (labels.ndim == 2 and labels.shape[1] > 1):
+                raise InvalidDataError("class_weight needs one label a row: give sample_weight instead.")
+            found, places = np.unique(labels.reshape(-1), return_inverse=True)
+            weights = np.array([factors.get(label, 1.0) for label in found.tolist()])[places.reshape(-1)]
+            return weights if sample_weight is None else weights * np.asarray(sample_weight).reshape(-1)
+
+        return weigh
 
     def _hold_out(self, X: Any, y: Any, sample_weight: Any, seed: int) -> tuple[Any, ...]:
         if isinstance(X, Stream):

@@ -136,11 +136,18 @@ class OnnxRegressor(RegressorMixin, OnnxEstimator):
         return predicted.reshape(-1) if self._flat and predicted.shape[1:] in ((), (1,)) else predicted
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
-        """Coefficient of determination R², the mean over the outputs if several are trained."""
-        predicted = self.predict(X)
-        pairs = [(y[n], p) for n, p in predicted.items()] if isinstance(predicted, dict) else [(y, predicted)]
-        scores = [
-            r2_score(np.asarray(e).reshape(len(p), -1), p.reshape(len(p), -1), sample_weight=sample_weight)
-            for e, p in pairs
-        ]
-        return float(np.mean(scores))
+        """Coefficient of determination R²; minus the mean loss if several outputs are trained.
+
+        Several losses have no R² in common: their weighted sum, as in training, is what can be compared.
+        """
+        self._check_fitted()
+        self._check_features(X)
+        if len(self.step_.targets) > 1:
+            return -float(np.mean(self.step_.scores(X, y, sample_weight), dtype=np.float64))
+        p = self.predict(X)
+        expected = next(iter(y.values())) if isinstance(y, Mapping) else y
+        return float(
+            r2_score(
+                np.asarray(expected).reshape(len(p), -1), p.reshape(len(p), -1), sample_weight=sample_weight
+            )
+        )

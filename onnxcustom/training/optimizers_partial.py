@@ -155,12 +155,14 @@ class OrtGradientForwardBackwardOptimizer(Trainer):
         X_val: Any = None,
         y_val: Any = None,
         use_numpy: bool = False,
+        *,
+        sample_weight_val: Any = None,
     ) -> Any:
         """Train from the weights in the model, or with `warm_start` from those of the last fit.
 
         Parameters
         ----------
-        X, y, sample_weight, X_val, y_val
+        X, y, sample_weight, X_val, y_val, sample_weight_val
             As :meth:`Trainer.fit` takes them.
         use_numpy : bool, default=False
             Kept for old calls: there is one way to train.
@@ -174,7 +176,7 @@ class OrtGradientForwardBackwardOptimizer(Trainer):
             raise ValueError(
                 f"validation_every must be a number of epochs, or a fraction of max_iter, not {every!r}."
             )
-        return super().fit(X, y, sample_weight, X_val, y_val)
+        return super().fit(X, y, sample_weight, X_val, y_val, sample_weight_val=sample_weight_val)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -201,7 +203,7 @@ class OrtGradientForwardBackwardOptimizer(Trainer):
 
     def fit_loop(self, loader: OrtDataLoader, validation: Any = None, epochs: int = 1) -> None:
         """Run epochs; without `exc` a loss that is not finite ends them with a warning."""
-        self._session = None  # it holds the weights of before
+        self._forget_session()  # it holds the weights of before
         try:
             super().fit_loop(loader, validation, epochs)
         except ConvergenceError as exc:
@@ -287,7 +289,7 @@ class OrtGradientForwardBackwardOptimizer(Trainer):
         if _kind(kind) == "weight":
             _same_length(arrays, step.weights())
             step.set_weights(dict(zip(step.weights(), arrays, strict=True)))
-            self._session = None
+            self._forget_session()
         else:
             keys = [(w, s) for w, states in step.state().items() for s in states]
             _same_length(arrays, keys)
@@ -320,7 +322,7 @@ class OrtGradientForwardBackwardOptimizer(Trainer):
     def save_onnx_graph(
         self, folder: str | os.PathLike | type[bytes], prefix: str | None = None, suffix: str | None = None
     ) -> dict[str, Any]:
-        """Write every graph of a fitted estimator.
+        """Write every graph; before :meth:`fit`, those of the model's own weights.
 
         Parameters
         ----------
@@ -336,18 +338,17 @@ class OrtGradientForwardBackwardOptimizer(Trainer):
 
         Raises
         ------
-        AttributeError
-            Before :meth:`fit`.
         FileNotFoundError
             If the folder does not exist.
         """
-        graphs = {
-            "model_onnx": load(self.model_onnx),
-            "trained_onnx": self._fitted().get_trained_onnx(),
-            "step_": self.step_.model,
-        }
+        graphs = {"model_onnx": load(self.model_onnx)}
+        step = self._current_step(None)
+        if self.__sklearn_is_fitted__():
+            graphs["trained_onnx"] = self.get_trained_onnx()
+        graphs["step_"] = step.model
         saved = save_graphs(graphs, type(self).__name__, folder, prefix, suffix)
-        saved["train_session_"] = self.train_session_.save_onnx_graph(folder, prefix, suffix)
+        session = self.train_session_ if self.__sklearn_is_fitted__() else self._session_of(step)
+        saved["train_session_"] = session.save_onnx_graph(folder, prefix, suffix)
         return saved
 
     # -- predictions -------------------------------------------------------------------------------
@@ -382,17 +383,25 @@ class OrtGradientForwardBackwardOptimizer(Trainer):
     @property
     def train_session_(self) -> OrtGradientForwardBackward:
         """Forward and backward graphs of the trained model, made at first sight."""
-        weights = list(self._fitted().step_.weights())
         if self._session is None:
-            self._session = OrtGradientForwardBackward(
-                self.get_trained_onnx(), weights, providers=self.step_.device.name, engine=self.engine
-            )
+            self._session = self._session_of(self._fitted().step_)
         return self._session
+
+    def _session_of(self, step: TrainingStep) -> OrtGradientForwardBackward:
+        return OrtGradientForwardBackward(
+            step.trained_model(), list(step.weights()), providers=step.device.name, engine=self.engine
+        )
+
+    def _forget_session(self) -> None:
+        self._session = self._function = None
 
     @property
     def train_function_(self) -> Any:
-        """An instance of :attr:`train_session_`."""
-        return self.train_session_.new_instance()
+        """An instance of :attr:`train_session_`, the same until the weights change."""
+        session = self.train_session_
+        if self._function is None:
+            self._function = session.new_instance()
+        return self._function
 
     @property
     def input_names_(self) -> list[str]:
@@ -405,9 +414,10 @@ class OrtGradientForwardBackwardOptimizer(Trainer):
         return list(self.train_session_.cls_type_._bw_fetches_names)
 
     _session: OrtGradientForwardBackward | None = None
+    _function: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in super().__getstate__().items() if k != "_session"}
+        return {k: v for k, v in super().__getstate__().items() if k not in ("_session", "_function")}
 
 
 def _kind(kind: str) -> str:

@@ -64,6 +64,7 @@ class Program:
         self._reads_rows = graph.plan.reads_rows or self._ones is not None
         self._batch = graph.batch
         self._finite = np.zeros(len(graph.checked), dtype)
+        self._heads = np.zeros(len(graph.expected), dtype)
         self._bindings: dict[int, Binding] = {}
         # A session of its own: made now, not at the first step.
         self._tables = _Tables(graph, kept, device) if graph.rows else None
@@ -99,6 +100,8 @@ class Program:
                     binding.bind_output(new, buffer.back(old, shapes[new]))
         self._scalars.bind(binding)
         binding.bind_output(graph.loss, self._loss.ortvalue)
+        if graph.heads is not None:
+            binding.bind_output(graph.heads, to_ortvalue(self._heads))
         if graph.finite is not None:
             binding.bind_output(graph.finite, to_ortvalue(self._finite))
         for name in self._tables.outputs if self._tables else ():
@@ -133,6 +136,12 @@ class Program:
         else:
             binding.execute()
         return self._plan.loss(float(self._loss), hyper, step, share, rows)
+
+    def heads(self) -> dict[str, float]:
+        """Loss of every output in the last run, by name, if several are trained."""
+        if self._graph.heads is None:
+            return {}
+        return dict(zip(self._graph.expected, self._heads.tolist(), strict=True))
 
     def nonfinite(self) -> list[str]:
         """Weights whose gradient or new rows hold NaN or infinity, of the last run, if it looks for them."""

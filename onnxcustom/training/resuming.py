@@ -125,7 +125,13 @@ def capture(trainer: Trainer, run: Run) -> tuple[dict[str, np.ndarray], dict[str
         "n_iter": trainer.n_iter_,
         "epochs": run.epochs,
         "history": trainer.history_,
-        "position": {"batches": run.batches, "total": run.total, "rows": run.rows},
+        "position": {
+            "batches": run.batches,
+            "total": run.total,
+            "rows": run.rows,
+            "heads": run.heads,
+            "head_rows": run.head_rows,
+        },
         "stopped": run.stop_reason if run.final else None,
         "stopped_by": run.stopped_by,
         "step": step,
@@ -141,6 +147,7 @@ def restore(saved: Saved, step: TrainingStep, run: Run) -> None:
     step.load_state_dict(tensors, state["step"])
     position = state["position"]
     run.batches, run.total, run.rows = position["batches"], position["total"], position["rows"]
+    run.heads, run.head_rows = dict(position.get("heads", {})), position.get("head_rows", 0)
     run.resumed = True
     by = state.get("stopped_by")
     if state.get("stopped") is not None and (

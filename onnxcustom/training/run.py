@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +40,10 @@ class Run:
         Batches done in the present epoch.
     total, rows : float, int
         Sum of rows times objective over them, and their number.
+    heads, head_rows : dict of str to float, int
+        The same sum for the loss of every output, if several are trained, and the rows in it.
+    sample_weight, sample_weight_val : array_like, optional
+        Weights of the rows of training and validation data, as they were given.
     cut : bool
         Whether the epoch was ended before it was through.
     stop_reason : str or None
@@ -76,6 +80,10 @@ class Run:
     batches: int = 0
     total: float = 0.0
     rows: int = 0
+    heads: dict[str, float] = field(default_factory=dict)
+    head_rows: int = 0
+    sample_weight: Any = None
+    sample_weight_val: Any = None
     cut: bool = False
     stop_reason: str | None = None
     final: bool = True
@@ -106,6 +114,18 @@ class Run:
     def begin_epoch(self) -> None:
         """Forget the position in the epoch that is through."""
         self.batches, self.total, self.rows = 0, 0.0, 0
+        self.heads, self.head_rows = {}, 0
+
+    def add_heads(self, losses: Mapping[str, float], rows: int) -> None:
+        """Take in the losses of a batch by output."""
+        self.head_rows += rows
+        for name, loss in losses.items():
+            self.heads[name] = self.heads.get(name, 0.0) + rows * loss
+
+    @property
+    def head_losses(self) -> dict[str, float]:
+        """Mean loss of every output over the rows of the epoch so far, if several are trained."""
+        return {name: total / self.head_rows for name, total in self.heads.items()}
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ _SPLIT = 2**64 - 1
 
 def hold_out(
     X: Any, y: Any, sample_weight: Any, fraction: float, seed: int, labels: np.ndarray | None = None
-) -> tuple[Any, Any, Any, Any, Any]:
+) -> tuple[Any, Any, Any, Any, Any, Any]:
     """Split rows at random, as a function of the seed.
 
     Parameters
@@ -42,7 +42,7 @@ def hold_out(
     Returns
     -------
     tuple
-        X, y and weights of the rows to train on, X and y of those held out.
+        X, y and weights of the rows to train on, then of those held out.
 
     Raises
     ------
@@ -55,10 +55,10 @@ def hold_out(
         raise InvalidDataError(f"validation_fraction holds rows out, and there are {rows}.")
     held = _chosen(rows, float(fraction), seed, labels)
     kept = np.setdiff1d(np.arange(rows), held, assume_unique=True)
-    weights = sample_weight
+    weights = held_weights = sample_weight
     if np.ndim(sample_weight) > 0:
-        weights = _take(sample_weight, kept)
-    return _take(X, kept), _take(y, kept), weights, _take(X, held), _take(y, held)
+        weights, held_weights = _take(sample_weight, kept), _take(sample_weight, held)
+    return _take(X, kept), _take(y, kept), weights, _take(X, held), _take(y, held), held_weights
 
 
 def check_fraction(fraction: Any) -> None:

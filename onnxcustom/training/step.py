@@ -214,6 +214,9 @@ class TrainingStep:
     _forward: Forward | None
     _base: ir.Model | None
     _sess_options: Any = None
+    # The last batch of those accumulated, and the program that ran last.
+    _last: Sequence[Any] | None = None
+    _ran: Program | None = None
     # Constants of the model that other steps have handed on, so that they are no longer the user's.
     _moved: frozenset[str] = frozenset()
 
@@ -312,14 +315,15 @@ class TrainingStep:
         """
         optimizer = self.optimizer
         if optimizer.t != self.iteration + 1 + optimizer.begin_num_update:
-            self._check_options()
-            optimizer.update_learning_rate(self.iteration)  # a schedule that knows no such step says so
+            self._set_clock()
         updating = self._pending + 1 >= optimizer.accumulate
         program = self._program(len(values) > self._n_batch, "update" if updating else "accumulate")
         rows, share = 0, 1.0
         if optimizer.accumulate > 1:
             rows = values[0].shape()[0]
             share = rows / max(1, self._pending_rows + rows)
+            self._last = values
+        self._ran = program
         loss = program.run(values, optimizer.values, optimizer.t, share)
         unfit = program.nonfinite() or (self._buffers if updating else self._accumulated).unfit()
         if unfit or not math.isfinite(loss):
@@ -329,12 +333,64 @@ class TrainingStep:
             self._accumulated.swap()
             self._pending, self._pending_rows = self._pending + 1, self._pending_rows + rows
             return loss
+        self._updated(program)
+        return loss
+
+    def _updated(self, program: Program) -> None:
+        """Go on to the next step: the program has written new weights."""
         self._buffers.swap()
         program.write_rows()
         self._pending = self._pending_rows = 0
         self.iteration += 1
-        optimizer.advance(self.iteration)
-        return loss
+        self.optimizer.advance(self.iteration)
+
+    def _set_clock(self) -> None:
+        self._check_options()
+        self.optimizer.update_learning_rate(self.iteration)  # a schedule that knows no such step says so
+
+    def apply_accumulated(self) -> bool:
+        """Update the weights by what is accumulated, though it is of fewer batches than ``accumulate`` says.
+
+        Returns
+        -------
+        bool
+            Whether there was anything.
+
+        Raises
+        ------
+        ConvergenceError
+            The update is not finite; the weights stay as they were.
+        """
+        if not self._pending:
+            return False
+        optimizer = self.optimizer
+        if optimizer.t != self.iteration + 1 + optimizer.begin_num_update:
+            self._set_clock()
+        # A batch that has no share of the mean leaves it as it is.
+        values = self._last or self._blank_batch()
+        program = self._program(len(values) > self._n_batch, "update")
+        program.run(values, optimizer.values, optimizer.t, 0.0)
+        unfit = program.nonfinite() or self._buffers.unfit()
+        if unfit:
+            self._refuse(0.0, unfit)
+        else:
+            self._updated(program)
+        return True
+
+    def _blank_batch(self) -> list[Any]:
+        """One row of ones, or of zeros where numbers are integers."""
+        specs = [*self.inputs, *self.expected]
+        sizes = [[d if isinstance(d, int) else 1 for d in spec.shape or ()] for spec in specs]
+        arrays = [
+            np.full(size, spec.dtype is not None and spec.dtype.kind == "f", spec.dtype)
+            for size, spec in zip(sizes, specs, strict=True)
+        ]
+        return [to_ortvalue(array, self.device) for array in arrays]
+
+    @property
+    def head_losses(self) -> dict[str, float]:
+        """Loss of every output in the last step, by name and without its factor, if several are trained."""
+        return {} if self._ran is None else self._ran.heads()
 
     def _check_options(self) -> None:
         """The options of the optimizer are part of the graphs: they may not change under them."""
@@ -416,6 +472,23 @@ class TrainingStep:
 
     def scores(self, X: Any, y: Any, sample_weight: Any = None) -> np.ndarray:
         """Loss of every row with the present weights, without the penalty: shape (n,)."""
+        return self._scored(X, y, sample_weight)[0]
+
+    def head_scores(self, X: Any, y: Any, sample_weight: Any = None) -> dict[str, np.ndarray]:
+        """Loss of every row for every output that is trained, without its factor: shape (n,) each."""
+        found = self._scored(X, y, sample_weight)
+        names = [target.output for target in self.targets]
+        return dict(zip(names, found[1:] if len(names) > 1 else found, strict=True))
+
+    def penalty(self) -> float:
+        """The penalty on the present weights, which every objective contains."""
+        if not self._penalties:
+            return 0.0
+        weights, zero = self.weights(), np.zeros((), self.scalar_dtype)
+        terms = [p.penalty_loss(None, zero, weights[name]) for name, p in self._penalties.items()]
+        return sum(float(term.numpy()) for term in terms)
+
+    def _scored(self, X: Any, y: Any, sample_weight: Any) -> list[np.ndarray]:
         weighted = sample_weight is not None
         with self._lock:
             if weighted not in self._scores:
@@ -428,7 +501,7 @@ class TrainingStep:
         feeds = self.feeds(X, y, sample_weight)
         asked = step.batch[len(step.inputs) :]
         renamed = dict(zip(asked, scores.inputs[-len(asked) :], strict=True))
-        return self._run(scores, {renamed.get(name, name): array for name, array in feeds.items()})[0]
+        return self._run(scores, {renamed.get(name, name): array for name, array in feeds.items()})
 
     def predict(self, X: Any) -> dict[str, np.ndarray]:
         """Floating-point outputs of the model with the present weights, by name.
@@ -628,6 +701,7 @@ class TrainingStep:
         self._lock = ForkLock()
         self._graphs = {}
         self._programs = {}
+        self._ran = None
         self._scores = {}
         self._forward = None
         self._base = None
@@ -653,6 +727,8 @@ _REBUILT = frozenset(
         "_buffers",
         "_statistics",
         "_accumulated",
+        "_last",
+        "_ran",
     }
 )
 

@@ -38,6 +38,9 @@ class ComposedStep:
         Scalar graph input with the share of this batch's rows in those accumulated, if gradients are.
     loss : str
         Scalar graph output.
+    heads : str or None
+        Graph output with the loss of every output of the user's model, without its factor, if several are
+        trained.
     finite : str or None
         Graph output with one number for each of :attr:`checked`: 0, or NaN if its gradient holds NaN or
         infinity. None where the graph does not look for it.
@@ -74,6 +77,7 @@ class ComposedStep:
     hyper: dict[str, str]
     share: str | None
     loss: str
+    heads: str | None
     finite: str | None
     checked: list[str]
     weights: dict[str, str]

@@ -48,6 +48,9 @@ class StreamLoader:
         labels, for example.
     check : callable, optional
         Called with the converted expected values of each block, by name; raises an error if they do not fit.
+    weigh : callable, optional
+        Called with expected values and weights of each block as the stream has them, it returns the weights
+        of the rows: those of classes, for example.
 
     Attributes
     ----------
@@ -91,6 +94,7 @@ class StreamLoader:
         weight_dtype: Any = None,
         encode: Callable[[Any], Any] | None = None,
         check: Callable[[Mapping[str, np.ndarray]], object] | None = None,
+        weigh: Callable[[Any, Any], Any] | None = None,
     ) -> None:
         self.stream = stream
         self.inputs, self.targets = list(inputs), list(targets)
@@ -98,7 +102,7 @@ class StreamLoader:
         self.device = parse_device(device)
         self.shuffle, self.seed = bool(shuffle), seed
         self.weight_dtype = np.dtype(weight_dtype or np.float32)
-        self.encode, self.check = encode, check
+        self.encode, self.check, self.weigh = encode, check, weigh
         self._forget()
 
     def _forget(self) -> None:
@@ -200,8 +204,10 @@ class StreamLoader:
             if self.check is not None:
                 self.check(expected)
             arrays += expected.values()
-            if block.sample_weight is not None:
-                weights = block.sample_weight
+            weights = block.sample_weight
+            if self.weigh is not None:
+                weights = self.weigh(block.y, weights)
+            if weights is not None:
                 arrays.append(as_sample_weight(weights, len(block), self.weight_dtype, part=True))
         except InvalidDataError as exc:
             if "NaN" not in str(exc) and "infinity" not in str(exc):

@@ -7,10 +7,12 @@ change.
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import math
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,7 +36,7 @@ from .run import Run, deferred_interrupt
 from .splitting import check_fraction, hold_out
 from .step import TrainingStep
 from .stream_loader import StreamLoader
-from .validation import as_inputs, as_targets, dimensions, is_named
+from .validation import as_inputs, as_sample_weight, as_targets, dimensions, is_named
 
 __all__ = ["Trainer"]
 
@@ -45,6 +47,17 @@ class _Resumed(NamedTuple):
     checkpoint: Checkpoint
     store: CheckpointStore
     saved: Saved | None
+
+
+class _Fit(NamedTuple):
+    """A call of ``fit`` on its way to ``partial_fit``."""
+
+    trainer: Trainer
+    resumed: _Resumed | None
+
+
+# What fit() hands down to partial_fit(), whose parameters are the user's; each thread has its own.
+_FIT: ContextVar[_Fit | None] = ContextVar("onnxcustom_fit", default=None)
 
 
 class Trainer(BaseEstimator):
@@ -60,7 +73,8 @@ class Trainer(BaseEstimator):
     weights_ : dict of str to ndarray
         Copies of the trained weights, by name.
     history_ : dict of str to list of float
-        ``'loss'``, the mean objective over the rows, ``'val_loss'`` if there is validation data, and what
+        ``'loss'``, the mean objective over the rows, ``'val_loss'`` if there is validation data, the same of
+        every output as ``'<output>_loss'`` and ``'val_<output>_loss'`` if several are trained, and what
         callbacks measure: lists of one number an epoch, NaN where it was not measured.
     n_iter_ : int
         Epochs done.
@@ -81,7 +95,6 @@ class Trainer(BaseEstimator):
     validation_fraction: float | None = None
 
     _run: Run | None = None
-    _resumed: _Resumed | None = None
 
     # What a step is made of: with warm_start, a change of one of these makes a new step.
     _step_parameters: tuple[str, ...] = ()
@@ -102,9 +115,12 @@ class Trainer(BaseEstimator):
         """The expected values as the step wants them."""
         return y
 
-    def row_weights(self, y: Any, sample_weight: Any) -> Any:
-        """The weights of the rows, for expected values as the user gave them."""
-        return sample_weight
+    def weigher(self, X: Any, y: Any) -> Callable[[Any, Any], Any] | None:
+        """Makes weights of rows, of expected values and weights as the user gave them; None: the latter.
+
+        `X` and `y` are the data to train on. The same function weighs the validation data.
+        """
+        return None
 
     def sample(self, stream: Stream) -> tuple[Any, Any]:
         """Features and expected values to make a step for, of data that is not in memory."""
@@ -114,7 +130,14 @@ class Trainer(BaseEstimator):
     # -- the ladder --------------------------------------------------------------------------------
 
     def fit(
-        self, X: Any, y: Any = None, sample_weight: Any = None, X_val: Any = None, y_val: Any = None
+        self,
+        X: Any,
+        y: Any = None,
+        sample_weight: Any = None,
+        X_val: Any = None,
+        y_val: Any = None,
+        *,
+        sample_weight_val: Any = None,
     ) -> Any:
         """Train from the weights in the model, or with ``warm_start`` from those of the last fit.
 
@@ -128,7 +151,10 @@ class Trainer(BaseEstimator):
         sample_weight : array_like of shape (n,), optional
             One weight per row.
         X_val, y_val : like `X` and `y`, optional
-            Validation data: its mean loss is computed after every epoch.
+            Validation data: the objective over it is computed after every epoch.
+        sample_weight_val : like `sample_weight`, optional
+            Weights of the rows of the validation data. Rows that ``validation_fraction`` holds out have
+            theirs from `sample_weight`.
 
         Returns
         -------
@@ -146,21 +172,35 @@ class Trainer(BaseEstimator):
             raise RuntimeError(f"This {type(self).__name__} is training: a callback may fit a clone of it.")
         if not _is_count(self.max_iter):
             raise ValueError(f"max_iter must be an integer of at least 1, not {self.max_iter!r}.")
+        check_flags(self, "warm_start")
         checkpoint = self._checkpoint()
         kept = {} if self.warm_start else self._forget()
         try:
             with contextlib.ExitStack() as stack:
+                resumed = None
                 if checkpoint is not None:
                     store = checkpoint.store()
                     stack.enter_context(store.lock())
-                    self._resumed = _Resumed(checkpoint, store, checked(store.latest()))
-                return self.partial_fit(X, y, sample_weight, X_val, y_val, epochs=self.max_iter)
+                    resumed = _Resumed(checkpoint, store, checked(store.latest()))
+                token = _FIT.set(_Fit(self, resumed))
+                stack.callback(_FIT.reset, token)
+                # Older overrides of partial_fit do not know it.
+                more = {} if sample_weight_val is None else {"sample_weight_val": sample_weight_val}
+                return self.partial_fit(X, y, sample_weight, X_val, y_val, epochs=self.max_iter, **more)
         except BaseException:
             if not self.__sklearn_is_fitted__():  # training never began: as if fit had not been called
                 self.__dict__.update(kept)
             raise
-        finally:
-            self.__dict__.pop("_resumed", None)
+
+    @property
+    def _fit(self) -> _Fit | None:
+        """The call of :meth:`fit` that this is part of."""
+        fit = _FIT.get()
+        return fit if fit is not None and fit.trainer is self else None
+
+    @property
+    def _resumed(self) -> _Resumed | None:
+        return None if self._fit is None else self._fit.resumed
 
     def partial_fit(
         self,
@@ -171,12 +211,13 @@ class Trainer(BaseEstimator):
         y_val: Any = None,
         *,
         epochs: int = 1,
+        sample_weight_val: Any = None,
     ) -> Any:
         """Train for some more epochs from wherever training is.
 
         Parameters
         ----------
-        X, y, sample_weight, X_val, y_val
+        X, y, sample_weight, X_val, y_val, sample_weight_val
             As :meth:`fit` takes them.
         epochs : int, default=1
             How many.
@@ -189,12 +230,13 @@ class Trainer(BaseEstimator):
             raise RuntimeError(f"This {type(self).__name__} is training: a callback may fit a clone of it.")
         if not _is_count(epochs):
             raise ValueError(f"epochs must be an integer of at least 1, not {epochs!r}.")
+        check_flags(self, "shuffle")
         before = dict(self.__dict__)
         saved = None if self._resumed is None else self._resumed.saved
         try:
             X, X_val = as_data(X, y), None if X_val is None else as_data(X_val, y_val)
             step = self._step_for(X, y)
-            run = self._prepare(step, X, y, sample_weight, X_val, y_val, epochs)
+            run = self._prepare(step, X, y, sample_weight, X_val, y_val, sample_weight_val, epochs)
             self._adopt(step, run.seed)
             run.rate = run.rate or step.optimizer.make_schedule()
         except BaseException:  # what was found out about a model that isn't trained is forgotten
@@ -226,6 +268,8 @@ class Trainer(BaseEstimator):
             if left > 0 and run.stop_reason is None:
                 with contextlib.nullcontext() if run.store is None else deferred_interrupt(run):
                     self.fit_loop(run.loader, run.validation, left)
+            if self._fit is not None and (run.stop_reason is None or run.final):
+                self.step_.apply_accumulated()
         except BaseException as exc:
             run.error = exc
             raise
@@ -258,19 +302,24 @@ class Trainer(BaseEstimator):
     def _end_epoch(self, run: Run, loss: float, validation: Any) -> None:
         """Count an epoch that is through and write down what is known of it."""
         self.n_iter_ += 1
+        heads = run.head_losses
         run.begin_epoch()
         for name in {**self.history_, **dict.fromkeys(run.measures)}:
             self.record(name, math.nan)
         self.record("loss", loss)
+        for name, value in heads.items():
+            self.record(f"{name}_loss", value)
         if validation is not None and self.validation_due():
             self.record("val_loss", validation.mean_loss(self.validate))
+            for name, value in self._validated_heads(validation).items():
+                self.record(f"val_{name}_loss", value)
         if self.step_.optimizer.report_epoch(loss):
             run.stop("the schedule of the learning rate sees no use in going on")
 
     def run_epoch(self, loader: OrtDataLoader) -> float:
         """Train once on every row, or on those that are left; the mean objective over the rows."""
         run = self.run
-        observed = bool(run.callbacks.of_batches)
+        observed, several = bool(run.callbacks.of_batches), len(self.step_.targets) > 1
         total, rows, batches = run.total, run.rows, run.batches
         for batch in loader.epoch(self.n_iter_, batches):
             if observed:
@@ -279,6 +328,8 @@ class Trainer(BaseEstimator):
             batches += 1
             if math.isfinite(loss):  # else the step was skipped
                 total, rows = total + batch.rows * loss, rows + batch.rows
+                if several:
+                    run.add_heads(self.step_.head_losses, batch.rows)
             if observed:
                 run.batches, run.total, run.rows = batches, total, rows
                 run.callbacks.end_batch(self, batch, loss)
@@ -298,9 +349,22 @@ class Trainer(BaseEstimator):
         """Whether a validation follows the epoch just ended: always, unless a subclass says otherwise."""
         return True
 
-    def validate(self, X: Any, y: Any) -> float:
-        """Mean loss over validation data: arrays by name of input and of output."""
-        return float(np.mean(self.step_.scores(X, y), dtype=np.float64))
+    def validate(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """The objective over validation data: arrays by name of input and of output, weights of the rows."""
+        scores = self.step_.scores(X, y, sample_weight)
+        return float(np.mean(scores, dtype=np.float64)) + self.step_.penalty()
+
+    def _validated_heads(self, validation: Any) -> dict[str, float]:
+        """Mean loss of every output over validation data, if several are trained."""
+        step = self.step_
+        if len(step.targets) < 2:
+            return {}
+
+        def mean(output: str, X: Any, y: Any, sample_weight: Any = None) -> float:
+            return float(np.mean(step.head_scores(X, y, sample_weight)[output], dtype=np.float64))
+
+        names = [target.output for target in step.targets]
+        return {name: validation.mean_loss(functools.partial(mean, name)) for name in names}
 
     @property
     def weights_(self) -> dict[str, np.ndarray]:
@@ -346,7 +410,15 @@ class Trainer(BaseEstimator):
         return found[0] if found else None
 
     def _prepare(
-        self, step: TrainingStep, X: Any, y: Any, sample_weight: Any, X_val: Any, y_val: Any, epochs: int
+        self,
+        step: TrainingStep,
+        X: Any,
+        y: Any,
+        sample_weight: Any,
+        X_val: Any,
+        y_val: Any,
+        sample_weight_val: Any,
+        epochs: int,
     ) -> Run:
         """Everything of a training, checked, before anything of this estimator changes."""
         resumed = self._resumed
@@ -363,12 +435,17 @@ class Trainer(BaseEstimator):
         if self.validation_fraction is not None:
             check_fraction(self.validation_fraction)
         if self.validation_fraction is not None and X_val is None and y_val is None:
-            X, y, sample_weight, X_val, y_val = self._hold_out(X, y, sample_weight, seed)
-        loader = self._loader(step, X, y, sample_weight, seed)
-        validation = self._validation(step, X_val, y_val)
+            parts = self._hold_out(X, y, sample_weight, seed)
+            X, y, sample_weight, X_val, y_val, sample_weight_val = parts
+        weigh = self.weigher(X, y)
+        loader = self._loader(step, X, y, sample_weight, seed, weigh)
+        validation = self._validation(step, X_val, y_val, sample_weight_val, weigh)
         run = Run(X, y, X_val, y_val, loader, validation, self._all_callbacks(), seed=seed)
+        run.sample_weight, run.sample_weight_val = sample_weight, sample_weight_val
         run.epochs = getattr(self, "n_iter_", 0) + epochs
-        run.callbacks.prepare(run, ["loss"] if validation is None else ["loss", "val_loss"])
+        heads = [f"{t.output}_loss" for t in step.targets] if len(step.targets) > 1 else []
+        measured = ["loss", *heads]
+        run.callbacks.prepare(run, measured + ([] if validation is None else [f"val_{m}" for m in measured]))
         if resumed is not None:
             self._take_place(resumed, step, run)
         return run
@@ -409,13 +486,19 @@ class Trainer(BaseEstimator):
         assert fraction is not None
         if isinstance(X, Stream):
             kept, held = X.split(fraction, seed)
-            return kept, None, sample_weight, held, None
+            return kept, None, sample_weight, held, None, None
         return hold_out(X, y, sample_weight, fraction, seed)
 
     # -- data --------------------------------------------------------------------------------------
 
     def _loader(
-        self, step: TrainingStep, X: Any, y: Any, sample_weight: Any, seed: int
+        self,
+        step: TrainingStep,
+        X: Any,
+        y: Any,
+        sample_weight: Any,
+        seed: int,
+        weigh: Callable[[Any, Any], Any] | None,
     ) -> OrtDataLoader | StreamLoader:
         options: dict[str, Any] = {
             "batch_size": self.batch_size,
@@ -426,15 +509,16 @@ class Trainer(BaseEstimator):
             "weight_dtype": step.scalar_dtype,
         }
         if isinstance(X, Stream):
-            if sample_weight is not None or self.row_weights(None, None) is not None:
-                raise InvalidDataError(
-                    "A stream brings the weights of its rows: name their column in "
-                    "stream(..., sample_weight='w')."
-                )
+            _check_brings_weights(sample_weight)
             return StreamLoader(
-                X, seed=seed, encode=lambda y: self.encode(y, step), check=step.check_expected, **options
+                X,
+                seed=seed,
+                encode=lambda y: self.encode(y, step),
+                check=step.check_expected,
+                weigh=weigh,
+                **options,
             )
-        weights = self.row_weights(y, sample_weight)
+        weights = sample_weight if weigh is None else weigh(y, sample_weight)
         loader = OrtDataLoader(X, self.encode(y, step), weights, random_state=seed, **options)
         n = len(step.inputs)
         names = [spec.name for spec in step.expected]
@@ -460,22 +544,42 @@ class Trainer(BaseEstimator):
         except ValueError as exc:
             raise InvalidDataError(f"Input {step.inputs[0].name!r}: {exc}") from exc
 
-    def _validation(self, step: TrainingStep, X: Any, y: Any) -> Any:
+    def _validation(
+        self,
+        step: TrainingStep,
+        X: Any,
+        y: Any,
+        sample_weight: Any,
+        weigh: Callable[[Any, Any], Any] | None,
+    ) -> Any:
         """Validation data, checked and converted now rather than after every epoch."""
         if X is None and y is None:
+            if sample_weight is not None:
+                raise InvalidDataError("sample_weight_val weighs validation data, and there is none.")
             return None
         if X is not None and hasattr(self, "n_features_in_"):
             self._check_features(X, step, first=False)
         if isinstance(X, Stream):
+            _check_brings_weights(sample_weight)
             return StreamValidation(
-                X, step.inputs, step.expected, lambda y: self.encode(y, step), step.check_expected
+                X,
+                step.inputs,
+                step.expected,
+                lambda y: self.encode(y, step),
+                step.check_expected,
+                step.scalar_dtype,
+                weigh,
             )
         if X is None or y is None:
             raise InvalidDataError("Validation takes both X_val and y_val; one of them is None.")
         inputs = as_inputs(X, step.inputs)
-        expected = as_targets(self.encode(y, step), step.expected, len(next(iter(inputs.values()))))
+        rows = len(next(iter(inputs.values())))
+        expected = as_targets(self.encode(y, step), step.expected, rows)
         step.check_expected(expected)
-        return ArrayValidation(inputs, expected)
+        weights = sample_weight if weigh is None else weigh(y, sample_weight)
+        if weights is not None:
+            weights = as_sample_weight(weights, rows, step.scalar_dtype, part=True)
+        return ArrayValidation(inputs, expected, weights)
 
     # -- state -------------------------------------------------------------------------------------
 
@@ -548,7 +652,7 @@ class Trainer(BaseEstimator):
         return score_stream(scorer, self, X) if isinstance(X, Stream) else scorer(self, X, y)
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = {k: v for k, v in super().__getstate__().items() if k not in ("_run", "_resumed")}
+        kept = {k: v for k, v in super().__getstate__().items() if k != "_run"}
         return stamp_version(kept)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -568,6 +672,21 @@ class Trainer(BaseEstimator):
         for name, value in models.items():
             shown[name] = _Text(_short(value))
         return shown
+
+
+def _check_brings_weights(sample_weight: Any) -> None:
+    if sample_weight is not None:
+        raise InvalidDataError(
+            "A stream brings the weights of its rows: name their column in stream(..., sample_weight='w')."
+        )
+
+
+def check_flags(trainer: Trainer, *names: str) -> None:
+    """Refuse parameters that are neither True nor False: any text would count as True."""
+    for name in names:
+        value = getattr(trainer, name)
+        if not isinstance(value, (bool, np.bool_)):
+            raise TypeError(f"{name} must be True or False, not {value!r}.")
 
 
 def _is_count(value: Any) -> bool:

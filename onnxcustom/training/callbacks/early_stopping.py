@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,15 @@ if TYPE_CHECKING:
     from ..trainer import Trainer
 
 __all__ = ["EarlyStopping"]
+
+logger = logging.getLogger("onnxcustom")
+
+_Kept = tuple[dict[str, np.ndarray], dict[str, np.ndarray]]
+
+
+def _measured_on_the_way(trainer: Trainer) -> set[str]:
+    """Measures that the steps of an epoch give, not its end."""
+    return {"loss", *(f"{target.output}_loss" for target in trainer.step_.targets)}
 
 
 class EarlyStopping(Callback):
@@ -36,7 +46,10 @@ class EarlyStopping(Callback):
         Smallest improvement that counts, in [0, inf).
     restore_best : bool, default=True
         Whether weights and running statistics of the best epoch are put back when training ends, for
-        whatever reason it does.
+        whatever reason it does. What is measured after an epoch is of its last weights. ``'loss'`` is
+        measured on the way, before each update: of an epoch of one batch it is that of the weights it began
+        with, which are put back; of several batches it is that of no weights, which the log says, and the
+        last ones of the epoch are put back.
 
     Attributes
     ----------
@@ -77,6 +90,21 @@ class EarlyStopping(Callback):
         self._waited = 0
         self._weights: dict[str, np.ndarray] = {}
         self._statistics: dict[str, np.ndarray] = {}
+        self._before: _Kept | None = None
+        on_the_way = self.restore_best and self._name in _measured_on_the_way(trainer)
+        self._first = on_the_way and trainer.run.loader.n_batches == 1
+        if on_the_way and not self._first:
+            logger.warning(
+                "EarlyStopping(%r): the loss of an epoch of several batches is measured before each "
+                "update, so that no weights have it. Those after the best epoch are put back; give "
+                "validation data, or restore_best=False.",
+                self._name,
+            )
+
+    def on_epoch_begin(self, trainer: Trainer) -> None:
+        """Keep the weights that an epoch of one batch measures."""
+        if self._first:
+            self._before = trainer.step_.weights(), trainer.step_.statistics()
 
     def on_epoch_end(self, trainer: Trainer) -> None:
         """Keep the best, count the others."""
@@ -86,7 +114,8 @@ class EarlyStopping(Callback):
         if is_better(self._name, self.mode, value, self.best_, self.min_delta):
             self.best_, self.best_epoch_, self._waited = float(value), trainer.n_iter_, 0
             if self.restore_best:
-                self._weights, self._statistics = trainer.step_.weights(), trainer.step_.statistics()
+                now = trainer.step_.weights(), trainer.step_.statistics()
+                self._weights, self._statistics = self._before or now
             return
         self._waited += 1
         if self._waited > self.patience:
@@ -112,6 +141,7 @@ class EarlyStopping(Callback):
             "waited": self._waited,
             "weights": self._weights,
             "statistics": self._statistics,
+            "before": dict(zip(("weights", "statistics"), self._before or (), strict=False)),
         }
 
     def load_state_dict(self, trainer: Trainer, state: Mapping[str, Any]) -> None:
@@ -120,3 +150,5 @@ class EarlyStopping(Callback):
             return
         self.best_, self.best_epoch_, self._waited = state["best"], state["best_epoch"], state["waited"]
         self._weights, self._statistics = dict(state["weights"]), dict(state["statistics"])
+        if self._first and state.get("before"):
+            self._before = dict(state["before"]["weights"]), dict(state["before"]["statistics"])

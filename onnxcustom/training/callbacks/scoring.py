@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,12 @@ if TYPE_CHECKING:
 __all__ = ["Score"]
 
 
+def _takes_weights(scorer: Any) -> bool:
+    """Whether a scorer of scikit-learn weighs rows."""
+    function = getattr(scorer, "_score_func", None)
+    return function is not None and "sample_weight" in inspect.signature(function).parameters
+
+
 class Score(Callback):
     """Measure a score of scikit-learn while training.
 
@@ -27,7 +35,7 @@ class Score(Callback):
     ----------
     scoring : str or callable
         Name of a scorer, as ``sklearn.metrics.get_scorer_names`` lists them, or a function
-        ``(estimator, X, y) -> float``.
+        ``(estimator, X, y) -> float``. Scorers by name that can weigh rows do so, if training does.
     on : {'validation', 'train', 'both'}, optional
         Which data: by default the validation data if there is any, else the training data.
     every : int, default=1
@@ -64,12 +72,12 @@ class Score(Callback):
             return self.name
         return self.scoring if isinstance(self.scoring, str) else getattr(self.scoring, "__name__", "score")
 
-    def _parts(self, run: Run) -> dict[str, tuple[Any, Any]]:
+    def _parts(self, run: Run) -> dict[str, tuple[Any, Any, Any]]:
         """The data by name of measure."""
         on = self.on or ("train" if run.X_val is None else "validation")
         data = {
-            "train": (self._key(), run.X, run.y),
-            "validation": (f"val_{self._key()}", run.X_val, run.y_val),
+            "train": (self._key(), run.X, run.y, run.sample_weight),
+            "validation": (f"val_{self._key()}", run.X_val, run.y_val, run.sample_weight_val),
         }
         wanted = data if on == "both" else (on,)
         return {data[part][0]: data[part][1:] for part in wanted}
@@ -131,8 +139,11 @@ class Score(Callback):
 
     def _measure(self, trainer: Trainer) -> dict[str, float]:
         found = {}
-        for name, (X, y) in self._parts(trainer.run).items():
-            value = trainer.score_with(self._scorer, X, y)
+        for name, (X, y, weights) in self._parts(trainer.run).items():
+            scorer = self._scorer
+            if weights is not None and _takes_weights(scorer):
+                scorer = functools.partial(scorer, sample_weight=weights)
+            value = trainer.score_with(scorer, X, y)
             if not isinstance(value, (int, float, np.number)):
                 raise TypeError(f"The scorer {self._key()!r} returned {value!r}, which is no number.")
             found[name] = float(value)
