@@ -178,3 +178,38 @@ def test_opset_that_is_not_known_yet():
     made.graph.input[0].type.tensor_type.elem_type = 0
     with pytest.raises(InvalidModelError):
         gradient_report(load(made))
+
+
+@pytest.mark.parametrize("how", ["SequenceAt(s, p)", "ConcatFromSequence <axis = 2> (e)"])
+@pytest.mark.parametrize("position", ["int64 p = {1}", "int64[1] p = {1}", "int64[1, 1] p = {1}"])
+def test_a_position_of_one_element(how, position):
+    """onnxruntime takes one for a scalar."""
+    nodes = f"k = Mul(x, w)  s = SplitToSequence <axis = 2> (k, n)  e = SequenceErase(s, p)  y = {how}"
+    data = f"{position}, int64[3] n = {{1, 2, 3}}, float[6] w = {{1, 2, 3, 4, 5, 6}}"
+    made = gradient_graph(model(nodes, data=data), engine="onnx")
+    names = GradientNames.of(made)
+    x = np.arange(48, dtype=np.float32).reshape(2, 4, 6)
+    kept = [1, 2] if "At" in how else [0, 3, 4, 5]
+    w = np.arange(1, 7, dtype=np.float32)
+    seed = np.random.default_rng(0).normal(size=(2, 4, len(kept))).astype(np.float32)
+    feeds = {"x": x, "w": w, next(iter(names.seeds.values())): seed}
+    session = create_session(made)
+    expected_w, expected_x = np.zeros(6, np.float32), np.zeros_like(x)
+    expected_w[kept] = (x[..., kept] * seed).sum((0, 1))
+    expected_x[..., kept] = seed * w[kept]
+    given = {i.name: feeds[i.name] for i in made.graph.input}
+    got_w, got_x = session.run([names.gradients["w"], names.gradients["x"]], given)
+    np.testing.assert_allclose(got_w, expected_w, rtol=1e-5)
+    np.testing.assert_allclose(got_x, expected_x, rtol=1e-5)
+
+
+@pytest.mark.parametrize("position", ["int64 p = {7}", "int64 p = {-7}", "int64 p = {-9223372036854775808}"])
+@pytest.mark.parametrize("operator", ["SequenceErase(s, p)", "SequenceInsert(s, k, p)"])
+def test_a_position_outside_of_a_sequence(operator, position):
+    made = model(
+        f"k = Mul(x, w)  s = SequenceConstruct(k, k)  e = {operator}  y = ConcatFromSequence <axis = 2> (e)",
+        data=f"{position}, float[6] w = {{1, 2, 3, 4, 5, 6}}",
+    )
+    gradient_report(made)
+    with pytest.raises(GradientNotImplementedError, match="ConcatFromSequence"):
+        gradient_graph(made, engine="onnx")

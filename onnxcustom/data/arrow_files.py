@@ -37,6 +37,8 @@ def _reading(path: str, kind: str) -> Iterator[None]:
     except (
         OSError,
         ValueError,
+        IndexError,
+        KeyError,
         NotImplementedError,
         optional("pyarrow", f"Reading {path}").ArrowException,
     ) as exc:
@@ -93,7 +95,8 @@ class ArrowFile(DataFile):
             start = file.read(6)
         if start[:4] == b"FEA1":
             raise InvalidDataError(f"{self.path} is Feather version 1: write it again with version 2.")
-        fields = [self.names().index(name) for name in columns]
+        place = {name: i for i, name in enumerate(self.names())} if columns else {}
+        fields = [place[name] for name in columns]
         options = pa.ipc.IpcReadOptions(use_threads=False, included_fields=fields)
         with _reading(self.path, "Arrow"):
             source = pa.OSFile(self.path) if mapping is None else pa.BufferReader(pa.py_buffer(mapping))
@@ -117,7 +120,9 @@ class ArrowFile(DataFile):
         return self._known
 
     def tables(self, key: Any, rows: int, selection: Selection) -> Iterator[Any]:
-        if os.path.getsize(self.path) // len(self.parts()) <= _LARGE_BATCH:
+        with _reading(self.path, "Arrow"):
+            size = os.path.getsize(self.path)
+        if size // len(self.parts()) <= _LARGE_BATCH:
             with self._reader(selection.names) as reader:
                 yield from _slices(reader, key, rows)
             return
@@ -140,6 +145,15 @@ def _slices(reader: Any, key: int | None, rows: int) -> Iterator[Any]:
             yield piece
 
 
+def _stamp(fragment: Any) -> Any:
+    """Size and time of a fragment's file; None for one that is none."""
+    filesystem, path = getattr(fragment, "filesystem", None), getattr(fragment, "path", None)
+    if filesystem is None or path is None:
+        return None
+    info = filesystem.get_file_info(path)
+    return info.size, info.mtime_ns
+
+
 class DatasetSource(Source):
     """A ``pyarrow.dataset.Dataset``: a part is a row group of a Parquet file, or another file.
 
@@ -156,6 +170,7 @@ class DatasetSource(Source):
         self._dataset = dataset
         self._selection = plan.select(dataset.schema.names, self.name)
         self._parts: list[Part] | None = None
+        self._seen: dict[int, Any] = {}
 
     @property
     def name(self) -> str:
@@ -178,6 +193,7 @@ class DatasetSource(Source):
                         rows = None if group is None else group.num_rows
                         made.append(Part(number, start, rows, (fragment, group)))
                         start += rows or 0
+                    self._seen[number] = _stamp(fragment)
             self._parts = made
         return self._parts
 
@@ -187,6 +203,11 @@ class DatasetSource(Source):
             selection = self.plan.targets.select(self._dataset.schema.names, self.name)
         fragment, group = part.key
         row = 0
+        with _reading(getattr(fragment, "path", self.name), "part of a dataset"):
+            if _stamp(fragment) != self._seen.get(part.file):
+                raise InvalidDataError(
+                    f"{fragment.path} was changed or replaced while it is in use: make a new stream of it."
+                )
         with _reading(getattr(fragment, "path", self.name), "part of a dataset"):
             tables = self._scanned(fragment, selection.names, rows)
             if group is not None:
@@ -238,4 +259,4 @@ class DatasetSource(Source):
         return made
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_parts": None}
+        return {**self.__dict__, "_parts": None, "_seen": {}}

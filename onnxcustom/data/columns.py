@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -39,20 +41,20 @@ class Selection:
 
     parts: Mapping[Key, _Columns]
 
-    @property
+    @functools.cached_property
     def names(self) -> list[str]:
         """The columns to read."""
         return list(dict.fromkeys(name for part in self.parts.values() for name in part.names))
 
-    @property
-    def numeric(self) -> set[str]:
+    @functools.cached_property
+    def numeric(self) -> frozenset[str]:
         """Those that must be numbers: all but the expected values, which may be labels."""
-        return {
+        return frozenset(
             name
             for key, part in self.parts.items()
             if key.role != "y" or part.side_by_side
             for name in part.names
-        }
+        )
 
     def check(self, names: Sequence[str], where: str) -> None:
         """Look for the columns in a table.
@@ -62,13 +64,14 @@ class Selection:
         InvalidDataError
             One is missing, or another one has its name.
         """
-        missing = [name for name in self.names if name not in names]
+        counts = Counter(names)
+        missing = [name for name in self.names if name not in counts]
         if missing:
             raise InvalidDataError(
                 f"{where} has no column{'s' if len(missing) > 1 else ''} {_some(missing)}; it has "
                 f"{_some(names)}."
             )
-        twice = [name for name in self.names if list(names).count(name) > 1]
+        twice = [name for name in self.names if counts[name] > 1]
         if twice:
             raise InvalidDataError(f"{where} has several columns called {twice[0]!r}.")
 

@@ -83,7 +83,7 @@ class CsvFile(DataFile):
 
     def _records(self, delimiter: str) -> Iterator[tuple[int, list[str]]]:
         """Number of the line and cells of every line that is not empty, names of columns first."""
-        width = 0
+        width = 0 if self._known is None else len(self._known[0])
         with _reading(self.path), self._open() as file:
             lines = csv.reader(file, delimiter=delimiter)
             for cells in lines:
@@ -102,8 +102,8 @@ class CsvFile(DataFile):
 
     def _complain(self, selection: Selection, why: Exception | None = None) -> None:
         """Look for the first cell that is not what its column must hold, and raise an error that names it."""
-        places = [(i, name) for i, name in enumerate(self.names()) if name in selection.names]
         kinds = self._kinds(selection)
+        places = [(i, name) for i, name in enumerate(self.names()) if name in kinds]
         for line, cells in self._rows():
             for i, name in places:
                 if not _fits(cells[i], kinds[name]):
@@ -130,7 +130,7 @@ class CsvFile(DataFile):
         kinds = self._kinds(selection)
         if any(name in kinds and kinds[name] != kind for name, kind in zip(names, found, strict=True)):
             self._complain(selection)
-        labels = [name for name, kind in kinds.items() if kind == "number" and name not in selection.numeric]
+        labels = {name for name, kind in kinds.items() if kind == "number" and name not in selection.numeric}
         try:
             reader = importlib.import_module("pyarrow.csv")
         except ImportError:
@@ -139,7 +139,7 @@ class CsvFile(DataFile):
             yield from self._quickly(reader, rows, selection, kinds, labels)
 
     def _quickly(
-        self, module: Any, rows: int, selection: Selection, kinds: dict[str, str], labels: list[str]
+        self, module: Any, rows: int, selection: Selection, kinds: dict[str, str], labels: set[str]
     ) -> Iterator[Any]:
         """Through pyarrow."""
         pa = importlib.import_module("pyarrow")
@@ -168,10 +168,11 @@ class CsvFile(DataFile):
             self._complain(selection, exc)
 
     def _slowly(
-        self, rows: int, selection: Selection, kinds: dict[str, str], labels: list[str]
+        self, rows: int, selection: Selection, kinds: dict[str, str], labels: set[str]
     ) -> Iterator[Any]:
         """Without pyarrow."""
-        places = {name: self.names().index(name) for name in selection.names}
+        place = {name: i for i, name in enumerate(self.names())}
+        places = {name: place[name] for name in selection.names}
         lines = self._rows()
         while True:
             cells = [cells for _, cells in itertools.islice(lines, rows)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,10 @@ from .fingerprints import hash_file
 from .sources import Part, Source, from_frame
 
 __all__ = ["DataFile", "FileSource", "find_files"]
+
+_LOGGER = logging.getLogger("onnxcustom")
+# What tells a file that was replaced while it is in use: pieces of it, few enough to be read at once.
+_PIECE, _WHOLE = 2**14, 2**20
 
 
 class DataFile(ABC):
@@ -71,6 +76,8 @@ class FileSource(Source):
     def __init__(self, files: Sequence[DataFile], plan: Plan) -> None:
         super().__init__(plan)
         self.files = list(files)
+        self._seen: dict[int, tuple[tuple[int, ...], str]] = {}
+        self._check_same(0)
         self._selection = plan.select(self.files[0].names(), self.files[0].path)
         self._parts: list[Part] | None = None
 
@@ -83,6 +90,7 @@ class FileSource(Source):
         if self._parts is None:
             made = []
             for number, file in enumerate(self.files):
+                self._check_same(number)
                 if number:
                     self._selection.check(file.names(), file.path)
                 start = 0
@@ -97,10 +105,39 @@ class FileSource(Source):
         file = self.files[part.file]
         selection = self.plan.targets.select(file.names(), file.path) if targets_only else self._selection
         row = 0
+        self._check_same(part.file)
         for table in file.tables(part.key, rows, selection):
+            self._check_same(part.file)
             block = from_frame(selection, table, self, part, row)
             row += len(block)
             yield block
+
+    def _check_same(self, number: int) -> None:
+        """A file is the one that it was when it was first looked at.
+
+        Raises
+        ------
+        InvalidDataError
+            It is gone, or another one is in its place.
+        """
+        path = self.files[number].path
+        try:
+            status = os.stat(path)
+            stamp = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+            before, content = self._seen.get(number, (None, ""))
+            if stamp == before:
+                return
+            now = hash_file(path, _PIECE, _WHOLE)
+        except OSError as exc:
+            raise InvalidDataError(f"{path} cannot be read: {exc}") from exc
+        if before is not None and now != content:
+            raise InvalidDataError(
+                f"{path} was changed or replaced while it is in use: it had {before[2]:,} bytes, and has "
+                f"{stamp[2]:,}. Make a new stream of it."
+            )
+        if before is not None:
+            _LOGGER.warning("%s was written again while it is in use; it holds what it held.", path)
+        self._seen[number] = stamp, now
 
     def place(self, part: Part, row: int) -> str:
         return self.files[part.file].place(part.start + row)
@@ -120,7 +157,7 @@ class FileSource(Source):
         return made
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_parts": None}
+        return {**self.__dict__, "_parts": None, "_seen": {}}
 
 
 # -- which files ----------------------------------------------------------------------------------------
@@ -190,8 +227,11 @@ def _known() -> str:
 def _data_file(path: str) -> DataFile:
     kind = _kind(path)
     if kind is None:
-        with open(path, "rb") as file:
-            start = file.read(6)
+        try:
+            with open(path, "rb") as file:
+                start = file.read(6)
+        except OSError as exc:
+            raise InvalidDataError(f"{path} cannot be read: {exc}") from exc
         parquet, arrow, _ = _kinds()
         kind = parquet if start[:4] == b"PAR1" else arrow if start == b"ARROW1" else None
     if kind is None:

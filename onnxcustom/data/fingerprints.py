@@ -75,15 +75,23 @@ def hash_rows(blocks: Iterable[Block]) -> dict[str, str]:
     return {str(k): f"{shapes[k]} {rows} rows {d.hexdigest()[:16]}" for k, d in digests.items()}
 
 
-def hash_file(path: str | os.PathLike) -> str:
-    """Size of a file and SHA-256 of it; of more than 1 GB, of 64 pieces of 4 MB spread evenly over it."""
+def hash_file(path: str | os.PathLike, piece: int = _PIECE, whole: int = _WHOLE) -> str:
+    """Size of a file and SHA-256 of it; of more than 1 GB, of 64 pieces of 4 MB spread evenly over it.
+
+    Parameters
+    ----------
+    path : path
+        The file.
+    piece, whole : int
+        Bytes of such a piece, and of the largest file that is read as a whole.
+    """
     size = os.path.getsize(path)
-    starts: Iterable[int] = range(0, size, _PIECE)
-    if size > _WHOLE:
-        starts = np.linspace(0, size - _PIECE, _SAMPLES).astype(np.int64).tolist()
+    starts: Iterable[int] = range(0, size, piece)
+    if size > whole:
+        starts = np.linspace(0, size - piece, _SAMPLES).astype(np.int64).tolist()
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         for start in starts:
             file.seek(start)
-            digest.update(file.read(_PIECE))
+            digest.update(file.read(piece))
     return f"{size} bytes {digest.hexdigest()[:16]}"

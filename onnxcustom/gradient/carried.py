@@ -57,6 +57,12 @@ def known(value: ir.Value | None) -> np.ndarray | None:
     return None if tensor is None else tensor.numpy()
 
 
+def _position(value: ir.Value | None) -> int | None:
+    """A position in a sequence, None if it is known only when the graph runs or is no single number."""
+    array = known(value)
+    return int(array.item()) if array is not None and array.size == 1 else None
+
+
 def quantizer(node: ir.Node) -> ir.Node | None:
     """The node that quantized what a DequantizeLinear reads, None if another one made it."""
     source = node.inputs[0].producer() if node.inputs[0] is not None else None
@@ -107,23 +113,27 @@ def _edited(node: ir.Node) -> list[Element] | None:
     """Elements after an insertion or an erasure."""
     before = elements(node.inputs[0])
     given = _input(node, 2 if node.op_type == "SequenceInsert" else 1)
-    position = known(given)
+    position = _position(given)
     if before is None or (given is not None and position is None):
         return None
-    after = list(before)
-    if node.op_type == "SequenceErase":
-        del after[-1 if position is None else int(position)]
+    inserts, after = node.op_type == "SequenceInsert", list(before)
+    if position is None:
+        position = len(after) if inserts else -1
+    if not -len(after) <= position < len(after) + inserts:
+        return None  # an error when the graph runs
+    if inserts:
+        after.insert(position, Element(_input(node, 1)))
     else:
-        after.insert(len(after) if position is None else int(position), Element(_input(node, 1)))
+        del after[position]
     return after
 
 
 def element_at(node: ir.Node) -> Element | None:
     """What SequenceAt takes, None if that is known only when the graph runs."""
-    position = known(node.inputs[1])
-    if position is None:
+    index = _position(_input(node, 1))
+    if index is None:
         return None
-    index, source = int(position), _input(node, 0).producer()
+    source = _input(node, 0).producer()
     if source is not None and source.op_type == "SplitToSequence" and index >= 0:
         return Element(_input(source, 0), source, index)
     found = elements(node.inputs[0])
