@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from onnxcustom._parameters import check_number
+from onnxcustom._warnings import warn_user
 from onnxcustom.exceptions import CheckpointError
 
 from .checkpoint_format import (
@@ -41,7 +42,7 @@ from .checkpoint_format import (
     encoded_tensors,
     json_state,
 )
-from .folder_lock import locked_folder
+from .folder_lock import LOCK_FILE, locked_folder
 
 __all__ = ["CheckpointStore", "Saved"]
 
@@ -119,6 +120,9 @@ class CheckpointStore:
         self._saving = threading.Lock()
         # Whether the file system knows that this store holds the folder; None where it does not.
         self._held: bool | None = None
+        # What lets go of the folder, and which file locks it.
+        self._release = contextlib.ExitStack()
+        self._mark: tuple[int, int] | None = None
 
     # -- reading -----------------------------------------------------------------------------------
 
@@ -227,17 +231,42 @@ class CheckpointStore:
         CheckpointError
             Another process, or another run of this one, trains into the folder.
         """
-        self._make_folder()
-        with locked_folder(self.folder) as locked:
-            self._process, self._held = os.getpid(), locked
+        with contextlib.ExitStack() as release:
+            self._take(release)
             try:
                 yield
             finally:
-                self._held = None
+                self._held = self._mark = None
+
+    def _take(self, release: contextlib.ExitStack) -> None:
+        self._make_folder()
+        held = release.enter_context(locked_folder(self.folder))
+        self._process, self._held, self._release, self._mark = os.getpid(), held, release, self._present()
+
+    def _present(self) -> tuple[int, int] | None:
+        """Which file locks the folder, if one does."""
+        try:
+            status = os.stat(self.folder / LOCK_FILE, follow_symlinks=False)
+        except OSError:
+            return None
+        return status.st_dev, status.st_ino
+
+    def _take_again(self) -> None:
+        """The folder is gone, or another one: make it and hold it again."""
+        self._held = self._mark = None
+        self._release.close()
+        self._take(self._release)
+        warn_user(
+            f"{str(self.folder)!r} was removed, emptied or replaced during training: it was made again, and "
+            "goes on with the checkpoints from here.",
+            RuntimeWarning,
+        )
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[bool]:
         """Be the only one who writes; whether the file system makes sure of it."""
+        if self._held is not None and self._present() != self._mark:
+            self._take_again()
         with contextlib.nullcontext() if self._held is not None else self.lock():
             yield bool(self._held)
 
@@ -248,6 +277,8 @@ class CheckpointStore:
             _sync_folder(self.folder.absolute().parent)
 
     def _check_folder(self) -> None:
+        if "\0" in str(self.folder):
+            raise CheckpointError(f"{str(self.folder)!r} is no path: checkpoints go into a folder.")
         if self.folder.exists() and not self.folder.is_dir():
             raise CheckpointError(f"{str(self.folder)!r} is a file: checkpoints go into a folder.")
 

@@ -179,9 +179,8 @@ class Trainer(BaseEstimator):
             with contextlib.ExitStack() as stack:
                 resumed = None
                 if checkpoint is not None:
-                    store = checkpoint.store()
-                    stack.enter_context(store.lock())
-                    resumed = _Resumed(checkpoint, store, checked(store.latest()))
+                    store, saved = stack.enter_context(checkpoint.opened())
+                    resumed = _Resumed(checkpoint, store, checked(saved))
                 token = _FIT.set(_Fit(self, resumed))
                 stack.callback(_FIT.reset, token)
                 # Older overrides of partial_fit do not know it.

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxcustom._parameters import check_number
 from onnxcustom._warnings import warn_user
+from onnxcustom.exceptions import CheckpointError
 
-from ..checkpoint import CheckpointStore
+from ..checkpoint import CheckpointStore, Saved
 from .base import Callback
 
 if TYPE_CHECKING:
@@ -18,6 +22,9 @@ if TYPE_CHECKING:
     from ..trainer import Trainer
 
 __all__ = ["Checkpoint"]
+
+# Errors of the system that pass: somebody makes room.
+_NO_ROOM = frozenset({errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)})
 
 
 class Checkpoint(Callback):
@@ -41,7 +48,9 @@ class Checkpoint(Callback):
 
     Notes
     -----
-    When the disk is full, training goes on with a warning; the last good checkpoint stays.
+    When the disk is full, training goes on with a warning; the last good checkpoint stays. A folder that is
+    removed meanwhile is made again, with a warning. One that cannot be written at all is an error before
+    training begins.
     """
 
     def __init__(
@@ -62,6 +71,40 @@ class Checkpoint(Callback):
     def store(self) -> CheckpointStore:
         """The folder."""
         return CheckpointStore(Path(self.folder).absolute(), self.keep)
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[tuple[CheckpointStore, Saved | None]]:
+        """The folder, which nobody else trains into meanwhile, and the newest checkpoint in it.
+
+        Without room for the file that locks it, a warning, and every checkpoint tries again.
+
+        Raises
+        ------
+        CheckpointError
+            It cannot be used, or another run does.
+        """
+        with contextlib.ExitStack() as stack:
+            try:
+                store = self.store()
+                try:
+                    stack.enter_context(store.lock())
+                except OSError as exc:
+                    if exc.errno not in _NO_ROOM:
+                        raise
+                    self._warn("yet", exc)
+                saved = store.latest()
+            except OSError as exc:
+                raise CheckpointError(
+                    f"{os.fspath(self.folder)!r} cannot be used for checkpoints: {exc}. Give another folder."
+                ) from exc
+            yield store, saved
+
+    def _warn(self, when: str, exc: Exception) -> None:
+        warn_user(
+            f"No checkpoint was written to {os.fspath(self.folder)!r} {when}: {exc}. Training goes on; the "
+            "last one that was written is kept.",
+            RuntimeWarning,
+        )
 
     def check(self, run: Run) -> None:
         """Refuse intervals that are none."""
@@ -111,10 +154,6 @@ class Checkpoint(Callback):
         try:
             run.store.save(*trainer.checkpoint_state())
             self._saved = place
-        except OSError as exc:
-            warn_user(
-                f"No checkpoint was written to {os.fspath(self.folder)!r} after epoch {trainer.n_iter_}: "
-                f"{exc}. Training goes on; the last one that was written is kept.",
-                RuntimeWarning,
-            )
+        except (OSError, CheckpointError) as exc:
+            self._warn(f"after epoch {trainer.n_iter_}", exc)
         self._last = time.monotonic()
