@@ -15,6 +15,7 @@ from onnxcustom.exceptions import UnknownNameError
 
 __all__ = [
     "Parameters",
+    "check_flag",
     "check_number",
     "check_parameters",
     "choice",
@@ -76,8 +77,26 @@ def check_parameters(instance: Any) -> None:
         elif "choice" in field.metadata and value not in field.metadata["choice"]:
             words = ", ".join(map(repr, field.metadata["choice"]))
             raise ValueError(f"{name} must be one of {words}, not {value!r}.")
-        elif "flag" in field.metadata and not isinstance(value, (bool, np.bool_)):
-            raise TypeError(f"{name} must be True or False, not {value!r}.")
+        elif "flag" in field.metadata:
+            check_flag(name, value)
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Check that `value` is True or False: other things are neither, whatever Python takes them for.
+
+    Examples
+    --------
+    >>> check_flag("shuffle", "maybe")
+    Traceback (most recent call last):
+        ...
+    onnxcustom._parameters._NoFlagError: shuffle must be True or False, not 'maybe'.
+    """
+    if not isinstance(value, (bool, np.bool_)):
+        raise _NoFlagError(f"{name} must be True or False, not {value!r}.")
+
+
+class _NoFlagError(TypeError, ValueError):
+    """As scikit-learn's error for a bad parameter, which is both."""
 
 
 def check_number(name: str, value: Any, interval: str, integral: bool = False) -> None:

@@ -80,7 +80,7 @@ class Untouched:
         assert not hasattr(fresh, "weights_")
         try:
             for warm in (False, True):
-                self.fitted.set_params(warm_start=warm, **params)
+                self.fitted.set_params(**{"warm_start": warm, **params})
                 calls = [self.fitted.fit] + ([self.fitted.partial_fit] if "max_iter" not in params else [])
                 for call in calls:
                     with pytest.raises(error, match=message):
@@ -296,6 +296,10 @@ def test_an_output_with_too_few_columns_for_the_labels_of_the_graph(classifier):
         ({"engine": "nope"}, UnknownNameError, r"engine 'nope'; there are 'auto', "),
         ({"random_state": -1}, ValueError, r"random_state"),
         ({"random_state": "seed"}, ValueError, r"random_state"),
+        ({"shuffle": "maybe"}, ValueError, r"shuffle must be True or False, not 'maybe'"),
+        ({"shuffle": None}, ValueError, r"shuffle .* not None"),
+        ({"warm_start": "maybe"}, ValueError, r"warm_start must be True or False, not 'maybe'"),
+        ({"verbose": "maybe"}, ValueError, r"verbose .* not 'maybe'"),
     ],
 )
 def test_parameters(regressor, params, error, message):
@@ -405,6 +409,8 @@ def test_a_step_refuses_bad_batches(linear_model, batch, message):
         ({"weights": ["nope"]}, UnknownNameError, r"'nope'.*\['w', 'b'\]"),
         ({"penalty": "nope"}, UnknownNameError, r"'nope'"),
         ({"threads": 0}, ValueError, r"threads.* 0"),
+        ({"passes": "maybe"}, ValueError, r"passes must be True or False, not 'maybe'"),
+        ({"recompute": "maybe"}, ValueError, r"recompute must be True or False"),
     ],
 )
 def test_a_step_refuses_bad_parameters(linear_model, options, error, message):

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
-from sklearn.metrics import accuracy_score, get_scorer, log_loss
+from sklearn.metrics import accuracy_score, get_scorer, log_loss, make_scorer, max_error
 
 from onnxcustom.exceptions import ConvergenceError, ConvergenceWarning, InvalidDataError, UnknownNameError
 from onnxcustom.optim import ReduceOnPlateau
@@ -326,6 +326,42 @@ def test_what_is_better(make, name, mode, best):
     assert kept.best_epoch_ == best
 
 
+def worst(estimator, X, y):
+    return float(np.max(np.abs(estimator.predict(X) - y)))
+
+
+def test_a_function_does_not_say_what_is_better(make):
+    X, y = data()
+    with pytest.raises(UnknownNameError, match=r"'worst'.*mode='min' or mode='max'"):
+        make(Score(worst), EarlyStopping("worst")).fit(X, y)
+    reg = make(Score(worst), EarlyStopping("worst", mode="min")).fit(X, y)
+    assert worst(reg, X, y) == pytest.approx(min(reg.history_["worst"]))
+    # A scorer of scikit-learn does, made of a function too, and so does a name.
+    scorer = make_scorer(max_error, greater_is_better=False)
+    for score in (Score(scorer, name="x"), Score(worst, name="x_loss")):
+        reg = make(score, EarlyStopping(score.name)).fit(X, y)
+        assert worst(reg, X, y) == pytest.approx(min(np.abs(reg.history_[score.name])))
+    make(Score("r2", name="x"), EarlyStopping("x")).fit(X, y)
+
+
+def test_a_plateau_of_a_score(make):
+    X, y = data()
+    with pytest.raises(InvalidDataError, match=r"'r2'.*mode='max'"):
+        make(Score("r2"), LearningRate(ReduceOnPlateau(0.1), "r2")).fit(X, y)
+    rate = ReduceOnPlateau(0.01, factor=0.5, patience=0, mode="max")
+    reg = make(Score("r2"), LearningRate(rate, "r2"), Rates()).fit(X, y)
+    assert all(np.diff(reg.history_["r2"]) > 0)
+    assert reg.callbacks_[-1].seen == [0.01] * 4
+
+
+class Rates(Callback):
+    def on_train_begin(self, trainer):
+        self.seen = []
+
+    def on_epoch_end(self, trainer):
+        self.seen.append(trainer.step_.optimizer.value)
+
+
 @pytest.mark.parametrize(("validation", "name"), [(True, "val_loss"), (False, "loss")])
 def test_what_is_watched_by_default(make, validation, name):
     X, y = data()
@@ -480,7 +516,7 @@ def test_scores_every_so_many_epochs_and_batches(make):
 def test_early_stopping_reads_scores_whatever_the_order(make):
     X, y = data()
     score = Score(lambda est, X, y: 1.0, name="flat")
-    reg = make(EarlyStopping("flat", patience=0), score).fit(X, y)
+    reg = make(EarlyStopping("flat", mode="max", patience=0), score).fit(X, y)
     assert reg.n_iter_ == 2
 
 

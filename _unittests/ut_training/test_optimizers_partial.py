@@ -204,6 +204,22 @@ def test_forward_and_backward_of_the_trained_model(make):
     np.testing.assert_array_equal(model.train_session_.get_initializer("w"), model.trained_coef_["w"])
 
 
+def test_one_function_for_forward_and_backward(make):
+    X, y = data()
+    model = make().fit(X, y)
+    function = model.train_function_
+    assert model.train_function_ is function
+    assert isinstance(function, model.train_session_.cls_type_)
+    model.train_function_.forward([X, *model.get_state()], training=True)
+    expected = model.train_function_.backward([np.ones((len(X), 1), np.float32)])
+    np.testing.assert_allclose(expected[1].numpy(), X.sum(axis=0).reshape(-1, 1), rtol=1e-5)
+    copied = pickle.loads(pickle.dumps(model))
+    assert copied.train_function_ is copied.train_function_ is not function
+    model.set_state(model.get_state())
+    assert model.train_function_ is not function
+    assert isinstance(model.train_function_, model.train_session_.cls_type_)
+
+
 def test_save_onnx_graph(make, tmp_path):
     X, y = data()
     fresh = make().save_onnx_graph(bytes)

@@ -218,6 +218,17 @@ def test_class_weights_that_are_none(classifier, weight, message):
         classifier.set_params(class_weight=weight).fit(X, TWO)
 
 
+def test_balanced_needs_all_rows(classifier):
+    balanced = clone(classifier).set_params(class_weight="balanced")
+    with pytest.raises(InvalidDataError, match=r"'balanced'.*partial_fit"):
+        balanced.partial_fit(X, TWO, classes=[0, 1])
+    assert not hasattr(balanced, "step_")
+    fitted = balanced.fit(X, TWO)
+    with pytest.raises(InvalidDataError, match=r"'balanced'.*partial_fit"):  # as SGDClassifier after fit
+        fitted.partial_fit(X, TWO)
+    assert fitted.set_params(warm_start=True).fit(X, TWO).n_iter_ == 2 * fitted.max_iter
+
+
 # -- labels ------------------------------------------------------------------------------------------
 
 

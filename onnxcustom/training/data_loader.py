@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from onnxcustom._parameters import check_flag
 from onnxcustom._versioning import check_version, stamp_version
 from onnxcustom.data.fingerprints import hash_array
 from onnxcustom.data.sparse import SparseRows
@@ -180,7 +181,9 @@ class OrtDataLoader:
             for name, array in arrays.items()
         }
         self.device = parse_device(device)
-        self.random_iter = bool(random_iter if shuffle is None else shuffle)
+        shuffle = random_iter if shuffle is None else shuffle
+        check_flag("shuffle", shuffle)
+        self.random_iter = bool(shuffle)
         self.seed = draw_seed(random_state)
         self.block_bytes = int(block_bytes)
         self._epoch = 0

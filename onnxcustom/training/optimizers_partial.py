@@ -101,6 +101,7 @@ class OrtGradientForwardBackwardOptimizer(Trainer):
         "learning_penalty",
         "engine",
     )
+    _flags = ("shuffle", "warm_start", "enable_logging", "exc")
 
     def __init__(
         self,

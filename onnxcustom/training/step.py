@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from onnxcustom._parameters import check_flag
 from onnxcustom._versioning import check_version, stamp_version
 from onnxcustom.exceptions import (
     ConvergenceError,
@@ -160,6 +161,8 @@ class TrainingStep:
     ) -> None:
         if threads is not None and not threads >= 1:
             raise ValueError(f"threads must be at least 1, not {threads!r}.")
+        for name, value in {"sample_weight": sample_weight, "passes": passes, "recompute": recompute}.items():
+            check_flag(name, value)
         self.modes = ModeSettings(batch_norm, dropout, seed)
         self.passes = bool(passes)
         self.recompute = bool(recompute)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from onnxcustom._parameters import check_flag
 from onnxcustom._versioning import check_version, stamp_version
 from onnxcustom.data import Block, Stream
 from onnxcustom.exceptions import InvalidDataError
@@ -100,6 +101,7 @@ class StreamLoader:
         self.inputs, self.targets = list(inputs), list(targets)
         self.batch_size = check_batch_size(batch_size, stream.rows, self.inputs)
         self.device = parse_device(device)
+        check_flag("shuffle", shuffle)
         self.shuffle, self.seed = bool(shuffle), seed
         self.weight_dtype = np.dtype(weight_dtype or np.float32)
         self.encode, self.check, self.weigh = encode, check, weigh

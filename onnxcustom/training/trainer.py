@@ -22,6 +22,7 @@ from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 from sklearn.utils.validation import validate_data
 
+from onnxcustom._parameters import check_flag
 from onnxcustom._versioning import check_version, stamp_version
 from onnxcustom.data import Stream
 from onnxcustom.data.given import as_data
@@ -98,6 +99,8 @@ class Trainer(BaseEstimator):
 
     # What a step is made of: with warm_start, a change of one of these makes a new step.
     _step_parameters: tuple[str, ...] = ()
+    # Those that are True or False.
+    _flags: tuple[str, ...] = ("shuffle", "warm_start")
     # Those that may change without a new step.
     _live_parameters: frozenset[str] = frozenset()
 
@@ -172,7 +175,7 @@ class Trainer(BaseEstimator):
             raise RuntimeError(f"This {type(self).__name__} is training: a callback may fit a clone of it.")
         if not _is_count(self.max_iter):
             raise ValueError(f"max_iter must be an integer of at least 1, not {self.max_iter!r}.")
-        check_flags(self, "warm_start")
+        self._check_flags()
         checkpoint = self._checkpoint()
         kept = {} if self.warm_start else self._forget()
         try:
@@ -229,7 +232,7 @@ class Trainer(BaseEstimator):
             raise RuntimeError(f"This {type(self).__name__} is training: a callback may fit a clone of it.")
         if not _is_count(epochs):
             raise ValueError(f"epochs must be an integer of at least 1, not {epochs!r}.")
-        check_flags(self, "shuffle")
+        self._check_flags()
         before = dict(self.__dict__)
         saved = None if self._resumed is None else self._resumed.saved
         try:
@@ -393,6 +396,13 @@ class Trainer(BaseEstimator):
         values += [math.nan] * (self.n_iter_ - 1 - len(values)) + [value]
 
     # -- before training ---------------------------------------------------------------------------
+
+    def _check_flags(self) -> None:
+        """Refuse words that Python would take for True."""
+        for name in self._flags:
+            check_flag(name, getattr(self, name))
+        if not isinstance(self.verbose, (int, np.integer, np.bool_)) or self.verbose < 0:
+            raise ValueError(f"verbose must be 0, 1 or 2, not {self.verbose!r}.")
 
     def _checkpoint(self) -> Checkpoint | None:
         """Who saves the run: :attr:`checkpoint_dir`, or the one among the callbacks."""
@@ -678,14 +688,6 @@ def _check_brings_weights(sample_weight: Any) -> None:
         raise InvalidDataError(
             "A stream brings the weights of its rows: name their column in stream(..., sample_weight='w')."
         )
-
-
-def check_flags(trainer: Trainer, *names: str) -> None:
-    """Refuse parameters that are neither True nor False: any text would count as True."""
-    for name in names:
-        value = getattr(trainer, name)
-        if not isinstance(value, (bool, np.bool_)):
-            raise TypeError(f"{name} must be True or False, not {value!r}.")
 
 
 def _is_count(value: Any) -> bool:

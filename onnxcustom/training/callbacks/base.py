@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ..run import Run
     from ..trainer import Trainer
 
-__all__ = ["Callback", "Callbacks", "is_better", "monitored"]
+__all__ = ["Callback", "Callbacks", "is_better", "is_loss", "monitored"]
 
 logger = logging.getLogger("onnxcustom")
 
@@ -210,6 +210,11 @@ def monitored(monitor: str | None, run: Run) -> str:
     return monitor
 
 
+def is_loss(name: str) -> bool:
+    """Whether a measure is a loss by its name."""
+    return name.endswith("loss") and not name.removeprefix("val_").startswith("neg_")
+
+
 def is_better(name: str, mode: str | None, value: float, best: float | None, delta: float = 0.0) -> bool:
     """Whether a value improves on the best one.
 
@@ -217,6 +222,5 @@ def is_better(name: str, mode: str | None, value: float, best: float | None, del
     """
     if best is None:
         return value == value
-    loss = name.endswith("loss") and not name.removeprefix("val_").startswith("neg_")
-    less = mode == "min" if mode is not None else loss
+    less = mode == "min" if mode is not None else is_loss(name)
     return value < best - delta if less else value > best + delta

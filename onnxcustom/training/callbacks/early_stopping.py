@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onnxcustom._parameters import check_number
+from onnxcustom._parameters import check_flag, check_number
 from onnxcustom.exceptions import UnknownNameError
 
-from .base import Callback, is_better, monitored
+from .base import Callback, is_better, is_loss, monitored
+from .scoring import direction_known
 
 if TYPE_CHECKING:
     from ..run import Run
@@ -39,7 +40,8 @@ class EarlyStopping(Callback):
         data.
     mode : {'min', 'max'}, optional
         Whether less or more of it is better: by default less of what ends in ``loss``, more of every
-        score of scikit-learn and of what else is measured.
+        score of scikit-learn and of what callbacks of yours measure. Of a :class:`Score` that is a plain
+        function nothing tells: it has to be said.
     patience : int, default=10
         Epochs without improvement that are put up with, in [0, inf).
     min_delta : float, default=0.0
@@ -80,7 +82,13 @@ class EarlyStopping(Callback):
             raise UnknownNameError(f"mode must be 'min', 'max' or None, not {self.mode!r}.")
         check_number("patience", self.patience, "[0, inf)", integral=True)
         check_number("min_delta", self.min_delta, "[0, inf)")
-        monitored(self.monitor, run)
+        check_flag("restore_best", self.restore_best)
+        name = monitored(self.monitor, run)
+        if self.mode is None and not is_loss(name) and not direction_known(name, run):
+            raise UnknownNameError(
+                f"monitor names {name!r}, which a function of yours measures: say with mode='min' or "
+                "mode='max' whether less or more of it is better."
+            )
 
     def on_train_begin(self, trainer: Trainer) -> None:
         """Nothing was measured yet."""

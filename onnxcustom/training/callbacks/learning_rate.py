@@ -7,9 +7,11 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from onnxcustom._parameters import check_number
-from onnxcustom.optim import Schedule
+from onnxcustom.exceptions import InvalidDataError
+from onnxcustom.optim import ReduceOnPlateau, Schedule
 
 from .base import Callback, monitored
+from .scoring import is_score
 
 if TYPE_CHECKING:
     from ..run import Run
@@ -46,7 +48,11 @@ class LearningRate(Callback):
         """Refuse a rate that is none and a measure that there is not."""
         if not isinstance(self.rate, Schedule) and not callable(self.rate):
             raise TypeError(f"rate must be a schedule or a function of the epoch, not {self.rate!r}.")
-        monitored(self.monitor, run)
+        name = monitored(self.monitor, run)
+        if isinstance(self.rate, ReduceOnPlateau) and self.rate.mode == "min" and is_score(name, run):
+            raise InvalidDataError(
+                f"{self.rate!r} waits for less of {name!r}, of which more is better: give it mode='max'."
+            )
 
     def on_train_begin(self, trainer: Trainer) -> None:
         """A schedule begins again."""

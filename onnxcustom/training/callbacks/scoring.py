@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..run import Run
     from ..trainer import Trainer
 
-__all__ = ["Score"]
+__all__ = ["Score", "direction_known", "is_score"]
 
 
 def _takes_weights(scorer: Any) -> bool:
@@ -71,6 +71,11 @@ class Score(Callback):
         if self.name is not None:
             return self.name
         return self.scoring if isinstance(self.scoring, str) else getattr(self.scoring, "__name__", "score")
+
+    @property
+    def directed(self) -> bool:
+        """Whether more of it is better for certain, as of every scorer of scikit-learn."""
+        return isinstance(self.scoring, str) or hasattr(self.scoring, "_sign")
 
     def _parts(self, run: Run) -> dict[str, tuple[Any, Any, Any]]:
         """The data by name of measure."""
@@ -160,3 +165,17 @@ class Score(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in vars(self).items() if k != "_scorer"}
+
+
+def direction_known(name: str, run: Run) -> bool:
+    """Whether it is no plain function that measures this."""
+    return all(score.directed for score in _measuring(name, run))
+
+
+def is_score(name: str, run: Run) -> bool:
+    """Whether it is a scorer of scikit-learn that measures this: more is better."""
+    return any(score.directed for score in _measuring(name, run))
+
+
+def _measuring(name: str, run: Run) -> list[Score]:
+    return [c for c in run.callbacks.items if isinstance(c, Score) and name in c.measures(run)]
