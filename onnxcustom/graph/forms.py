@@ -46,6 +46,14 @@ def _newest(op_type: str) -> onnx.defs.OpSchema | None:
     return operator_schema(op_type, onnx.defs.onnx_opset_version())
 
 
+@functools.cache
+def _signature(op_type: str, opset: int) -> tuple[list[str], frozenset[str]]:
+    """Names of the operands and attributes of an operator that there is."""
+    schema = operator_schema(op_type, opset)
+    assert schema is not None
+    return [i.name for i in schema.inputs], frozenset(schema.attributes)
+
+
 def written(
     op_type: str, opset: int, operands: Sequence[Operand], attributes: dict[str, Any]
 ) -> tuple[list[Operand], dict[str, Any]]:
@@ -71,7 +79,10 @@ def written(
     operands = list(operands)
     if schema is None or newest is None:
         return operands, attributes
-    names, known = ([i.name for i in s.inputs] for s in (schema, newest))
+    names, has = _signature(op_type, opset)
+    if opset >= _NEGATIVE_AXES and len(operands) <= len(names) and has.issuperset(attributes):
+        return operands, attributes  # nearly always
+    known = [i.name for i in newest.inputs]
     attributes = dict(attributes)
     while len(operands) > len(names) and not _is_variadic(schema):
         operand = operands.pop()
