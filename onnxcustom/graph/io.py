@@ -21,6 +21,7 @@ from onnxcustom.graph import training_info
 from onnxcustom.graph.external import check_external, read_external
 from onnxcustom.graph.limits import Contents, Limits, current_limits, shown, size_of, survey
 from onnxcustom.graph.outline import outline
+from onnxcustom.graph.repairs import repaired, type_outputs
 from onnxcustom.graph.wire import count_parts
 
 __all__ = ["ModelLike", "load", "save", "to_ir", "to_proto"]
@@ -281,10 +282,14 @@ def _read(model: ModelLike, limits: Limits) -> _Read:
         folder = None if path is None else os.path.dirname(os.path.abspath(path))
         source = content
     contents = survey(proto, label, limits)
+    proto, changed = repaired(proto, own=proto is not model)
+    if changed:
+        contents = survey(proto, label, limits)
     external = check_external(contents.tensors, folder, label)
     if external:
         source = path
-    _check(source, proto, contents, label)
+    _check(source, proto, contents, label, changed)
+    type_outputs(proto, label)
     return _Read(proto, folder, label, contents, external)
 
 
@@ -341,8 +346,10 @@ def _content(model: Any) -> tuple[bytes, str | None, str]:
     )
 
 
-def _check(source: bytes | str | None, proto: onnx.ModelProto, contents: Contents, label: str) -> None:
-    """Run onnx.checker on a model, through its bytes or its file if these are at hand."""
+def _check(
+    source: bytes | str | None, proto: onnx.ModelProto, contents: Contents, label: str, changed: bool
+) -> None:
+    """Run onnx.checker on a model, through its bytes or its file if these are at hand and say the same."""
     if not isinstance(source, str) and sum(map(_nbytes, contents.tensors)) > PROTOBUF_LIMIT:
         return  # The checker reads serialized models only, and this one cannot be.
     shapeless = [info.name for info in (*proto.graph.input, *proto.graph.output) if _shapeless(info)]
@@ -350,10 +357,14 @@ def _check(source: bytes | str | None, proto: onnx.ModelProto, contents: Content
         checked: onnx.ModelProto | bytes | str = source if source is not None else proto
         if not isinstance(source, str) and proto.ByteSize() > _LARGE:
             checked = proto = outline(proto)
-        if shapeless:
-            # The checker wants a shape where onnxruntime and the specification want none.
+        if shapeless or changed:
+            # The checker wants a type and a shape where onnxruntime and the specification want none.
             checked = onnx.ModelProto()
             checked.CopyFrom(proto)
+            for info in checked.graph.output:
+                if info.type.WhichOneof("value") is None:
+                    info.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+                    info.type.tensor_type.shape.SetInParent()
             for info in (*checked.graph.input, *checked.graph.output):
                 if info.name in shapeless:
                     info.type.tensor_type.shape.SetInParent()

@@ -18,7 +18,7 @@ from onnxcustom.graph.io import PROTOBUF_LIMIT, to_ir, to_proto
 from .devices import Device, available_providers, default_threads, parse_device, require_runtime
 from .forking import remade_session
 
-__all__ = ["check_providers", "create_session", "ort_limits", "session_options"]
+__all__ = ["check_providers", "create_session", "ort_limits", "output_types", "session_options"]
 
 
 def create_session(
@@ -289,3 +289,34 @@ def _loads(opset: int, ir_version: int) -> bool:
     except Exception:
         return False
     return True
+
+
+def output_types(model: onnx.ModelProto | ir.Model) -> dict[str, onnx.TypeProto]:
+    """Types of a model's outputs as onnxruntime infers them, also behind operators of its own.
+
+    Parameters
+    ----------
+    model : ModelProto or onnx_ir.Model
+        Its outputs need not have types.
+
+    Returns
+    -------
+    dict of str to TypeProto
+        Of the tensors among them; without a shape where onnxruntime knows none, or no dimensions. Empty
+        if it does not load the model.
+    """
+    try:
+        session = create_session(model, threads=1, optimize=False)
+    except (InvalidModelError, EvaluationError):
+        return {}
+    found = {}
+    for output in session.get_outputs():
+        kind = output.type.removeprefix("tensor(").removesuffix(")")
+        if kind in _ELEMENTS:
+            shape = [d if isinstance(d, (int, str)) else None for d in output.shape]
+            found[output.name] = onnx.helper.make_tensor_type_proto(_ELEMENTS[kind], shape or None)
+    return found
+
+
+# Types of elements by the names that onnxruntime has for them.
+_ELEMENTS = {name.lower(): number for name, number in onnx.TensorProto.DataType.items() if number}
