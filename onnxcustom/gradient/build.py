@@ -24,7 +24,7 @@ from .flow import Flow, analyse
 from .interface import Engine, is_float, refusal_error, select_engine
 from .names import METADATA_KEY, GradientNames
 
-__all__ = ["checked_names", "gradient_graph", "tidy"]
+__all__ = ["checked_names", "gradient_graph", "gradient_model", "tidy"]
 
 
 def gradient_graph(
@@ -91,11 +91,21 @@ def gradient_graph(
     >>> [v.name for v in graph.input], [v.name for v in graph.output]
     (['x', 'w', 'y_grad'], ['x_grad', 'w_grad', 'y'])
     """
-    proto = load(model)  # type: ignore[arg-type]
+    return to_proto(gradient_model(load(model), wrt, inputs, outputs, engine))  # type: ignore[arg-type]
+
+
+def gradient_model(
+    proto: onnx.ModelProto,
+    wrt: Sequence[str] | None = None,
+    inputs: Sequence[str] | None = None,
+    outputs: Sequence[str] | None = None,
+    engine: str | Engine = "auto",
+) -> ir.Model:
+    """What :func:`gradient_graph` returns, for who goes on working with it, of a model that is loaded."""
     chosen = select_engine(engine, proto)
     made = prepared(proto, chosen)
     _restore(made, proto, wrt or ())
-    return to_proto(differentiate(made, chosen, wrt, inputs, outputs))
+    return differentiate(made, chosen, wrt, inputs, outputs)
 
 
 def prepared(model: object, engine: Engine) -> ir.Model:

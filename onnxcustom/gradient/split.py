@@ -7,7 +7,10 @@ from dataclasses import dataclass
 import onnx
 import onnx_ir as ir
 
+from onnxcustom.exceptions import InvalidModelError, MissingRuntimeError
 from onnxcustom.graph import to_ir, to_proto
+from onnxcustom.graph.passes import InferShapesPass
+from onnxcustom.runtime import output_types
 
 from .build import tidy
 from .flow import operands
@@ -28,7 +31,8 @@ class SplitGradient:
         Takes the gradients of the outputs, then those inputs, weights, outputs and saved tensors that it
         reads; returns the gradients.
     saved : tuple of str
-        Tensors that the forward graph returns for the backward graph only.
+        Tensors that the forward graph returns for the backward graph only. All of them have a type, and a
+        shape, with symbolic dimensions where sizes are unknown, unless not even the rank can be told.
     backward_inputs : tuple of str
         Inputs of the backward graph after the gradients of the outputs.
     names : GradientNames
@@ -43,7 +47,7 @@ class SplitGradient:
 
     def evaluation(self) -> onnx.ModelProto:
         """The forward graph without the saved tensors and what only they need."""
-        model = to_ir(self.forward)
+        model = to_ir(self.forward, trusted=True)
         own = list(model.graph.outputs)[: len(self.names.outputs)]
         model.graph.outputs.clear()
         model.graph.outputs.extend(own)
@@ -81,11 +85,14 @@ def split_gradient(model: onnx.ModelProto | ir.Model) -> SplitGradient:
     ((), ('x', 'w', 'y'))
     """
     names = GradientNames.of(model)
-    forward, backward = to_ir(model), to_ir(model)
+    backward = to_ir(model)
     crossing, moved = _crossing(backward.graph, names)
     own = set(names.outputs)
     saved = tuple(n for n in crossing if n not in own)
+    _infer(backward, crossing)
+    forward = backward.clone()
     _cut_forward(forward, names, saved)
+    _type_outputs(forward, backward, crossing)
     read = _cut_backward(backward, names, crossing, moved)
     return SplitGradient(to_proto(forward), to_proto(backward), saved, read, names)
 
@@ -143,6 +150,46 @@ def _ancestors(values: list[ir.Value]) -> set[ir.Value]:
             found.update(producer.outputs)
             stack.extend(v for _, v in operands(producer))
     return found
+
+
+def _infer(model: ir.Model, names: list[str]) -> None:
+    """Let onnx say what type and shape the tensors have, if that is not known of all of them."""
+    values = {v.name: v for node in model.graph for v in node.outputs}
+    if any(values[n].type is None or values[n].shape is None for n in names):
+        InferShapesPass()(model)
+
+
+def _type_outputs(forward: ir.Model, backward: ir.Model, names: list[str]) -> None:
+    """Let onnxruntime say it of what is still unknown: outputs of operators that onnx does not know.
+
+    onnxruntime infers types of a graph's outputs, but an input without one is an error, and one without
+    a shape ends the process where it is 1.19.2 and a MaxUnpool reads it.
+    """
+    values = {v.name: v for node in backward.graph for v in node.outputs if v.name in set(names)}
+    if all(v.type is not None and v.shape is not None for v in values.values()):
+        return
+    found = _runtime_types(forward)
+    ends = {v.name: v for v in forward.graph.outputs}
+    for name, value in values.items():
+        proto = found.get(name or "")
+        if proto is not None:
+            value.type = value.type or ir.serde.deserialize_type_proto_for_type(proto)
+            if value.shape is None:
+                value.shape = ir.serde.deserialize_type_proto_for_shape(proto)
+        node = value.producer()
+        if value.type is None and node is not None:
+            raise InvalidModelError(
+                f"The type of {name!r}, output of node {node.name!r} ({node.op_type}), is not known, and the "
+                "backward graph reads it."
+            )
+        ends[name].type, ends[name].shape = value.type, value.shape
+
+
+def _runtime_types(model: ir.Model) -> dict[str, onnx.TypeProto]:
+    try:
+        return output_types(model)
+    except MissingRuntimeError:
+        return {}
 
 
 def _cut_forward(model: ir.Model, names: GradientNames, saved: tuple[str, ...]) -> None:

@@ -95,13 +95,15 @@ def load(model: ModelLike, *, limits: Limits | None = None) -> onnx.ModelProto:
     return read.proto
 
 
-def to_ir(model: ModelLike) -> ir.Model:
+def to_ir(model: ModelLike, *, trusted: bool = False) -> ir.Model:
     """Turn a model into a private ``onnx_ir.Model`` that the caller may change.
 
     Parameters
     ----------
     model : str, path, bytes, file object, onnx.ModelProto or onnx_ir.Model
         The model in any form. External data stays on disk and is mapped when it is read.
+    trusted : bool, default=False
+        Whether it is a ModelProto that this library made, which is not checked as a stranger's is.
 
     Returns
     -------
@@ -118,10 +120,14 @@ def to_ir(model: ModelLike) -> ir.Model:
         made = _clone(model)
         training_info.hand_on(model, made)
     else:
-        read = _read(model, current_limits())
-        proto, folder = read.proto, read.folder
+        folder = None
+        if trusted and isinstance(model, onnx.ModelProto):
+            proto, sparse = model, False
+        else:
+            read = _read(model, current_limits())
+            proto, folder, sparse = read.proto, read.folder, bool(read.contents.sparse)
         try:
-            if read.contents.sparse:
+            if sparse:
                 proto = _without_sparse(proto)
             proto, maps = _without_maps(proto)
             made = ir.from_proto(proto)

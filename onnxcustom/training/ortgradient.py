@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 
 from onnxcustom._versioning import check_version, stamp_version
 from onnxcustom.exceptions import NoTrainableWeightError, UnknownNameError
-from onnxcustom.gradient import gradient_graph, split_gradient
-from onnxcustom.gradient.build import checked_names
-from onnxcustom.graph import load, weights
+from onnxcustom.gradient import split_gradient
+from onnxcustom.gradient.build import checked_names, gradient_model
+from onnxcustom.graph import load, to_ir, to_proto, weights
 from onnxcustom.runtime import check_providers, create_session, parse_device, require_runtime
 
 from .forward_backward import OrtGradientForwardBackwardFunction
@@ -201,10 +202,10 @@ class OrtGradientForwardBackward:
 
     def _create_onnx_graphs(self) -> None:
         """Build the graphs and the class that holds them."""
-        gradient = gradient_graph(self.onnx_model, wrt=self.weights_to_train, engine=self.engine)
-        self._set_class(gradient, split_gradient(gradient))
+        self._set_class(gradient_model(self.onnx_model, wrt=self.weights_to_train, engine=self.engine))
 
-    def _set_class(self, gradient: onnx.ModelProto, parts: Any) -> None:
+    def _set_class(self, gradient: ir.Model) -> None:
+        parts = split_gradient(gradient)
         names = parts.names
         self._log("engine=%r, saved=%r", names.engine, parts.saved)
         sources = [*self.input_names, *self.weights_to_train]
@@ -215,7 +216,7 @@ class OrtGradientForwardBackward:
                 "__doc__": f"Forward and backward passes of graph {self.onnx_model.graph.name!r}.",
                 "__module__": __name__,
                 "_onnx_model": self.onnx_model,
-                "_trained_onnx": gradient,
+                "_trained_onnx": to_proto(gradient),
                 "_optimized_pre_grad_model": parts.evaluation(),
                 "_forward_onnx": parts.forward,
                 "_backward_onnx": parts.backward,
@@ -331,7 +332,7 @@ class OrtGradientForwardBackward:
                 for key, value in values.items():
                     setattr(options, key, value)
                 setattr(self, name, options)
-        self._set_class(gradient, split_gradient(gradient))
+        self._set_class(to_ir(gradient, trusted=True))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> OrtGradientForwardBackward:
         made = type(self).__new__(type(self))
