@@ -6,10 +6,10 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxcustom.exceptions import InvalidModelError
+from onnxcustom.exceptions import DifferentiationError, InvalidModelError
 from onnxcustom.gradient import gradient_graph, split_gradient
-from onnxcustom.graph import weights
-from onnxcustom.runtime import create_session
+from onnxcustom.graph import load, weights
+from onnxcustom.runtime import create_session, training_available
 from onnxcustom.testing import random_feeds
 
 HEAD = '<ir_version: 8, opset_import: ["": 17]>\n'
@@ -78,6 +78,53 @@ def test_activations_are_saved_and_not_computed_again():
     parts = split_gradient(gradient_graph(onnx.parser.parse_model(HEAD + MODELS["mlp"]), engine="onnx"))
     assert parts.saved == ("r",)
     assert [n.op_type for n in parts.evaluation().graph.node] == ["Gemm", "Relu", "MatMul"]
+
+
+CROSSING = {
+    "maxpool": """g (float[N,1,4,4] x) => (float[N,1,2,2] y) <float[1,1,1,1] w = {2}> {
+        c = Conv(x, w) y = MaxPool<kernel_shape=[2,2], strides=[2,2]>(c) }""",
+    "maxpool of unknown rank": """g (float[N,1,4,4] x, int64[4] s) => (float[N,1,2,2] y) <float[1] w = {2}> {
+        c = Mul(x, w) r = Reshape(c, s) y = MaxPool<kernel_shape=[2,2], strides=[1,1]>(r) }""",
+    "concat": """g (float[N,2] x) => (float[N,4] y) <float[2] w = {1, 2}> {
+        a = Mul(x, w) y = Concat<axis=1>(a, x) }""",
+    "where": """g (float[N,2] x) => (float[N,2] y) <float[2] w = {1, 2}> {
+        a = Mul(x, w) c = Less(a, x) b = Exp(a) y = Where(c, b, w) }""",
+    "max": """g (float[N,2] x) => (float[N,2] y) <float[2] w = {1, 2}> {
+        a = Exp(x) b = Max(a, w) y = Exp(b) }""",
+    "gelu": """g (float[N,2] x) => (float[N,2] y) <float[2] w = {1, 2}> {
+        a = Mul(x, w) b = com.microsoft.Gelu(a) c = Exp(b) y = Mul(c, w) }""",
+    "normal": """g (float[N,2] x) => (float[N,2] y) <float[2] w = {1, 2}> {
+        a = Mul(x, w) b = LayerNormalization(a, w)
+        c, d = Split<axis=1, num_outputs=2>(b) y = Concat<axis=1>(c, d) }""",
+}
+
+
+@pytest.mark.parametrize("name", CROSSING)
+@pytest.mark.parametrize("engine", ["onnx", "ort"])
+@pytest.mark.parametrize("shapes", [True, False])
+def test_tensors_that_cross_have_types(name, engine, shapes):
+    """A session is made of both halves, also without the shapes that the model declares."""
+    if engine == "ort" and not training_available():
+        pytest.skip("engine 'ort' needs onnxruntime-training")
+    head = '<ir_version: 8, opset_import: ["": 18, "com.microsoft": 1]>\n'
+    model = onnx.parser.parse_model(head + CROSSING[name])
+    if not shapes:
+        for info in (*model.graph.input, *model.graph.output):
+            if info.type.tensor_type.elem_type == onnx.TensorProto.FLOAT:
+                info.type.tensor_type.ClearField("shape")
+    try:
+        gradient = gradient_graph(model, engine=engine)
+    except DifferentiationError:
+        assert engine == "ort"
+        return
+    parts = split_gradient(gradient)
+    for info in (*parts.forward.graph.output, *parts.backward.graph.input):
+        assert info.type.tensor_type.elem_type, info.name
+        if shapes and name != "maxpool of unknown rank":
+            assert info.type.tensor_type.HasField("shape"), info.name
+    for part in (parts.forward, parts.backward, parts.evaluation()):
+        load(part)
+        create_session(part, threads=1)
 
 
 def test_only_gradient_graphs_can_be_split():

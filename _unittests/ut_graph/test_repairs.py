@@ -169,11 +169,11 @@ def test_cycles_stay_an_error():
 
 def test_maps_and_sequences():
     """The outputs of a classifier: labels, and a list of dictionaries."""
+    options = {"coefficients": [1.0] * 6, "intercepts": [0.0, 1.0], "classlabels_ints": [0, 1]}
     nodes = [
-        helper.make_node("LinearClassifier", ["x"], ["label", "p"], domain="ai.onnx.ml", coefficients=[1.0] * 6,
-                         intercepts=[0.0, 1.0], classlabels_ints=[0, 1], post_transform="SOFTMAX"),
+        helper.make_node("LinearClassifier", ["x"], ["label", "p"], domain="ai.onnx.ml", **options),
         helper.make_node("ZipMap", ["p"], ["z"], domain="ai.onnx.ml", classlabels_int64s=[0, 1]),
-    ]  # fmt: skip
+    ]
     x = helper.make_tensor_value_info("x", 1, ["N", 3])
     graph = helper.make_graph(nodes, "g", [x], [onnx.ValueInfoProto(name=n) for n in ("label", "z")])
     domains = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 1)]

@@ -159,6 +159,10 @@ def _infer(model: ir.Model, names: list[str]) -> None:
         InferShapesPass()(model)
 
 
+# Operators of onnxruntime whose outputs are vectors, which itself does not infer.
+_VECTORS = frozenset({"BroadcastGradientArgs"})
+
+
 def _type_outputs(forward: ir.Model, backward: ir.Model, names: list[str]) -> None:
     """Let onnxruntime say it of what is still unknown: outputs of operators that onnx does not know.
 
@@ -177,6 +181,8 @@ def _type_outputs(forward: ir.Model, backward: ir.Model, names: list[str]) -> No
             if value.shape is None:
                 value.shape = ir.serde.deserialize_type_proto_for_shape(proto)
         node = value.producer()
+        if value.shape is None and node is not None and node.op_type in _VECTORS:
+            value.shape = ir.Shape([None])
         if value.type is None and node is not None:
             raise InvalidModelError(
                 f"The type of {name!r}, output of node {node.name!r} ({node.op_type}), is not known, and the "

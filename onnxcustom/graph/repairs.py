@@ -87,7 +87,9 @@ def _unordered(graph: onnx.GraphProto) -> bool:
 def _order(graph: onnx.GraphProto) -> None:
     """Put the nodes into an order, the one there is where that will do; those of a cycle stay behind."""
     makers = {name: k for k, node in enumerate(graph.node) for name in node.output if name}
-    needs = [{makers[name] for name in _reads(node) if name in makers} - {k} for k, node in enumerate(graph.node)]
+    needs = [
+        {makers[name] for name in _reads(node) if name in makers} - {k} for k, node in enumerate(graph.node)
+    ]
     readers: list[list[int]] = [[] for _ in needs]
     for k, made_by in enumerate(needs):
         for maker in made_by:
@@ -162,7 +164,11 @@ def type_outputs(proto: onnx.ModelProto, label: str) -> None:
 def _without_numbers(proto: onnx.ModelProto) -> onnx.ModelProto:
     """A copy in which large initializers are inputs of their shape."""
     made = outline(proto)
-    kept = [t for t, original in zip(made.graph.initializer, proto.graph.initializer, strict=True) if t.dims == original.dims]
+    kept = [
+        t
+        for t, original in zip(made.graph.initializer, proto.graph.initializer, strict=True)
+        if t.dims == original.dims
+    ]
     known = {t.name for t in kept} | {info.name for info in made.graph.input}
     for tensor in proto.graph.initializer:
         if tensor.name not in known:
