@@ -122,10 +122,10 @@ def to_ir(model: ModelLike, *, trusted: bool = False) -> ir.Model:
     else:
         folder = None
         if trusted and isinstance(model, onnx.ModelProto):
-            proto, sparse = model, False
+            proto, sparse, label = model, False, "the model"
         else:
             read = _read(model, current_limits())
-            proto, folder, sparse = read.proto, read.folder, bool(read.contents.sparse)
+            proto, folder, sparse, label = read.proto, read.folder, bool(read.contents.sparse), read.label
         try:
             if sparse:
                 proto = _without_sparse(proto)
@@ -146,7 +146,7 @@ def to_ir(model: ModelLike, *, trusted: bool = False) -> ir.Model:
                 value.meta[_TYPE_KEY] = maps[value.name]
         if folder is not None:
             ir.external_data.set_base_dir(made.graph, folder)
-        training_info.take(proto, made, folder, read.label)
+        training_info.take(proto, made, folder, label)
     _own_tensors(made)
     return made
 
