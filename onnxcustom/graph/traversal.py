@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
+import onnx
 import onnx_ir as ir
 
 __all__ = ["all_names", "rename_twins", "subgraphs", "unique_name", "value_names"]
@@ -52,15 +53,23 @@ def unique_name(base: str, taken: set[str], counters: dict[str, int] | None = No
     return name
 
 
-def rename_twins(model: ir.Model) -> None:
+def rename_twins(model: onnx.ModelProto) -> None:
     """Give nodes that share a name, which onnxruntime refuses, names of their own but for the first."""
-    nodes = [node for graph in (*model.graphs(), *model.functions.values()) for node in graph]
-    taken = {node.name for node in nodes if node.name}
+    nodes = list(_nodes(model.graph.node))
+    taken = {node.name for node in nodes}
     seen: set[str] = set()
     counters: dict[str, int] = {}
     for node in nodes:
-        if not node.name:
-            continue
         if node.name in seen:
             node.name = unique_name(node.name, taken, counters)
-        seen.add(node.name)
+        if node.name:
+            seen.add(node.name)
+
+
+def _nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    """Nodes and those of the graphs inside them."""
+    for node in nodes:
+        yield node
+        for attribute in node.attribute:
+            for graph in (attribute.g, *attribute.graphs):
+                yield from _nodes(graph.node)

@@ -17,7 +17,7 @@ from onnxcustom.graph.passes import SeparateOutputsPass
 from onnxcustom.graph.prepare import structure
 from onnxcustom.graph.sites import site_of, tag
 from onnxcustom.graph.statistics import separated
-from onnxcustom.graph.traversal import rename_twins, subgraphs, value_names
+from onnxcustom.graph.traversal import subgraphs, value_names
 
 __all__ = [
     "constants",
@@ -159,7 +159,6 @@ def _replace(model: ModelLike, tensors: Mapping[str, np.ndarray], every: bool = 
         site = site_of(found[name])
         assert site is not None
         site.write(array)
-    rename_twins(own)
     return to_proto(own)
 
 
@@ -204,7 +203,6 @@ def rename_weights(model: ModelLike, names: Mapping[str, str]) -> onnx.ModelProt
             site = site_of(found[old])
             assert site is not None
             site.rename(new)
-    rename_twins(own)
     training_info.rename(own, names)
     return to_proto(own)
 

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from onnxcustom.exceptions import InvalidModelError
 from onnxcustom.graph import prepare, to_ir, to_proto, training_info
 from onnxcustom.graph.opsets import SetIrVersionPass
+from onnxcustom.graph.traversal import rename_twins
 from onnxcustom.runtime import Device, create_session, ort_limits, run_values, to_ortvalue
 
 logger = logging.getLogger("onnxcustom")
@@ -41,8 +42,10 @@ def without_numbers(model: ir.Model, weights: Iterable[str]) -> ir.Model:
 def loadable(model: onnx.ModelProto) -> onnx.ModelProto:
     """A model as it is if the installed onnxruntime reads it, else in versions that it reads.
 
-    A model that cannot be had in these versions is returned as it is.
+    A model that cannot be had in these versions is returned as it is. Nodes that share a name have names of
+    their own afterwards.
     """
+    rename_twins(model)
     max_opset, max_ir = ort_limits()
     opset = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=1)
     if opset <= max_opset and model.ir_version <= max_ir:
