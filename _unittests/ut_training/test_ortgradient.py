@@ -20,6 +20,7 @@ from sklearn.neural_network import MLPRegressor
 
 from onnxcustom.exceptions import CheckpointError, InvalidDataError, NonDifferentiableError
 from onnxcustom.graph import weights
+from onnxcustom.runtime import to_vector
 from onnxcustom.training.ortgradient import (
     OrtGradientForwardBackward,
     OrtGradientForwardBackwardFunction,
@@ -471,3 +472,77 @@ def test_pickle_of_another_version_is_refused(dense):
     state = {**dense.__getstate__(), "onnxcustom_pickle_format": 0}
     with pytest.raises(CheckpointError, match="OrtGradientForwardBackward has format 0"):
         copy.copy(dense).__setstate__(state)
+
+
+# -- memory of the caller ----------------------------------------------------------------------
+
+TANH = """g (double[N,2] x) => (double[N,2] y) <double[2,2] w = {1, 2, 3, 4}, double[2] b = {1, -1}> {
+    h = MatMul(x, w) a = Add(h, b) y = Tanh(a) }"""
+
+
+@pytest.mark.parametrize("engine", ["onnx", "auto"])
+@pytest.mark.parametrize("values", ["arrays", "ortvalues", "vector"])
+def test_what_came_in_and_went_out_may_be_overwritten_before_backward(engine, values):
+    """Ten batches through the same arrays: gradients are those of the batch that forward saw."""
+    function = OrtGradientForwardBackward(parse(TANH), engine=engine).new_instance()
+    x, w, b = np.empty((3, 2)), np.empty((2, 2)), np.empty(2)
+    for _ in range(10):
+        for array in (x, w, b):
+            array[...] = RNG.normal(size=array.shape)
+        y, dy = np.tanh(x @ w + b), RNG.normal(size=(3, 2))
+        da = dy * (1 - y**2)
+        expected = [da @ w.T, x.T @ da, da.sum(axis=0)]
+        before = [x.copy(), w.copy(), b.copy()]
+        given = [x, w, b]
+        if values != "arrays":
+            given = [onnxruntime.OrtValue.ortvalue_from_numpy(v) for v in given]
+        if values == "vector":
+            given = to_vector(given)
+        outputs = function.forward(given, training=True)
+        np.testing.assert_allclose(outputs[0].numpy(), y)
+        outputs[0].update_inplace(np.full((3, 2), 7.0))
+        for array in (x, w, b):
+            array[...] = 1e6
+        for saved, old in zip(function.saved_tensors, before, strict=True):
+            np.testing.assert_array_equal(saved.numpy(), old)
+        found = function.backward([dy])
+        kept = [g.numpy() for g in found]
+        for one, other in zip(kept, expected, strict=True):
+            np.testing.assert_allclose(one, other)
+        for gradient in found:  # nor is what was handed back read, or written, later
+            gradient.update_inplace(np.zeros(gradient.shape()))
+        for one, other in zip(function.backward([dy]), expected, strict=True):
+            np.testing.assert_allclose(one.numpy(), other)
+
+
+def test_results_stay_when_others_are_computed():
+    function = OrtGradientForwardBackward(parse(TANH)).new_instance()
+    w, b = np.eye(2), np.zeros(2)
+    first = function.forward([np.ones((3, 2)), w, b], training=True)
+    gradients = function.backward([np.ones((3, 2))])
+    before = [v.numpy().copy() for v in (*first, *gradients)]
+    function.forward([np.zeros((3, 2)), w, b], training=True)
+    function.backward([np.full((3, 2), 5.0)])
+    for value, old in zip((*first, *gradients), before, strict=True):
+        np.testing.assert_array_equal(value.numpy(), old)
+
+
+def test_forward_without_training_forgets_what_was_saved():
+    function = OrtGradientForwardBackward(parse(TANH)).new_instance()
+    values = [np.ones((3, 2)), np.eye(2), np.zeros(2)]
+    function.forward(values, training=True)
+    function.forward(values)
+    with pytest.raises(RuntimeError, match="training=True"):
+        function.backward([np.ones((3, 2))])
+    with pytest.raises(RuntimeError, match="No tensors"):
+        _ = function.saved_tensors
+
+
+def test_pickles_keep_settings_that_are_enumerations():
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_PARALLEL
+    first = OrtGradientForwardBackward(parse(TANH), sess_options=options)
+    again = pickle.loads(pickle.dumps(first)).sess_options
+    assert again.graph_optimization_level == options.graph_optimization_level
+    assert again.execution_mode == options.execution_mode

@@ -9,7 +9,15 @@ from __future__ import annotations
 from .binding import Binding, OrtValues, owned_copy, plain_array, run_values, to_ortvalue, to_vector
 from .devices import Device, available_providers, default_threads, parse_device, require_runtime
 from .forking import ForkLock
-from .sessions import check_providers, create_session, ort_limits, output_types, session_options
+from .sessions import (
+    check_providers,
+    create_session,
+    options_from,
+    options_state,
+    ort_limits,
+    output_types,
+    session_options,
+)
 from .training_builder import build_gradient_model, training_available
 
 __all__ = [
@@ -22,6 +30,8 @@ __all__ = [
     "check_providers",
     "create_session",
     "default_threads",
+    "options_from",
+    "options_state",
     "ort_limits",
     "output_types",
     "owned_copy",

@@ -18,7 +18,15 @@ from onnxcustom.graph.io import PROTOBUF_LIMIT, to_ir, to_proto
 from .devices import Device, available_providers, default_threads, parse_device, require_runtime
 from .forking import remade_session
 
-__all__ = ["check_providers", "create_session", "ort_limits", "output_types", "session_options"]
+__all__ = [
+    "check_providers",
+    "create_session",
+    "options_from",
+    "options_state",
+    "ort_limits",
+    "output_types",
+    "session_options",
+]
 
 
 def create_session(
@@ -199,6 +207,38 @@ def session_options(threads: int | None = None, *, optimize: bool = True, memory
     options.enable_mem_pattern = memory_pattern
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return options
+
+
+def options_state(options: Any) -> dict[str, Any] | None:
+    """The settings of a SessionOptions or RunOptions, as plain values that pickle; None of None.
+
+    Entries of its configuration are not among them: onnxruntime does not list them.
+    """
+    if options is None:
+        return None
+    found: dict[str, Any] = {}
+    for name in (n for n in dir(options) if not n.startswith("_")):
+        value = getattr(options, name)
+        if isinstance(value, (bool, int, float, str)):
+            found[name] = value
+        elif hasattr(type(value), "__members__"):  # an enumeration of onnxruntime: by its name
+            found[name] = (value.name,)
+    return found
+
+
+def options_from(state: dict[str, Any] | None, factory: Any) -> Any:
+    """Options with the settings of :func:`options_state`; settings this onnxruntime lacks are left out."""
+    if state is None:
+        return None
+    options = factory()
+    for name, value in state.items():
+        if not hasattr(options, name):
+            continue
+        if isinstance(value, tuple):
+            value = type(getattr(options, name)).__members__[value[0]]
+        if value != getattr(options, name):
+            setattr(options, name, value)
     return options
 
 

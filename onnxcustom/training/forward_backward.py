@@ -64,7 +64,8 @@ class OrtGradientForwardBackwardFunction:
         inputs : sequence of OrtValue or ndarray, or OrtValueVector
             The model's inputs, then the weights.
         training : bool, default=False
-            Keep what :meth:`backward` needs.
+            Keep what :meth:`backward` needs: copies, so that arrays may be filled anew before it. Without,
+            nothing is kept, not even of an earlier pass.
         forward_outputs_cache : optional
             Kept for old calls; not used.
 
@@ -82,12 +83,17 @@ class OrtGradientForwardBackwardFunction:
         values = self._checked_inputs(inputs)
         feeds = dict(zip(self._grad_input_names, values, strict=True))
         if not training:
-            return run_values(self._sess_eval, feeds, self._output_names, self._run_options)
-        self.save_for_backward(values)
+            evaluated = run_values(self._sess_eval, feeds, self._output_names, self._run_options)
+            self._saved = self._saved_tensors = None  # of an earlier pass, which is not what comes last
+            return evaluated
         fetches = [*self._output_names, *self._split.saved]
         found = run_values(self._sess, feeds, fetches, self._run_options)
-        # Outputs are kept as well: the backward graph may read them.
-        self._saved = {**feeds, **dict(zip(fetches, found, strict=True))}
+        # What the caller holds may be other numbers by the time of backward: the next batch, new weights.
+        copies = [owned_copy(value) for value in values]
+        self.save_for_backward(copies)
+        self._saved = {**dict(zip(feeds, copies, strict=True)), **dict(zip(fetches, found, strict=True))}
+        for name in set(self._output_names) & set(self._split.backward_inputs):
+            self._saved[name] = owned_copy(self._saved[name])
         outputs = found[: len(self._output_names)]
         seeds = self._split.names.seeds  # other outputs need not be tensors
         self._shapes = {n: v.shape() for n, v in zip(self._output_names, outputs, strict=True) if n in seeds}
@@ -213,7 +219,7 @@ class OrtGradientForwardBackwardFunction:
 
     @property
     def saved_tensors(self) -> list[Any]:
-        """The inputs of the last forward pass with ``training=True``.
+        """Copies of the inputs of the last forward pass, if it was one with ``training=True``.
 
         Raises
         ------

@@ -22,7 +22,14 @@ from onnxcustom.exceptions import NoTrainableWeightError, UnknownNameError
 from onnxcustom.gradient import split_gradient
 from onnxcustom.gradient.build import checked_names, gradient_model
 from onnxcustom.graph import load, to_ir, to_proto, weights
-from onnxcustom.runtime import check_providers, create_session, parse_device, require_runtime
+from onnxcustom.runtime import (
+    check_providers,
+    create_session,
+    options_from,
+    options_state,
+    parse_device,
+    require_runtime,
+)
 
 from .forward_backward import OrtGradientForwardBackwardFunction
 from .graph_files import save_graphs
@@ -48,7 +55,8 @@ class OrtGradientForwardBackward:
     class_name : str, optional
         Name of the class behind :attr:`cls_type_`; made from the model if None.
     sess_options : onnxruntime.SessionOptions, optional
-        For all sessions.
+        For all sessions. Pickles keep all settings but entries of its configuration, which onnxruntime does
+        not list.
     providers : optional
         None or 'cpu', 'cuda', 'cuda:N', 'gpu', a list as ``InferenceSession`` takes it, or an OrtDevice.
     provider_options : list of dict, optional
@@ -315,7 +323,7 @@ class OrtGradientForwardBackward:
         state["onnx_model"] = self.onnx_model.SerializeToString()
         state["_gradient"] = self.cls_type_._trained_onnx.SerializeToString()
         for name in ("sess_options", "run_options", "graph_builder_config"):
-            state[name] = _settings(state[name])
+            state[name] = options_state(state[name])
         return stamp_version(state)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -325,13 +333,8 @@ class OrtGradientForwardBackward:
         state["onnx_model"] = onnx.load_model_from_string(state["onnx_model"])
         self.__dict__.update(state)
         ort = require_runtime()
-        for name, factory in (("sess_options", ort.SessionOptions), ("run_options", ort.RunOptions)):
-            values = state[name]
-            if values is not None:
-                options = factory()
-                for key, value in values.items():
-                    setattr(options, key, value)
-                setattr(self, name, options)
+        self.sess_options = options_from(self.sess_options, ort.SessionOptions)
+        self.run_options = options_from(self.run_options, ort.RunOptions)
         self._set_class(to_ir(gradient, trusted=True))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> OrtGradientForwardBackward:
@@ -355,16 +358,3 @@ def _all_of(kind: str, asked: Sequence[str] | None, existing: list[str]) -> list
             f"All {kind}s of the model must be named; {', '.join(map(repr, missing))} is missing."
         )
     return names
-
-
-# Settings of a SessionOptions or RunOptions object that survive pickling.
-_PLAIN = (bool, int, float, str)
-
-
-def _settings(options: Any) -> dict[str, Any] | None:
-    """What can be set on an options object, as plain values that pickle."""
-    if options is None:
-        return None
-    names = [n for n in dir(options) if not n.startswith("_")]
-    values = {n: getattr(options, n) for n in names}
-    return {n: v for n, v in values.items() if not callable(v) and isinstance(v, _PLAIN)}

@@ -39,7 +39,15 @@ from onnxcustom.graph import weights as graph_weights
 from onnxcustom.graph.selection import matching
 from onnxcustom.objective import select_penalties
 from onnxcustom.optim import BaseLearningRate, select_optimizer
-from onnxcustom.runtime import Device, ForkLock, parse_device, to_ortvalue
+from onnxcustom.runtime import (
+    Device,
+    ForkLock,
+    options_from,
+    options_state,
+    parse_device,
+    require_runtime,
+    to_ortvalue,
+)
 
 from .buffers import DoubleBuffer
 from .compose import ComposedStep, Phase, compose_forward, compose_scores, compose_step, trunk
@@ -106,7 +114,8 @@ class TrainingStep:
         them, rather than kept: less memory, more time.
     sess_options : onnxruntime.SessionOptions, optional
         Settings of the session that trains, used as they are, in place of `threads` and of those that
-        the documentation explains under "Speed and memory". A step that was pickled has them no longer.
+        the documentation explains under "Speed and memory". Pickles keep all but entries of its
+        configuration, which onnxruntime does not list.
 
     Attributes
     ----------
@@ -686,6 +695,7 @@ class TrainingStep:
         present = vars(self).copy()  # other threads may be about to predict
         state = {k: v for k, v in present.items() if k not in _REBUILT}
         state["_saved"] = self._read()
+        state["_sess_options"] = options_state(self._sess_options)
         return stamp_version(state)
 
     def _read(self) -> list[dict[str, np.ndarray]]:
@@ -697,6 +707,7 @@ class TrainingStep:
         state = check_version(state, self)
         saved = state.pop("_saved")
         self.__dict__.update(state)
+        self._sess_options = options_from(state.get("_sess_options"), require_runtime().SessionOptions)
         self._forget_sessions()
         self._allocate(self._graph(self._weighted), *saved)
 
