@@ -13,6 +13,8 @@ settings.register_profile("default", deadline=None, max_examples=25)
 settings.register_profile("ci", parent=settings.get_profile("default"), derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
 
+ORACLES = ("torch", "jax", "optax")
+
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
     """Look for doctests in the package, not in what tests import or run."""
@@ -22,15 +24,30 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
 def pytest_configure(config: pytest.Config) -> None:
     """Marks of the test suite."""
     config.addinivalue_line("markers", "ort: needs gradient engine 'ort', hence onnxruntime-training")
+    config.addinivalue_line("markers", "oracle: compares with PyTorch, JAX or optax, see below")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what needs the training build where plain onnxruntime, or none, is installed."""
     from onnxcustom.runtime import training_available
 
+    # What imports another framework is marked; CI installs all of them for one stage.
+    for item in items:
+        if _asks_for_an_oracle(item):
+            item.add_marker("oracle")
     if training_available():
         return
     skip = pytest.mark.skip(reason="needs gradient engine 'ort': onnxruntime-training is not installed")
     for item in items:
         if item.get_closest_marker("ort"):
             item.add_marker(skip)
+
+
+def _asks_for_an_oracle(item: pytest.Item) -> bool:
+    """Whether a test, a function of its module that it calls, or the module imports another framework."""
+    module, function = getattr(item, "module", None), getattr(item, "function", None)
+    code = getattr(function, "__code__", None)
+    names = code.co_names if code else ()
+    called = [getattr(getattr(module, name, None), "__code__", None) for name in names]
+    constants = {constant for found in (code, *called) if found for constant in found.co_consts}
+    return any(name in constants or hasattr(module, name) for name in ORACLES)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from onnxcustom._lazy import import_submodule, submodule_names
 from onnxcustom.exceptions import (
     CheckpointError,
     ConvergenceError,
@@ -72,8 +73,6 @@ __all__ = [
     "weights",
 ]
 
-_SUBPACKAGES = frozenset("gradient graph objective optim plotting runtime testing training".split())
-
 # The imports under TYPE_CHECKING, done one name at a time.
 _LAZY = {
     "OnnxClassifier": "training.estimators",
@@ -90,15 +89,13 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name or a subpackage the first time it is asked for [PEP 562]."""
-    if name in _SUBPACKAGES:
-        return importlib.import_module(f"{__name__}.{name}")
+    """Import a public name or a module the first time it is asked for [PEP 562]."""
     if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return import_submodule(__name__, name)
     value = getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, *_SUBPACKAGES})
+    return sorted({*globals(), *__all__, *submodule_names(__path__)})

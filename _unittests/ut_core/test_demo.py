@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import sys
@@ -45,11 +46,7 @@ def test_writes_its_files_only(demo) -> None:
 
 
 def has_matplotlib() -> bool:
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        return False
-    return True
+    return importlib.util.find_spec("matplotlib") is not None
 
 
 @pytest.mark.parametrize("name", ["digits_trained.onnx", "training_step.onnx"])

@@ -84,6 +84,40 @@ def test_import_paths_of_older_versions(name: str) -> None:
     assert importlib.import_module(f"onnxcustom.training.{name}").__all__
 
 
+def test_import_onnxcustom_is_enough() -> None:
+    """For every package and public module, and for those of training."""
+    names = [n for n in MODULES if "._" not in n and (n.count(".") == 1 or n.split(".")[1] == "training")]
+    names += [info.name for info in pkgutil.walk_packages(onnxcustom.__path__, "onnxcustom.") if info.ispkg]
+    done = run_python(
+        f"import importlib, sys\nfor name in {sorted({*names})}:\n"
+        "    for loaded in [m for m in sys.modules if m.startswith('onnxcustom')]: del sys.modules[loaded]\n"
+        "    onnxcustom = importlib.import_module('onnxcustom')\n"
+        "    assert eval(name).__name__ == name\n"
+        "assert {'data', 'training', 'cli'} <= set(dir(onnxcustom))\n"
+        "assert {'callbacks', 'ortgradient'} <= set(dir(onnxcustom.training))\n"
+        "print('all')"
+    )
+    assert done.stdout.strip() == "all", done.stderr
+
+
+@pytest.mark.parametrize("name", ["training.no_such_name", "training._no_such_name", "_lazy_", "trainig"])
+def test_unknown_modules(name: str) -> None:
+    with pytest.raises(AttributeError, match=name.rpartition(".")[2]):
+        eval(f"onnxcustom.{name}", {"onnxcustom": onnxcustom})
+
+
+def test_page_of_the_api_imports_from_where_names_are() -> None:
+    text = (Path(__file__).parents[2] / "_doc" / "api.rst").read_text(encoding="utf-8")
+    tables = re.split(r"(?m)^(?=For those|Import these)", text.split("Declaring options")[0])[1:]
+    assert len(tables) >= 8
+    for table in tables:
+        said = table.split("\n\n")[0]
+        modules = [importlib.import_module(name) for name in re.findall(r"``(onnxcustom[\w.]*)``", said)]
+        assert modules, said
+        for name in re.findall(r"(?m)^:\w+:`~?([\w.]+)`", table):
+            assert any(hasattr(m, name.rpartition(".")[2]) for m in modules), f"{name} is not in {said}"
+
+
 def test_unknown_name() -> None:
     with pytest.raises(AttributeError, match="no_such_name"):
         onnxcustom.no_such_name  # noqa: B018

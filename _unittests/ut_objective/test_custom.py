@@ -10,14 +10,10 @@ import pytest
 from sklearn.base import clone
 
 from onnxcustom.exceptions import InvalidDataError, InvalidModelError, UnknownNameError
-from onnxcustom.gradient import ENGINES
 from onnxcustom.graph.builder import Builder
 from onnxcustom.objective import CustomLoss, Loss, SoftmaxCrossEntropyLearningLoss
 
 pytest.importorskip("onnxruntime")
-pytestmark = pytest.mark.skipif(
-    all(engine.unavailable() for engine in ENGINES.values()), reason="no gradient engine is available"
-)
 
 
 def run(loss, y, p, w=None):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import pickle
 from dataclasses import dataclass
 from typing import Any
@@ -199,6 +200,14 @@ def test_hyper_parameters_are_frozen():
         rule.beta1 = 0.5
     assert rule.beta1 == 0.9
     rule.note = "anything else may be set"
+
+
+@pytest.mark.parametrize("cls", RULES.classes(), ids=lambda c: c.__name__)
+def test_signature_is_that_of_the_constructor(cls):
+    parameters = inspect.signature(cls).parameters
+    assert list(parameters) == cls.parameter_names()
+    kinds = {p.kind for p in parameters.values()}
+    assert not kinds & {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
 
 
 def test_get_and_set_params():

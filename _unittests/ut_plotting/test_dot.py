@@ -181,7 +181,7 @@ def test_a_program_that_says_nothing(monkeypatch):
 def test_without_graphviz(monkeypatch):
     monkeypatch.setattr(dot.shutil, "which", lambda *args, **options: None)
     assert find_program() is None
-    with pytest.raises(MissingPackageError, match="pip install graphviz-pure") as caught:
+    with pytest.raises(MissingPackageError, match=r"onnxcustom\[plot\]") as caught:
         run_program("digraph {}", "svg")
     assert isinstance(caught.value, ImportError)
 

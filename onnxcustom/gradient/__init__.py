@@ -5,8 +5,10 @@ from __future__ import annotations
 from . import onnx_engine as _onnx  # registers the engine; the first is what 'auto' prefers
 from . import ort as _ort
 from .build import gradient_graph
+from .emit import GradientBuilder
 from .interface import ENGINES, Engine, Verdict, register_engine, select_engine
 from .names import METADATA_KEY, GradientNames
+from .node import NodeView
 from .registry import elementwise, non_differentiable, refuse, rule
 from .report import GradientReport, gradient_report
 from .split import SplitGradient, split_gradient
@@ -15,8 +17,10 @@ __all__ = [
     "ENGINES",
     "METADATA_KEY",
     "Engine",
+    "GradientBuilder",
     "GradientNames",
     "GradientReport",
+    "NodeView",
     "SplitGradient",
     "Verdict",
     "elementwise",

@@ -18,6 +18,7 @@ from .function import State, onnx_function, update_model
 from .langevin import SGLD
 from .large_batch import LAMB, LARS, LBSGD
 from .optimization_state import OptimizationState, get_learning_rate, get_momentum, normalized_gradient
+from .options import SharedOptions
 from .plateau import ReduceOnPlateau
 from .registry import UnknownOptionError, create, register, rule_names
 from .schedules import (
@@ -80,6 +81,7 @@ __all__ = [
     "RMSProp",
     "ReduceOnPlateau",
     "Schedule",
+    "SharedOptions",
     "SignSGD",
     "Signum",
     "State",

@@ -37,6 +37,14 @@ class RuleType(ABCMeta):
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         return super().__call__(*args, **resolve_options(cls, kwargs))  # type: ignore[arg-type]
 
+    @property
+    def __signature__(cls) -> inspect.Signature:
+        """That of the constructor, for editors and :func:`inspect.signature`."""
+        made = inspect.signature(cls.__init__)  # type: ignore[misc]
+        return made.replace(
+            parameters=list(made.parameters.values())[1:], return_annotation=inspect.Signature.empty
+        )
+
 
 class BaseLearningRate(Clock, metaclass=RuleType):
     """Base of every update rule.

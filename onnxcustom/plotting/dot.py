@@ -167,7 +167,7 @@ def run_program(text: str, form: str, dpi: int | None = None) -> bytes:
     if program is None:
         raise MissingPackageError(
             "Graphs are laid out by Graphviz, whose program 'dot' is not on the path. Package managers "
-            "have it as 'graphviz'; 'python -m pip install graphviz-pure' brings one, too. A .dot file "
+            "have it as 'graphviz'; the extra onnxcustom[plot] brings one, too. A .dot file "
             "can be written without it."
         )
     options = [f"-T{form}", *([f"-Gdpi={dpi}"] if dpi is not None else [])]

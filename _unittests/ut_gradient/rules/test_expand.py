@@ -117,11 +117,33 @@ def test_microsoft(op_type: str, row: int, shapes: str, opset: int) -> None:
 
 
 def test_every_expansion_is_tested() -> None:
-    untested = {"TransposeMatMul", "LayerNormalization"}  # older spellings without a kernel
     elsewhere = {op_type for module in (test_deform, test_microsoft_attention, test_sequence_map)
                  for op_type in module.EXPANSIONS}  # fmt: skip
-    tested = set(MICROSOFT) | {op_type for op_type, *_ in GPU.values()} | elsewhere
-    assert {op_type for _, op_type in expansions()} - untested == tested
+    tested = {*MICROSOFT, *OLDER, *(op_type for op_type, *_ in GPU.values())} | elsewhere
+    assert {op_type for _, op_type in expansions()} == tested
+
+
+# Spellings without a kernel, and with one.
+OLDER = {
+    "TransposeMatMul": ([r(3, 2), r(4, 3)], {"transA": 1, "transB": 1, "alpha": 2.0}, ("FusedMatMul", MS)),
+    "LayerNormalization": (
+        [r(2, 3, 4), r(4), r(4)],
+        {"axis": -1, "epsilon": 1e-3},
+        ("LayerNormalization", ""),
+    ),
+}
+
+
+@pytest.mark.parametrize("op_type", OLDER)
+def test_older_spellings(op_type: str) -> None:
+    inputs, attributes, (younger, domain) = OLDER[op_type]
+    same, feeds = node_model(younger, inputs, attributes, ["y"], domain)
+    model, _ = node_model(op_type, inputs, attributes, ["y"], MS)
+    made = expanded(model)
+    np.testing.assert_allclose(
+        run(ir.to_proto(made), feeds)["y"], run(same, feeds)["y"], rtol=1e-5, atol=1e-6
+    )
+    check_gradient(same, made, feeds, run, 2e-2, 2e-3)
 
 
 # -- operators that onnxruntime's optimizers make for GPUs: no kernel on CPU ------------------------

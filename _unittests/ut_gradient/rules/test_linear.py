@@ -131,7 +131,8 @@ EINSUM = [
     ]
 ]
 
-CASES = MATMUL + GEMM + EINSUM
+INVERSE = [Case("Inverse", [r(2, 3, 3) + 3 * np.eye(3)], domain="com.microsoft", runtime="ort")]
+CASES = MATMUL + GEMM + EINSUM + INVERSE
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

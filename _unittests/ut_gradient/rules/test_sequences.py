@@ -14,11 +14,6 @@ import onnxcustom.gradient.rules.sequences
 import onnxcustom.gradient.rules.shaping
 import onnxcustom.gradient.rules.slicing  # noqa: F401
 from onnxcustom.exceptions import GradientNotImplementedError
-from onnxcustom.gradient import engine
-
-pytestmark = pytest.mark.skipif(
-    not hasattr(engine, "carried_values"), reason="the walk does not look through sequences yet"
-)
 
 PROVIDERS = ["CPUExecutionProvider"]
 HEADER = '<ir_version: 9, opset_import: ["" : 18]> g ({inputs}) => (double y)'
