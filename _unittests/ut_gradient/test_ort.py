@@ -9,10 +9,13 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
+import numpy as np
 import onnx
+import onnx.parser
 import pytest
 from operator_cases import CASES
 
+from onnxcustom import OrtGradientForwardBackward
 from onnxcustom.gradient.ort_operators import OPERATORS, STEP_OPERATORS
 
 pytestmark = pytest.mark.ort
@@ -105,3 +108,27 @@ def test_the_builder_has_a_gradient_of_what_is_in_the_table(probed, op):
 @pytest.mark.parametrize("op", ["AveragePool", "MaxPool"])
 def test_the_builder_still_crashes(probed, op):
     assert probed[op] & {"crashed", "wrong"}
+
+
+@pytest.mark.parametrize("form", ["constant", "equal", "computed"])
+@pytest.mark.parametrize("dims", ["2, 7", "N, 7", "N, M"])
+@pytest.mark.parametrize("read", [(0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2)])
+def test_parts_of_a_split_that_nothing_reads(read: tuple[int, ...], dims: str, form: str) -> None:
+    """y_k = (part k of x w)²: the gradient of a part that is not read is zero."""
+    sizes = [3, 3, 1] if form == "equal" else [3, 1, 3]
+    operands = {"constant": "(a, parts)", "equal": "(a)", "computed": "(a, given)"}[form]
+    attributes = "axis = -1, num_outputs = 3" if form == "equal" else "axis = 1"
+    squares = " ".join(f"y{k} = Mul(p{k}, p{k})" for k in read)
+    outputs = ", ".join(f"float[rows, d{k}] y{k}" for k in read)
+    model = onnx.parser.parse_model(
+        f'<ir_version: 8, opset_import: ["": 18]> g (float[{dims}] x, int64[3] sizes) => ({outputs})'
+        "<float[7] w = {1, 2, 3, 4, 5, 6, 7}, int64[3] parts = {3, 1, 3}>"
+        f"{{ a = Mul(x, w) given = Identity(sizes) p0, p1, p2 = Split<{attributes}>{operands} {squares} }}"
+    )
+    x, w = np.random.default_rng(0).normal(size=(2, 7)).astype(np.float32), np.arange(1, 8, dtype=np.float32)
+    function = OrtGradientForwardBackward(model, engine="ort").new_instance()
+    found = function.forward([x, np.array(sizes), w], training=True)
+    dx, dw = (v.numpy() for v in function.backward([np.ones(v.shape(), np.float32) for v in found]))
+    where = np.isin(np.repeat(np.arange(3), sizes), read)
+    np.testing.assert_allclose(dx, 2 * x * w * w * where, rtol=1e-5)
+    np.testing.assert_allclose(dw, (2 * x * w * x * where).sum(0), rtol=1e-5)
