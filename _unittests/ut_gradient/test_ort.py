@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import onnx.parser
 import pytest
-from operator_cases import CASES
+from operator_cases import CASES, variants
 
 from onnxcustom import OrtGradientForwardBackward
 from onnxcustom.gradient.ort_operators import OPERATORS, STEP_OPERATORS
@@ -68,6 +68,18 @@ def test_right_or_refused(checked, number):
         if row[0] == "refused":
             assert f"({CASES[number].op}, opset" in row[-1]
             assert "'node'" in row[-1] or "node" in row[-1]
+
+
+@pytest.mark.parametrize("engine", ["onnx", "ort"])
+def test_outputs_that_nobody_reads_and_operands_that_are_one_value(engine):
+    rows = answers("case_check.py", engine, "variants")
+    asked = [variant for case in CASES for variant in variants(case)]
+    assert {row[2] for row in rows} == {n for n, case in enumerate(asked) if any(case.opsets(oldest=13))}
+    bad = [(asked[row[2]].id, *row) for row in rows if row[0] not in ("ok", "refused")]
+    assert not bad
+    right = {asked[row[2]].op for row in rows if row[0] == "ok"}
+    assert right >= {"Split", "TopK", "MaxPool", "LayerNormalization", "MatMul", "Max", "Where"}
+    assert engine == "ort" or all(row[0] == "ok" for row in rows)
 
 
 def test_every_operator_of_the_table_has_a_case_that_passes(checked):
