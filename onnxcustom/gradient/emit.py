@@ -17,7 +17,10 @@ from onnxcustom.graph.builder import Builder, Operand, Var
 
 from .shapes import output_shape
 
-__all__ = ["GradientBuilder"]
+__all__ = ["LARGEST_CONSTANT", "GradientBuilder"]
+
+# Elements of the largest constant that is made of sizes alone; beyond, nodes make it when the graph runs.
+LARGEST_CONSTANT = 2**20
 
 
 class GradientBuilder(Builder):
@@ -251,12 +254,17 @@ class GradientBuilder(Builder):
     def eye(self, x: Var, axis: int) -> Var:
         """Identity matrix of the size of an axis of x, in x's dtype."""
         n = self.dim(x, axis)
-        if n.value.const_value is not None:
-            return self.const(np.eye(int(n.value.const_value.numpy()[0])), like=x)
+        size = 0 if n.value.const_value is None else int(n.value.const_value.numpy()[0])
+        if 0 < size * size <= LARGEST_CONSTANT:
+            return self.const(np.eye(size), like=x)
         square = self.ConstantOfShape(self.Concat(n, n, axis=0))
         return self.cast_like(self.EyeLike(square, dtype=ir.DataType.FLOAT), x)
 
     # -- elements by their place -------------------------------------------------------------------
+
+    def count_up(self, n: int) -> Var:
+        """0, 1 ... n - 1: a constant, unless that would be a large one."""
+        return self.const(np.arange(n)) if n <= LARGEST_CONSTANT else self.Range(0, n, 1)
 
     def positions(self, x: Var) -> Var:
         """Place of each element of x in row-major order: int64 of x's shape."""

@@ -30,7 +30,7 @@ _DOMAINS = (*_STANDARD, "ai.onnx.ml", "com.microsoft")
 
 # Attributes that are sizes: divided by, counted to, allocated.
 _SIZES = frozenset(
-    "kernel_shape strides dilations group offset_group blocksize num_outputs hidden_size num_groups "
+    "kernel_shape strides dilations group groups offset_group blocksize num_outputs hidden_size num_groups "
     "num_scan_inputs size output_height output_width pooled_shape sample_size n_targets targets".split()
 )
 # Those that may be 0, for "none" or "as the data has it".
@@ -46,8 +46,13 @@ _OFFSETS = frozenset(
     "noop_with_empty_axes onesided reverse select_last_index sorted storage_order training_mode transA "
     "transB upper".split()
 )
-_MANY = 2**16  # heads, each of which costs a loop
-_HIGHEST = dict.fromkeys(("num_heads", "kv_num_heads", "q_num_heads"), _MANY)
+# Heads, each of which costs a loop, and bins and groups, each of which is an element of a constant.
+_MANY = 2**16
+_HIGHEST = dict.fromkeys(
+    "num_heads kv_num_heads q_num_heads groups num_groups output_height output_width pooled_shape "
+    "sampling_ratio".split(),
+    _MANY,
+)
 _LOWEST = {**dict.fromkeys(_SIZES, 1), **dict.fromkeys(_COUNTS, 0), **dict.fromkeys(_OFFSETS, -_LARGEST)}
 
 # Operands of which one number is read, whatever their shape.

@@ -7,18 +7,24 @@ the positions of its numbers, up to the operator that multiplies by it.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
+from itertools import zip_longest
 
 import numpy as np
 import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
+from onnxcustom.graph.limits import current_limits
 from onnxcustom.graph.passes import constant_array
 
 __all__ = ["Kernel", "Use", "kernels", "uses"]
 
 _COPIES = frozenset({"Identity", "Cast"})
 _MOVES = frozenset("Concat Expand Flatten Reshape Slice Split Squeeze Tile Transpose Unsqueeze".split())
+
+# What following a weight through one operator counts as, in bytes.
+_LEAST = 2**16
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -76,7 +82,16 @@ def uses(value: ir.Value, opset: int) -> list[Use]:
     """
     assert value.const_value is not None
     shape = tuple(value.const_value.shape.numpy())
-    found = list(_uses(value, np.arange(value.const_value.size, dtype=np.int64).reshape(shape), opset))
+    room = _Room(current_limits().folded_bytes)
+    index = np.arange(value.const_value.size, dtype=np.int64).reshape(shape)
+    found: list[Use] = []
+    left: list[Use | tuple[ir.Value, np.ndarray]] = [(value, index)]
+    while left:
+        part = left.pop()
+        if isinstance(part, Use):
+            found.append(part)
+        else:
+            left.extend(reversed(list(_following(*part, opset, room))))
     graph = value.graph
     if graph is None or len(found) < 2:
         return found
@@ -84,22 +99,47 @@ def uses(value: ir.Value, opset: int) -> list[Use]:
     return sorted(found, key=lambda use: order.get(use.node, len(order)))
 
 
-def _uses(value: ir.Value, index: np.ndarray, opset: int) -> Iterator[Use]:
+def _following(
+    value: ir.Value, index: np.ndarray, opset: int, room: _Room
+) -> Iterator[Use | tuple[ir.Value, np.ndarray]]:
+    """Who reads a value, and what is made of it by moving numbers about."""
     for node, position in value.uses():
-        if node.domain not in ("", "ai.onnx"):
-            yield Use(node, position, index)
-        elif node.op_type in _COPIES:
-            yield from _uses(node.outputs[0], index, opset)
-        elif node.op_type in _MOVES and (moved := _moved(node, position, index, opset)) is not None:
-            for output, array in zip(node.outputs, moved, strict=False):
-                yield from _uses(output, array, opset)
+        standard = node.domain in ("", "ai.onnx")
+        if standard and node.op_type in _COPIES and room.take(0):
+            yield node.outputs[0], index
+        elif (
+            standard
+            and node.op_type in _MOVES
+            and (moved := _moved(node, position, index, opset, room)) is not None
+        ):
+            yield from zip(node.outputs, moved, strict=False)
         else:
             yield Use(node, position, index)
 
 
-def _moved(node: ir.Node, position: int, index: np.ndarray, opset: int) -> list[np.ndarray] | None:
-    """What an operator that only moves numbers does to positions; None if it depends on data."""
+@dataclasses.dataclass
+class _Room:
+    """Memory that is left for positions; a weight that is repeated without end is followed so far."""
+
+    left: int
+
+    def take(self, elements: int) -> bool:
+        """Take the room of so many positions, if it is there; every operator counts as some thousand."""
+        nbytes = max(8 * elements, _LEAST)
+        if nbytes > self.left:
+            return False
+        self.left -= nbytes
+        return True
+
+
+def _moved(
+    node: ir.Node, position: int, index: np.ndarray, opset: int, room: _Room
+) -> list[np.ndarray] | None:
+    """What an operator does to positions; None if that depends on data, or there is no room for them."""
     if position != 0 and node.op_type != "Concat":
+        return None
+    elements = _elements(node, position, index)
+    if elements is None or not room.take(elements):
         return None
     feeds = {}
     for i, value in enumerate(node.inputs):
@@ -117,6 +157,25 @@ def _moved(node: ir.Node, position: int, index: np.ndarray, opset: int) -> list[
         feeds[value.name or ""] = array
     evaluator = ReferenceEvaluator(ir.to_proto(node), opsets={"": opset})
     return [np.asarray(array) for array in evaluator.run(None, feeds)]
+
+
+def _elements(node: ir.Node, position: int, index: np.ndarray) -> int | None:
+    """How many positions an operator makes of those given; None if that depends on data."""
+    if node.op_type == "Concat":
+        others = [v.shape for i, v in enumerate(node.inputs) if i != position and v is not None]
+        if any(shape is None or not shape.is_static() for shape in others):
+            return None
+        return index.size + sum(math.prod(shape.numpy()) for shape in others if shape is not None)
+    if node.op_type not in ("Expand", "Tile"):
+        return index.size
+    sizes = constant_array(node.inputs[1])
+    if sizes is None or sizes.ndim != 1:
+        return None
+    wanted = [max(int(n), 1) for n in sizes]
+    if node.op_type == "Tile":
+        return index.size * math.prod(wanted)
+    behind = zip_longest(reversed(index.shape), reversed(wanted), fillvalue=1)
+    return math.prod(max(a, b) for a, b in behind)
 
 
 def _elsewhere(value: ir.Value) -> np.ndarray | None:

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from onnxcustom.graph.builder import Var
 
-from ..emit import GradientBuilder
+from ..emit import LARGEST_CONSTANT, GradientBuilder
 from ..expand import expansion, refusal
 from ..node import NodeView
 
@@ -95,7 +95,7 @@ def _undeformed(op: GradientBuilder, node: NodeView, a: int, kernel: Sizes, outp
 def _coordinate(op: GradientBuilder, sizes: Sizes, a: int, step: int, start: int, x: Var) -> Var:
     """start + step · coordinate along axis a of each element of a tensor of these sizes, flattened."""
     known = [size for size in sizes if isinstance(size, int)]
-    if len(known) == len(sizes):
+    if len(known) == len(sizes) and math.prod(known) <= LARGEST_CONSTANT:
         return op.const(np.indices(known)[a].reshape(-1) * step + start, like=x)
     total, behind = _product(op, sizes), _product(op, sizes[a + 1 :])
     count = op.squeeze(_vector(op, total), [0])

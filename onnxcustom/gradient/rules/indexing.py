@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from onnxcustom.graph.builder import Var
 
-from ..emit import GradientBuilder
+from ..emit import LARGEST_CONSTANT, GradientBuilder
 from ..node import NodeView
 from ..registry import non_differentiable, refuse, rule
 
@@ -82,7 +82,7 @@ def _put_constant(op: GradientBuilder, x: Var, indices: np.ndarray, axis: int, d
         if first < 0:
             return op.pad(dy, [size + first], [-end], [axis])
         return op.pad(dy, [first], [size - end], [axis])
-    if not isinstance(size, int) or len(set(flat.tolist())) < flat.size:
+    if not isinstance(size, int) or size > LARGEST_CONSTANT or len(set(flat.tolist())) < flat.size:
         return None
     # Elements of x that were not picked take the zero behind the last element of dy.
     source = np.full(size, flat.size, dtype=np.int64)

@@ -182,7 +182,7 @@ def _scale(op: GradientBuilder, node: NodeView, q: Var) -> Var | float:
 def _count_up(op: GradientBuilder, n: int | Var) -> Var:
     """0, 1 ... n - 1."""
     if isinstance(n, int):
-        return op.const(np.arange(n))
+        return op.count_up(n)
     return op.Range(0, op.squeeze(n, [0]), 1)
 
 

@@ -18,7 +18,7 @@ import onnx_ir as ir
 from onnxcustom.graph.builder import Var
 
 from ..carried import known, quantizer
-from ..emit import GradientBuilder
+from ..emit import LARGEST_CONSTANT, GradientBuilder
 from ..node import NodeView
 from ..registry import non_differentiable, rule
 
@@ -171,7 +171,9 @@ def _blocks(op: GradientBuilder, like: _Layout) -> Var:
     """Which block each index of the axis belongs to."""
     size = op.size(like.x, like.axis)
     if isinstance(size, int):
-        return op.const(np.arange(size, dtype=np.int64) // like.block)
+        if size <= LARGEST_CONSTANT:
+            return op.const(np.arange(size, dtype=np.int64) // like.block)
+        return op.Div(op.count_up(size), like.block)
     return op.Div(op.Range(0, op.squeeze(size, [0]), 1), like.block)
 
 
