@@ -211,12 +211,10 @@ PRECEDENCE = [
     ({"dense.*": 4.0, 3: 3.0}, True, True, 3.0),
     ({"*": 6.0, "dense.*": 4.0}, True, True, 6.0),
     ({"dense.?": 4.0, "*": 6.0}, True, True, 4.0),
-    ({"DENSE.*": 4.0}, True, False, 1.0),
+    ({"DENSE.*": 4.0}, True, False, None),
     ({"Dense.*": 4.0}, True, True, None),
     ({"dense": 4.0, 4: 3.0}, True, True, None),
     ({3: 3.0}, False, True, 3.0),
-    ({"*": 4.0}, False, False, 1.0),
-    ({"3": 4.0}, False, False, 1.0),
     ({np.int64(3): 3.0}, True, False, 3.0),
     (None, True, True, None),
     (None, False, False, 1.0),
@@ -231,7 +229,10 @@ def test_which_multiplier_counts(option, table, named, parameter, factor):
         options["param_idx2name"] = {3: "dense.w"}
     if parameter:
         options["param_dict"] = {3: PARAMETER}
-    rates = {"lr_mult": 5.0, "wd_mult": 7.0} if parameter else {"lr_mult": 1.0, "wd_mult": 1.0}
+    # By default names that end in neither "_weight" nor "_gamma" do not decay.
+    rates = {"lr_mult": 1.0, "wd_mult": 0.0 if named else 1.0}
+    if parameter:
+        rates = {"lr_mult": 5.0, "wd_mult": 7.0}
     if factor is not None:
         rates[option] = factor
     rule = SGD(0.01, wd=0.25, **options)

@@ -354,6 +354,24 @@ def test_a_plateau_of_a_score(make):
     assert reg.callbacks_[-1].seen == [0.01] * 4
 
 
+def test_a_rate_set_beside_a_schedule_of_epochs(make):
+    X, y = data()
+
+    class Meddle(Callback):
+        def on_epoch_end(self, trainer):
+            if trainer.n_iter_ == 2:
+                trainer.step_.optimizer.set_learning_rate(0.5)
+
+    for rate in (lambda epoch: 0.1 / epoch, lambda epoch: 0.1):
+        with pytest.warns(UserWarning, match=r"set_learning_rate\(0\.5\) has no effect") as caught:
+            reg = make(LearningRate(rate), Rates(), Meddle()).fit(X, y)
+        assert len(caught) == 1
+        assert reg.callbacks_[1].seen == [rate(epoch) for epoch in (1, 2, 3, 4)]
+    assert reg.step_.optimizer.value == 0.05  # its own again
+    plain = make(Rates(), Meddle()).fit(X, y)
+    assert plain.callbacks_[0].seen == [0.05, 0.05, 0.5, 0.5]
+
+
 class Rates(Callback):
     def on_train_begin(self, trainer):
         self.seen = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import inspect
@@ -14,7 +15,8 @@ import numpy as np
 
 from onnxcustom._parameters import check_parameters
 from onnxcustom._versioning import check_version, stamp_version
-from onnxcustom.exceptions import InvalidDataError, UnknownNameError
+from onnxcustom._warnings import warn_user
+from onnxcustom.exceptions import UnknownNameError
 from onnxcustom.graph.builder import Builder, Var
 from onnxcustom.graph.roles import Role
 
@@ -159,25 +161,35 @@ class BaseLearningRate(Clock, metaclass=RuleType):
         -----
         Called as ``update(index, weight, grad, state)``, as MXNet's optimizers are, it updates arrays or
         OrtValues in place: `weight`, and `state`, which ``create_state(index, weight)`` has made. Each index
-        counts its own updates, as in an :class:`~onnxcustom.optim.Updater`.
+        counts its own updates, as in an :class:`~onnxcustom.optim.Updater`, from ``init_learning_rate()`` on;
+        ``clip_global_norm`` bounds each gradient alone.
         """
 
-    def _update_indexed(self, index: int | str, weight: Any, grad: Any, state: Any = None) -> None:
-        """MXNet's ``update``: one weight and its state in place."""
-        from .updater import Updater
-
+    @property
+    def indexed(self) -> Any:
+        """What :meth:`update` by index remembers, until the clock is set to its beginning."""
         if self._indexed is None:
-            self.__dict__["_indexed"] = Updater(self)
-        names = list(self.create_state(plain(weight)))
-        given = [] if state is None else list(state) if isinstance(state, (tuple, list)) else [state]
-        if len(given) != len(names):
-            raise InvalidDataError(
-                f"{type(self).__name__} keeps {names or 'no state'} for weight {index!r}, {len(given)} "
-                "tensors were given: make them with create_state(index, weight)."
-            )
-        if names:
-            self._indexed.states[index] = dict(zip(names, given, strict=True))
-        self._indexed(index, grad, weight)
+            from .indexed import IndexedCalls
+
+            kept = self.__dict__.pop("_kept", None)
+            self.__dict__["_indexed"] = IndexedCalls(self, kept)
+        return self._indexed
+
+    def init_learning_rate(self: Self) -> Self:
+        """Set the clock to the first step of the first epoch; updates by index are counted anew.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            A schedule gave something else than a number of its range; the clock stays as it was.
+        """
+        super().init_learning_rate()
+        self.__dict__.pop("_indexed", None)
+        return self
 
     def init_state(self, weight: np.ndarray) -> dict[str, np.ndarray]:
         """The state of a weight that was never updated: zeros of its shape and dtype.
@@ -193,30 +205,34 @@ class BaseLearningRate(Clock, metaclass=RuleType):
         """
         return {name: np.zeros(weight.shape, weight.dtype) for name in self.state}
 
-    def create_state(self, *weight: Any) -> Any:
+    def create_state(self, index: Any = None, weight: Any = None) -> Any:
         """All that is kept for a weight: :meth:`init_state`, and its master copy if there is one.
 
         Parameters
         ----------
-        *weight : ndarray, or int or str and ndarray
-            Initial value of the weight; its index may come before it, as in MXNet.
+        index : int or str, optional
+            Its index, as in MXNet; may be left out, as in ``create_state(weight)``.
+        weight : ndarray or OrtValue
+            Initial value of the weight.
 
         Returns
         -------
         dict of str to ndarray, or with an index None, ndarray or tuple of them
-            With an index, what :meth:`update` takes for one. With ``multi_precision`` the state of a
-            float16 weight is float32, and ``'master'`` is the
-            weight in that precision.
+            With an index, what :meth:`update` takes for one. With ``multi_precision`` the state of a float16
+            weight is float32, and ``'master'`` is the weight in that precision.
         """
-        if len(weight) not in (1, 2):
-            raise TypeError(
-                f"create_state takes a weight, or an index and a weight, not {len(weight)} values."
-            )
-        made = self._all_state(plain(weight[-1]))
-        if len(weight) == 1:
-            return made
-        states = tuple(made.values())
+        if index is None or weight is None:
+            return self._all_state(_plain(index if weight is None else weight))
+        states = tuple(self._all_state(_plain(weight)).values())
         return states if len(states) > 1 else states[0] if states else None
+
+    def create_state_multi_precision(self, index: Any, weight: Any) -> Any:
+        """:meth:`create_state`, which does by ``multi_precision``."""
+        return self.create_state(index, weight)
+
+    def update_multi_precision(self, index: Any, weight: Any, grad: Any, state: Any) -> None:
+        """``update(index, weight, grad, state)``, which does by ``multi_precision``."""
+        self.indexed.update(index, weight, grad, state)
 
     def _all_state(self, weight: np.ndarray) -> dict[str, np.ndarray]:
         if not (self.multi_precision and weight.dtype == np.float16):
@@ -305,6 +321,8 @@ class BaseLearningRate(Clock, metaclass=RuleType):
     def set_learning_rate(self: Self, learning_rate: Any) -> Self:
         """Use another learning rate from the current step on; clock and hyper-parameters stay.
 
+        It replaces a schedule, where MXNet's has no effect beside one.
+
         Parameters
         ----------
         learning_rate : float, Schedule, callable or BaseLearningRate
@@ -345,6 +363,11 @@ class BaseLearningRate(Clock, metaclass=RuleType):
             Something else than factors in [0, inf); nothing is changed.
         """
         return self._set_multipliers("lr_mult", args_lr_mult)
+
+    def set_lr_scale(self: Self, args_lrscale: Mapping[str | int, float]) -> Self:
+        """MXNet's older name of :meth:`set_lr_mult`."""
+        warn_user("set_lr_scale is deprecated: use set_lr_mult.", DeprecationWarning)
+        return self.set_lr_mult(args_lrscale)
 
     def set_wd_mult(self: Self, args_wd_mult: Mapping[str | int, float]) -> Self:
         """Use other factors of the weight decay; as :meth:`set_lr_mult`."""
@@ -532,26 +555,27 @@ class BaseLearningRate(Clock, metaclass=RuleType):
 
     def __getstate__(self) -> dict[str, Any]:
         # Sessions cannot be pickled, and a copy makes its own.
-        return stamp_version({k: v for k, v in self.__dict__.items() if k not in ("_updates", "_indexed")})
+        state = {k: v for k, v in self.__dict__.items() if k not in ("_updates", "_indexed")}
+        if self._indexed is not None:
+            state["_kept"] = copy.deepcopy(self._indexed.kept())
+        return stamp_version(state)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(check_version(state, self))
 
 
-def plain(weight: Any) -> np.ndarray:
+def _plain(weight: Any) -> np.ndarray:
     """A weight as an array."""
-    return weight.numpy() if hasattr(weight, "numpy") else np.asarray(weight)
+    return weight.numpy() if hasattr(weight, "update_inplace") else np.asarray(weight)
 
 
 def _formula_or_call(formula: Callable[..., Any]) -> Callable[..., Any]:
     """An update as its formula in a graph, or of arrays, by what it is called with."""
-    if hasattr(formula, "__wrapped__"):
-        return formula
 
     @functools.wraps(formula)
     def update(self: BaseLearningRate, *args: Any, **kwargs: Any) -> Any:
-        if args and not isinstance(args[0], Builder):
-            return self._update_indexed(*args, **kwargs)
+        if "index" in kwargs or (args and not isinstance(args[0], Builder)):
+            return self.indexed.update(*args, **kwargs)
         return formula(self, *args, **kwargs)
 
     return update

@@ -183,6 +183,10 @@ class InPlaceUpdates:
         scalars.update({k if k == "learning_rate" else f"{k}_value": v for k, v in rule.values.items()})
         check_number("batch_size", batch_size, "(0, inf)")
         self._check_index(n_bind)
+        if target is None:
+            target = Target(n_bind, (self.rule.param_idx2name or {}).get(n_bind))
+            if target.name is None:
+                self.rule.check_unnamed(n_bind)
         shape, dtype = shape_dtype("weight", weight)
         states = self._states(state, weight, shape, dtype)
         where = parse_device(device)
@@ -201,7 +205,9 @@ class InPlaceUpdates:
                 f"the weight has {shape} and {dtype}."
             )
         values = {name: to_ortvalue(value, where) for name, value in given.items()}
-        function = self.function(dtype, where, target or Target(n_bind))
+        if self.rule.is_frozen(target.name):
+            return self._result(weight, state, values)
+        function = self.function(dtype, where, target)
         slopes = to_ortvalue(gradient, where)
         if any(_overlap(slopes, value) for value in values.values()):
             slopes = owned_copy(slopes)  # else it would change while it is read
@@ -209,12 +215,18 @@ class InPlaceUpdates:
         for name, value in given.items():
             if isinstance(value, np.ndarray) and not _borrowed(value, where):
                 value[...] = values[name].numpy()
-        if not states:
+        return self._result(weight, state, values)
+
+    @staticmethod
+    def _result(weight: Any, state: Any, values: Mapping[str, Any]) -> Any:
+        """Weight and state as they were given, or the state that was made of nothing."""
+        names = [name for name in values if name != "weight"]
+        if not names:
             return weight
         if state is not None:
             return weight, state
         # The arrays they were started from die here: what is handed out has memory of its own.
-        made = tuple(owned_copy(values[name]) for name in states)
+        made = tuple(owned_copy(values[name]) for name in names)
         return weight, made[0] if len(made) == 1 else made
 
     def _check_index(self, n_bind: int) -> None:

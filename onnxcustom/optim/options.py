@@ -57,7 +57,8 @@ class SharedOptions:
         Skip, and count, a step whose gradient holds NaN or infinity; by default it is an error.
     param_idx2name : dict of int to str, optional
         Names of the weights that an :class:`~onnxcustom.optim.Updater` knows by index. Of these, names
-        that end in neither ``_weight`` nor ``_gamma`` do not decay, as in MXNet, unless `wd_mult` says so.
+        that end in neither ``_weight`` nor ``_gamma`` do not decay, as in MXNet, unless `wd_mult` says so
+        or a model, as `sym`, says what the weight is.
     param_dict : dict of int to object, optional
         Objects with attributes ``lr_mult`` and ``wd_mult``, by index, for an
         :class:`~onnxcustom.optim.Updater`.
@@ -141,7 +142,8 @@ class SharedOptions:
             An object of `param_dict` whose factors are no numbers in [0, inf).
         """
         decays = 0.0 if role in ("bias", "normalization") else 1.0
-        if name is not None and name in (self.param_idx2name or {}).values():
+        known = self.sym is not None or role != "unknown"  # a model tells better than a name
+        if name is not None and not known and name in (self.param_idx2name or {}).values():
             decays = 1.0 if name.endswith(("_weight", "_gamma")) else 0.0
         lr_mult, wd_mult = 1.0, decays
         parameter = None if index is None else (self.param_dict or {}).get(index)
@@ -155,27 +157,29 @@ class SharedOptions:
             _factor(self.wd_mult, name, index, float(wd_mult)),
         )
 
-    def check_indexed(self, index: int, known: Collection[str]) -> None:
-        """Refuse factors by names that an index without a name cannot have.
+    def check_unnamed(self, index: int, known: Collection[str] = ()) -> None:
+        """Refuse factors by names that can have no effect where weights are known by index.
 
         Parameters
         ----------
         index : int
-            A weight of which nothing else is known.
+            A weight without a name.
         known : collection of str
-            Names of other weights.
+            Names of other weights, beside those of `param_idx2name`.
 
         Raises
         ------
         UnknownNameError
-            A name or pattern that is that of no other weight.
+            A name or pattern that is that of no weight.
         """
+        names = {*(self.param_idx2name or {}).values(), *known}
         for option in ("lr_mult", "wd_mult"):
-            for name in getattr(self, option) or ():
-                if isinstance(name, str) and not matching(name, known):
+            for key in getattr(self, option) or ():
+                if isinstance(key, str) and not matching(key, names):
                     raise UnknownNameError(
-                        f"{option} names {name!r}, and the weight of index {index} has no name: give "
-                        "param_idx2name={index: name}, factors by index, or names for indices."
+                        f"{option} names {key!r}, and the weight of index {index} has no name; the names "
+                        f"known are {sorted(names)}. Name it in param_idx2name, give factors by index, or "
+                        "update weights by name."
                     )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:

@@ -225,11 +225,10 @@ class Updater:
             target = Target(None, index, self._roles.get(index, "unknown"))
         else:
             index = int(index)
-            names = self._rule.param_idx2name or {}
-            name = names.get(index)
-            if name is None and index not in self.counts:
-                known = {*names.values(), *self._roles, *(n for n in self.counts if isinstance(n, str))}
-                self._rule.check_indexed(index, known)
+            name = (self._rule.param_idx2name or {}).get(index)
+            if name is None:
+                seen = (n for n in self.counts if isinstance(n, str))
+                self._rule.check_unnamed(index, {*self._roles, *seen})
             target = Target(index, name, self._roles.get(name or "", "unknown"))
         if isinstance(gradient, np.generic):  # numpy makes these of its 0-d arrays
             gradient = np.asarray(gradient)

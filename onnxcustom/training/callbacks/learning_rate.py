@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from onnxcustom._parameters import check_number
+from onnxcustom._warnings import warn_user
 from onnxcustom.exceptions import InvalidDataError
 from onnxcustom.optim import ReduceOnPlateau, Schedule
 
@@ -23,7 +24,8 @@ __all__ = ["LearningRate"]
 class LearningRate(Callback):
     """Set the learning rate before every epoch, by a function of the epoch or by what a measure does.
 
-    Schedules that need no measure are given to the optimizer: they may change at every step.
+    Schedules that need no measure are given to the optimizer: they may change at every step. What
+    ``set_learning_rate`` of the optimizer sets meanwhile is overwritten, with a warning.
 
     Parameters
     ----------
@@ -64,6 +66,14 @@ class LearningRate(Callback):
 
     def on_epoch_begin(self, trainer: Trainer) -> None:
         """Set the rate."""
+        given = trainer.step_.optimizer.learning_rate
+        if self._value is not None and given != self._value:
+            warn_user(
+                f"set_learning_rate({given!r}) has no effect beyond an epoch: {self!r} sets the rate before "
+                "every epoch.",
+                UserWarning,
+            )
+            self._value = None
         epoch = trainer.n_iter_ + 1
         if self._schedule is not None:
             self._set(trainer, self._schedule.value(trainer.step_.optimizer.t, epoch))
