@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import difflib
 from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any, Generic, TypeVar
 
 from onnxcustom.exceptions import UnknownNameError
 
-__all__ = ["Registry"]
+__all__ = ["Registry", "did_you_mean"]
 
 T = TypeVar("T", bound=type)
+
+
+def did_you_mean(name: Any, known: Iterable[str]) -> str:
+    """A question to put behind an error about a name: the names that resemble it, nothing if none does.
+
+    Examples
+    --------
+    >>> did_you_mean("adm", ["adam", "sgd"])
+    " Did you mean 'adam'?"
+    """
+    if not isinstance(name, str):
+        return ""
+    spelled = {text.lower(): text for text in known}
+    near = [spelled[text] for text in difflib.get_close_matches(name.lower(), spelled, n=3, cutoff=0.7)]
+    return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 
 class Registry(Generic[T]):
@@ -59,7 +75,8 @@ class Registry(Generic[T]):
             return self._classes[name.lower()]
         others = "".join(f", or {text}" for text in also)
         raise UnknownNameError(
-            f"{name!r} is no {self.kind}. Names are {', '.join(map(repr, self.names()))}{others}."
+            f"{name!r} is no {self.kind}.{did_you_mean(name, self._classes)} "
+            f"Names are {', '.join(map(repr, self.names()))}{others}."
         )
 
     def __contains__(self, name: str) -> bool:

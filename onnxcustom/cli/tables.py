@@ -11,6 +11,7 @@ from typing import Any
 import click
 import numpy as np
 
+from onnxcustom._registry import did_you_mean
 from onnxcustom.data import Stream
 from onnxcustom.data.blocks import Block, Key, row_bytes
 from onnxcustom.data.columns import Plan
@@ -73,7 +74,8 @@ class Table:
         missing = [name for name in names if name not in self.names]
         if missing:
             known = ", ".join(map(repr, self.names[:30])) + (", ..." if len(self.names) > 30 else "")
-            raise InvalidDataError(f"{option}: {self.path} has no column {missing[0]!r}; it has {known}.")
+            known += f".{did_you_mean(missing[0], self.names)}"
+            raise InvalidDataError(f"{option}: {self.path} has no column {missing[0]!r}; it has {known}")
         twice = [name for name in names if self.names.count(name) > 1]
         if twice:
             raise InvalidDataError(f"{self.path} has several columns called {twice[0]!r}.")

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from onnxcustom._registry import did_you_mean
 from onnxcustom.exceptions import InvalidDataError
 
 from .blocks import Block, Key
@@ -69,7 +70,7 @@ class Selection:
         if missing:
             raise InvalidDataError(
                 f"{where} has no column{'s' if len(missing) > 1 else ''} {_some(missing)}; it has "
-                f"{_some(names)}."
+                f"{_some(names)}.{did_you_mean(missing[0], names)}"
             )
         twice = [name for name in self.names if counts[name] > 1]
         if twice:

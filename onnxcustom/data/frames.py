@@ -17,6 +17,7 @@ __all__ = [
     "is_frame",
     "joined",
     "numbers",
+    "refuse_masked",
     "slice_rows",
 ]
 
@@ -121,6 +122,7 @@ def as_array(data: Any) -> np.ndarray:
     UnfitError
         A null, lists of different lengths, a type that is neither numbers nor text.
     """
+    refuse_masked(data)
     library = _library(data)
     if library == "pyarrow":
         return _from_arrow(data)
@@ -132,6 +134,19 @@ def as_array(data: Any) -> np.ndarray:
     if array.dtype.kind in "mMV":
         raise _of_type(array.dtype)
     return array
+
+
+def refuse_masked(data: Any) -> None:
+    """Refuse an array of numpy.ma some of whose values are masked: as a plain one it has numbers there.
+
+    Raises
+    ------
+    UnfitError
+        Naming the row of the first.
+    """
+    if np.ma.is_masked(data):
+        row = int(np.argwhere(np.ma.getmaskarray(data))[0][0]) if np.ndim(data) else None
+        raise UnfitError("a value is masked, and there is nothing to train on below it: fill it in", row)
 
 
 def _of_type(name: Any) -> UnfitError:

@@ -21,6 +21,7 @@ from onnxcustom.objective import (
 
 from .step import TrainingStep
 from .targets import prediction_tensors
+from .validation import check_not_masked
 
 __all__ = [
     "FITTING_NAMES",
@@ -151,6 +152,7 @@ def as_labels(y: Any) -> np.ndarray:
     """Labels as an array."""
     if y is None:
         raise InvalidDataError("Training requires y to be passed, but the target y is None: give the labels.")
+    check_not_masked(y, "y")
     array = y.toarray() if is_sparse(y) else np.asarray(y)
     if array.ndim == 0:
         raise InvalidDataError(f"y must hold a label for every row, not {y!r}.")

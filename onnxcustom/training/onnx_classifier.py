@@ -40,7 +40,7 @@ from .onnx_estimator import OnnxEstimator
 from .splitting import hold_out
 from .step import TrainingStep
 from .targets import prediction_tensors
-from .validation import TensorSpec, as_inputs, input_specs
+from .validation import TensorSpec, as_inputs, check_not_masked, input_specs
 
 __all__ = ["OnnxClassifier"]
 
@@ -506,6 +506,8 @@ class OnnxClassifier(ClassifierMixin, OnnxEstimator):
 
         With several labels along further axes (tokens, pixels), the mean over the rows of the part that is.
         """
+        check_not_masked(y, "y")
+        check_not_masked(sample_weight, "sample_weight")
         predicted = self.predict(X)
         if predicted.ndim == 1 or self._multilabel:
             return float(super().score(X, y, sample_weight))

@@ -11,7 +11,7 @@ from sklearn.metrics import r2_score
 
 from .onnx_estimator import OnnxEstimator
 from .step import TrainingStep
-from .validation import dimensions
+from .validation import check_not_masked, dimensions
 
 __all__ = ["OnnxRegressor"]
 
@@ -146,6 +146,8 @@ class OnnxRegressor(RegressorMixin, OnnxEstimator):
             return -float(np.mean(self.step_.scores(X, y, sample_weight), dtype=np.float64))
         p = self.predict(X)
         expected = next(iter(y.values())) if isinstance(y, Mapping) else y
+        check_not_masked(expected, "y")
+        check_not_masked(sample_weight, "sample_weight")
         return float(
             r2_score(
                 np.asarray(expected).reshape(len(p), -1), p.reshape(len(p), -1), sample_weight=sample_weight

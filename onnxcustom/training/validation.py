@@ -21,6 +21,7 @@ from onnxcustom.data.frames import (
     is_column,
     is_frame,
     joined,
+    refuse_masked,
 )
 from onnxcustom.data.sparse import SparseRows, is_sparse
 from onnxcustom.exceptions import InvalidDataError, UnknownNameError
@@ -290,6 +291,7 @@ def _as_tensor(data: Any, spec: TensorSpec, what: str, whole: bool = False, spar
         raise InvalidDataError(
             f"{what} takes {spec.dtype}, which cannot be bound in training: encode it as numbers first."
         )
+    check_not_masked(data, what)
     matrix = whole and (spec.rank is None or spec.rank >= 2)
     if is_sparse(data):
         return _as_sparse(data, spec, what, sparse)
@@ -298,6 +300,20 @@ def _as_tensor(data: Any, spec: TensorSpec, what: str, whole: bool = False, spar
         array = _reshaped(array, spec)
     _check_shape(array, spec, what)
     return _cast(array, spec, what)
+
+
+def check_not_masked(data: Any, what: str) -> None:
+    """Refuse an array of numpy.ma with masked values.
+
+    Raises
+    ------
+    InvalidDataError
+        Saying what it was given as.
+    """
+    try:
+        refuse_masked(data)
+    except UnfitError as exc:
+        raise InvalidDataError(f"{_capital(what)}: {exc}") from exc
 
 
 def _as_sparse(data: Any, spec: TensorSpec, what: str, keep: bool) -> Any:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from onnxcustom._registry import did_you_mean
 from onnxcustom.exceptions import UnknownNameError
 
 if TYPE_CHECKING:
@@ -133,6 +134,7 @@ class Callbacks:
                 "of the two another name."
             )
         for callback in self.items:
+            _check_moments(callback)
             callback.check(run)
 
     def begin(self, trainer: Trainer) -> None:
@@ -190,6 +192,23 @@ def _as_callback(given: Any) -> Callback:
         f"callbacks takes instances of Callback and functions of the estimator, not {given!r}"
         + (": make an instance of it." if isinstance(given, type) else ".")
     )
+
+
+def _check_moments(callback: Callback) -> None:
+    """Refuse a method that looks like one of the moments, and that nothing calls.
+
+    Raises
+    ------
+    UnknownNameError
+        Naming the moment it may be meant for.
+    """
+    moments = [name for name in dir(Callback) if name.startswith("on_")]
+    for name in dir(type(callback)):
+        if name.startswith("on_") and name not in moments and callable(getattr(type(callback), name)):
+            raise UnknownNameError(
+                f"{type(callback).__name__}.{name} is called by nothing.{did_you_mean(name, moments)} "
+                f"The moments are {', '.join(moments)}; let a method of your own have another beginning."
+            )
 
 
 def monitored(monitor: str | None, run: Run) -> str:
