@@ -192,6 +192,39 @@ def test_frozen_in_the_step_is_frozen_in_the_optimizer():
         np.testing.assert_array_equal(array, steps[1].weights()[name])
 
 
+@pytest.mark.parametrize("word", ["first:1", "last:2", "biases", "normalizations"])
+@pytest.mark.parametrize("option", ["lr_mult", "wd_mult", "frozen"])
+def test_words_in_options_of_the_optimizer(option, word):
+    from onnxcustom.optim import Adam
+
+    X, y = batch()
+    chosen = select_weights(NET, word)
+
+    def options(texts):
+        return {option: list(texts) if option == "frozen" else dict.fromkeys(texts, 3.0)}
+
+    steps = [TrainingStep(NET, optimizer=Adam(0.1, wd=0.1, **options(texts))) for texts in ([word], chosen)]
+    steps.append(pickle.loads(pickle.dumps(steps[0])))
+    losses = [[step.run(X, y) for _ in range(4)] for step in steps]
+    assert losses[0] == losses[1] == losses[2]
+    plain = TrainingStep(NET, optimizer=Adam(0.1, wd=0.1))
+    assert [plain.run(X, y) for _ in range(4)] != losses[0]
+    for name, array in steps[0].weights().items():
+        np.testing.assert_array_equal(array, steps[1].weights()[name])
+    with pytest.raises(UnknownNameError, match="'last:9' asks for more layers"):
+        TrainingStep(NET, optimizer=Adam(**options(["last:9"])))
+
+
+def test_words_in_options_of_an_updater():
+    from onnxcustom.optim import SGD, Updater
+
+    updater = Updater(SGD(0.5, lr_mult={"last:1": 3.0}, sym=NET))
+    for name, factor in (("head", 3.0), ("dense0.w", 1.0)):
+        w, g = np.ones(weights(NET)[name].shape, np.float32), np.ones(weights(NET)[name].shape, np.float32)
+        updater(name, g, w)
+        np.testing.assert_allclose(w, 1 - 0.5 * factor)
+
+
 def test_no_gradient_is_computed_for_what_is_frozen():
     every, last = TrainingStep(NET), TrainingStep(NET, weights="last:1")
     assert len(last.model.graph.node) < len(every.model.graph.node)

@@ -17,6 +17,7 @@ from onnxcustom.exceptions import (
 )
 from onnxcustom.graph import load, prepare, to_proto, trainable_values, training_info
 from onnxcustom.graph.builder import Builder
+from onnxcustom.graph.finding import check_finite, find_weights, warn_nonfinite
 from onnxcustom.graph.passes import RemoveUnusedPass
 from onnxcustom.graph.traversal import all_names
 
@@ -71,7 +72,8 @@ def gradient_graph(
     GradientNotImplementedError
         If the engine has no gradient for a node on the way.
     InvalidModelError
-        If the model is not valid.
+        If the model is not valid, or a weight that is named holds NaN or infinity. Such weights are left
+        out otherwise, with a warning.
     MissingRuntimeError
         If the engine's onnxruntime is not installed.
 
@@ -229,17 +231,21 @@ def _is_float_tensor(value: ir.Value) -> bool:
 def _weights(model: ir.Model, wrt: Sequence[str] | None) -> list[ir.Value]:
     """The initializers that become inputs."""
     initializers = model.graph.initializers
-    known = [_name(v) for v in trainable_values(model)]
     if wrt is None:
-        return [initializers[name] for name in known]
-    # A scalar that weights() leaves out because it looks like a constant may be asked for by name.
+        found = find_weights(model)
+        warn_nonfinite(found.nonfinite)
+        return found.weights
+    known = [_name(v) for v in trainable_values(model)]
+    # What weights() leaves out because it looks like a constant may be asked for by name.
     extra = [
         n for n, v in initializers.items() if n not in known and is_float(v) and v not in model.graph.inputs
     ]
     names = list(wrt) if not isinstance(wrt, (str, bytes)) else wrt
     if any(n not in known and n not in extra for n in names):
         checked_names("weight", names, known)
-    return [initializers[name] for name in checked_names("weight", names, [*known, *extra])]
+    values = [initializers[name] for name in checked_names("weight", names, [*known, *extra])]
+    check_finite(v for v in values if _name(v) not in known)
+    return values
 
 
 def _inputs(model: ir.Model, engine: Engine, flow: Flow, inputs: Sequence[str] | None) -> list[ir.Value]:

@@ -11,7 +11,15 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-__all__ = ["FLOATS", "is_bias_add", "passes_through", "single_counts", "trainable"]
+__all__ = [
+    "FLOATS",
+    "is_bias_add",
+    "is_opaque",
+    "is_standard",
+    "passes_through",
+    "single_counts",
+    "trainable",
+]
 
 # Beyond the largest number of operands: "every position".
 _ALL = tuple(range(4096))
@@ -92,8 +100,18 @@ FLOATS = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT
 _MOVES = frozenset("Identity Cast Reshape Flatten Squeeze Unsqueeze Transpose".split())
 
 
+def is_standard(node: ir.Node) -> bool:
+    """Whether a node is of the default domain."""
+    return node.domain in ("", "ai.onnx")
+
+
+def is_opaque(node: ir.Node) -> bool:
+    """Whether a node's result tells shapes or nothing of its operands, but not their content."""
+    return is_standard(node) and node.op_type in _OPAQUE
+
+
 def _positions(node: ir.Node) -> tuple[int, ...] | None:
-    if node.domain in ("", "ai.onnx"):
+    if is_standard(node):
         return _ONNX.get(node.op_type)
     if node.domain == "com.microsoft":
         return _MICROSOFT.get(node.op_type)
@@ -102,7 +120,7 @@ def _positions(node: ir.Node) -> tuple[int, ...] | None:
 
 def trainable(node: ir.Node, index: int) -> bool:
     """Whether operand `index` of `node` is differentiable data that a model may learn."""
-    if node.op_type == "Cast" and node.domain in ("", "ai.onnx"):
+    if node.op_type == "Cast" and is_standard(node):
         to = node.attributes.get_int("to", 0)
         return index == 0 and to in FLOATS
     return index in (_positions(node) or ())
@@ -115,9 +133,9 @@ def passes_through(node: ir.Node, index: int) -> bool:
     a model whose only output is a label still has the weights of the scores behind it.
     """
     positions = _positions(node)
-    if node.domain in ("", "ai.onnx"):
-        if node.op_type in _OPAQUE:
-            return False
+    if is_opaque(node):
+        return False
+    if is_standard(node):
         positions = _FOLLOWED.get(node.op_type, positions)
     return positions is None or index in positions
 
@@ -131,7 +149,7 @@ def single_counts(node: ir.Node, index: int) -> bool:
 
 def is_bias_add(node: ir.Node, index: int) -> bool:
     """Whether operand `index` is added to the result of a linear operator."""
-    if node.op_type != "Add" or node.domain not in ("", "ai.onnx"):
+    if node.op_type != "Add" or not is_standard(node):
         return False
     value = node.inputs[1 - index]
     while value is not None and (producer := value.producer()) is not None:

@@ -6,16 +6,19 @@ import difflib
 import fnmatch
 import functools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+import onnx_ir as ir
+
 from onnxcustom.exceptions import NoTrainableWeightError, UnknownNameError
+from onnxcustom.graph.finding import check_finite, find_weights, warn_nonfinite
 from onnxcustom.graph.io import ModelLike, to_ir
 from onnxcustom.graph.layers import Layer, layers_of
+from onnxcustom.graph.operands import FLOATS
 from onnxcustom.graph.prepare import structure
 from onnxcustom.graph.roles import Role, weight_roles
 from onnxcustom.graph.sites import tag
-from onnxcustom.graph.weights import trainable_values
 
 __all__ = ["Selection", "matching", "select_weights"]
 
@@ -41,6 +44,8 @@ def select_weights(
       included); ``'normalizations'``, their scales and shifts;
     * a pattern of :mod:`fnmatch`, upper and lower case apart: ``'dense*'``, ``'layer?.weight'``.
 
+    A floating-point constant that is no weight, such as a mask, is chosen by its very name alone.
+
     Parameters
     ----------
     model : model in any form, or mapping with the names of weights for keys
@@ -61,6 +66,13 @@ def select_weights(
         A text that chooses nothing, or is there twice; the message lists the names there are.
     NoTrainableWeightError
         Nothing is left.
+    InvalidModelError
+        A name of what holds NaN or infinity.
+
+    Warns
+    -----
+    UserWarning
+        What holds NaN or infinity is left out, and `freeze` doesn't say so.
 
     See Also
     --------
@@ -108,6 +120,11 @@ def matching(pattern: str, names: Iterable[str]) -> list[str]:
     return [name for name in names if fnmatch.fnmatchcase(name, pattern)]
 
 
+def is_word(text: str) -> bool:
+    """Whether a text chooses by what weights are to a model, such as ``'last:2'``."""
+    return bool(_LEVELS.fullmatch(text)) or text in ("biases", "normalizations")
+
+
 def texts_of(selection: Any) -> list[Any]:
     """The texts of a selection, none for None; whether they are texts remains to be seen."""
     if selection is None:
@@ -131,17 +148,27 @@ class Catalog:
     ----------
     names : list of str
         All weights, in graph order.
+    others : dict of str to onnx_ir.Value
+        Floating-point constants that are none, and are chosen by name only.
+    nonfinite : dict of str to onnx_ir.Value
+        What would be a weight, but holds NaN or infinity.
     """
 
     def __init__(self, model: Any) -> None:
         self._model = None
+        self.others: dict[str, ir.Value] = {}
+        self.nonfinite: dict[str, ir.Value] = {}
         if isinstance(model, Mapping):
             self.names = list(model)
         else:
             self._model = to_ir(model)
             tag(self._model)
             structure(self._model)
-            self.names = [value.name or "" for value in trainable_values(self._model)]
+            found = find_weights(self._model)
+            self.names = [value.name or "" for value in found.weights]
+            self.nonfinite = {value.name or "": value for value in found.nonfinite}
+            constants = self._model.graph.initializers
+            self.others = {n: v for n, v in constants.items() if n not in self.names and v.dtype in FLOATS}
 
     @functools.cached_property
     def _layers(self) -> list[Layer]:
@@ -155,34 +182,53 @@ class Catalog:
 
     def select(self, train: Selection = None, freeze: Selection = None) -> list[str]:
         """As :func:`select_weights`."""
-        if not self.names:
-            raise NoTrainableWeightError("The model holds no trainable weight.")
+        if train is None and not self.names:
+            raise NoTrainableWeightError(self._nothing())
         chosen = set(self.names) if train is None else self._find("The list of weights", train)
         if not chosen:
             raise NoTrainableWeightError(f"The list of weights is empty; the model has {self._known()}.")
-        frozen = set() if freeze is None else self._find("freeze", freeze)
-        left = [name for name in self.names if name in chosen - frozen]
+        check_finite(self.others[name] for name in chosen if name in self.others)
+        frozen = set() if freeze is None else self._find("freeze", freeze, list(self.nonfinite))
+        if train is None:
+            self.warn(frozen)
+        left = [name for name in (*self.names, *self.others) if name in chosen - frozen]
         if not left:
             names = [name for name in self.names if name in chosen]
             raise NoTrainableWeightError(f"Every weight is frozen: {_shown(names)}, by freeze={freeze!r}.")
         return left
 
-    def _find(self, what: str, selection: Any) -> set[str]:
-        """The names that a selection chooses; `what` it is, for messages."""
+    def warn(self, frozen: Collection[str] = ()) -> None:
+        """Say what is left out of all weights because of its numbers, but for what is `frozen`."""
+        warn_nonfinite(v for name, v in self.nonfinite.items() if name not in frozen)
+
+    def _nothing(self) -> str:
+        text = (
+            "The model holds no trainable weight: no floating-point initializer or constant that an operator "
+            "reads as data."
+        )
+        if self.nonfinite:
+            text += f" {_shown(list(self.nonfinite))} would be, but for NaN or infinity in it."
+        return text
+
+    def _find(self, what: str, selection: Any, more: Sequence[str] = ()) -> set[str]:
+        """The names that a selection chooses, of `more` as well; `what` it is, for messages."""
         texts = texts_of(selection)
         repeated = [t for i, t in enumerate(texts) if t in texts[:i]]
         if repeated:
             raise UnknownNameError(f"{what} repeats {repeated}; the model's weights are {self._known()}.")
-        found = [self._chosen(text) if isinstance(text, str) else [] for text in texts]
+        found = [self.chosen(text, more) if isinstance(text, str) else [] for text in texts]
         unknown = [text for text, names in zip(texts, found, strict=True) if not names]
         if unknown:
             raise UnknownNameError(f"{what} names {unknown}, which {self._why(unknown)}")
         return {name for names in found for name in names}
 
-    def _chosen(self, text: str) -> list[str]:
+    def chosen(self, text: str, more: Sequence[str] = ()) -> list[str]:
+        """The names that one text chooses, of `more` as well."""
+        if text in self.others:
+            return [text]
+        if text in self.names or not is_word(text):
+            return matching(text, [*self.names, *more])
         word = _LEVELS.fullmatch(text)
-        if text in self.names or not (word or text in ("biases", "normalizations")):
-            return matching(text, self.names)
         if self._model is None:
             raise UnknownNameError(f"{text!r} chooses by what weights are to a model; here are names only.")
         if word:
@@ -197,7 +243,7 @@ class Catalog:
         ]
 
     def _levels(self, side: str, count: int) -> list[str]:
-        total = max(layer.level for layer in self._layers)
+        total = max((layer.level for layer in self._layers), default=0)
         if count > total:
             raise UnknownNameError(f"'{side}:{count}' asks for more layers than the {total} of the model.")
         low, high = (total - count, total) if side == "last" else (0, count)

@@ -11,11 +11,14 @@ from typing import Any, ClassVar
 from onnxcustom._parameters import check_number, flag, integer, number, optional
 from onnxcustom.exceptions import UnknownNameError
 from onnxcustom.graph.roles import Role
-from onnxcustom.graph.selection import matching
+from onnxcustom.graph.selection import Catalog, is_word, matching
 
 __all__ = ["SharedOptions"]
 
 Multipliers = Mapping[str | int, float]
+
+# Options that choose weights by name.
+_BY_NAME = ("lr_mult", "wd_mult", "frozen")
 
 
 @dataclasses.dataclass(kw_only=True, repr=False, eq=False)
@@ -40,12 +43,13 @@ class SharedOptions:
         Bound, in (0, inf), on the norm of the gradients of all weights together; they are scaled by
         one factor when it is exceeded, before anything else is done to them (Pascanu et al. 2013).
     lr_mult, wd_mult : dict of str or int to float, optional
-        Factors of learning rate and decay (L1 included) by weight: its name, a pattern of names or,
+        Factors of learning rate and decay (L1 included) by weight: its name, a pattern of names, words
+        such as ``'first:1'`` and ``'biases'`` (:func:`onnxcustom.graph.select_weights`) or,
         for :class:`~onnxcustom.optim.Updater`, its index. A name goes before an index, an index before
         the first pattern that matches. Without a word on it, decay is left out for biases and for
         parameters of normalizations.
     frozen : sequence of str, optional
-        Names or patterns of weights that are not updated.
+        Names or patterns of weights that are not updated, or such words.
     accumulate : int, default=1
         Update once in so many batches, by the mean gradient over their rows.
     begin_num_update : int, default=0
@@ -82,6 +86,9 @@ class SharedOptions:
     param_idx2name: Mapping[int, str] | None = None
     param_dict: Mapping[int, Any] | None = None
     sym: Any = None
+
+    # What words mean in the model that is trained.
+    _words: ClassVar[Mapping[str, frozenset[str]]] = {}
 
     #: Decays that `wd_mult` multiplies.
     decays: ClassVar[tuple[str, ...]] = ("wd", "l1")
@@ -153,9 +160,38 @@ class SharedOptions:
             check_number(f"lr_mult of parameter {index}", lr_mult, "[0, inf)")
             check_number(f"wd_mult of parameter {index}", wd_mult, "[0, inf)")
         return (
-            _factor(self.lr_mult, name, index, float(lr_mult)),
-            _factor(self.wd_mult, name, index, float(wd_mult)),
+            self._factor(self.lr_mult, name, index, float(lr_mult)),
+            self._factor(self.wd_mult, name, index, float(wd_mult)),
         )
+
+    def _factor(
+        self, table: Multipliers | None, name: str | None, index: int | None, default: float
+    ) -> float:
+        for key in (name, index):
+            if table and key is not None and key in table:
+                return float(table[key])
+        for pattern, factor in (table or {}).items():
+            if self.means(pattern, name):
+                return float(factor)
+        return default
+
+    def bind_words(self, catalog: Catalog) -> None:
+        """Look up what words of the options, such as ``'first:1'``, mean in a model.
+
+        Raises
+        ------
+        UnknownNameError
+            A word that means nothing there.
+        """
+        texts = (text for option in _BY_NAME for text in getattr(self, option) or ())
+        words = {text for text in texts if isinstance(text, str) and is_word(text)}
+        vars(self)["_words"] = {word: frozenset(catalog.chosen(word)) for word in sorted(words)}
+
+    def means(self, text: str | int, name: str | None) -> bool:
+        """Whether a name, pattern or word of the options is about the weight called `name`."""
+        if name is None or not isinstance(text, str):
+            return False
+        return name in self._words[text] if text in self._words else bool(matching(text, [name]))
 
     def check_unnamed(self, index: int, known: Collection[str] = ()) -> None:
         """Refuse factors by names that can have no effect where weights are known by index.
@@ -175,7 +211,7 @@ class SharedOptions:
         names = {*(self.param_idx2name or {}).values(), *known}
         for option in ("lr_mult", "wd_mult"):
             for key in getattr(self, option) or ():
-                if isinstance(key, str) and not matching(key, names):
+                if isinstance(key, str) and not any(self.means(key, name) for name in names):
                     raise UnknownNameError(
                         f"{option} names {key!r}, and the weight of index {index} has no name; the names "
                         f"known are {sorted(names)}. Name it in param_idx2name, give factors by index, or "
@@ -194,20 +230,8 @@ class SharedOptions:
 
     def is_frozen(self, name: str | None) -> bool:
         """Whether the weight of that name is not updated."""
-        return name is not None and any(matching(pattern, [name]) for pattern in self.frozen or ())
+        return any(self.means(pattern, name) for pattern in self.frozen or ())
 
 
 def _is_key(key: Any, *others: type) -> bool:
     return isinstance(key, (numbers.Integral, *others)) and not isinstance(key, bool)
-
-
-def _factor(table: Multipliers | None, name: str | None, index: int | None, default: float) -> float:
-    if not table:
-        return default
-    for key in (name, index):
-        if key is not None and key in table:
-            return float(table[key])
-    for pattern, factor in table.items():
-        if name is not None and isinstance(pattern, str) and matching(pattern, [name]):
-            return float(factor)
-    return default

@@ -115,8 +115,7 @@ class Updater:
         self.counts: dict[Index, int] = {}
         self.skipped = 0
         self._means: dict[Index, tuple[int, np.ndarray]] = {}
-        self._roles = _roles(rule)
-        self._rule = rule
+        self._roles, self._rule = _roles(rule), rule
         self._compile()
 
     @property
@@ -447,12 +446,16 @@ def _host(value: Any) -> np.ndarray:
 
 
 def _roles(rule: BaseLearningRate) -> dict[str, Role]:
-    """What the weights of the rule's model are to it."""
+    """What the weights of the rule's model are to it; words of the rule's options are looked up there."""
     if rule.sym is None:
         return {}
-    from onnxcustom.graph import prepare, weights
+    from onnxcustom.graph import prepare
+    from onnxcustom.graph.selection import Catalog
 
-    return weight_roles(prepare(rule.sym), weights(rule.sym))
+    model = prepare(rule.sym)
+    catalog = Catalog(model)
+    rule.bind_words(catalog)
+    return weight_roles(model, catalog.names)
 
 
 def _parsed(states: bytes) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from onnxcustom.exceptions import InvalidModelError
 from onnxcustom.graph import prepare, to_ir, to_proto, training_info
+from onnxcustom.graph.finding import keep_trained
 from onnxcustom.graph.opsets import SetIrVersionPass
 from onnxcustom.graph.traversal import rename_twins
 from onnxcustom.runtime import Device, create_session, ort_limits, run_values, to_ortvalue
@@ -32,6 +33,7 @@ def without_numbers(model: ir.Model, weights: Iterable[str]) -> ir.Model:
     training_info.drop(model)
     for name in weights:
         value = model.graph.initializers[name]
+        keep_trained(value)
         tensor = value.const_value
         assert tensor is not None
         array = np.broadcast_to(np.zeros((), tensor.dtype.numpy()), tensor.shape.numpy())

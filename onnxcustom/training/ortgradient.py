@@ -22,6 +22,7 @@ from onnxcustom.exceptions import NoTrainableWeightError, UnknownNameError
 from onnxcustom.gradient import split_gradient
 from onnxcustom.gradient.build import checked_names, gradient_model
 from onnxcustom.graph import load, to_ir, to_proto, weights
+from onnxcustom.graph.selection import Catalog
 from onnxcustom.runtime import (
     check_providers,
     create_session,
@@ -161,7 +162,9 @@ class OrtGradientForwardBackward:
         self.input_names: list[str] = _all_of("input", input_names, inputs)
         self.output_names: list[str] = _all_of("output", output_names, [o.name for o in graph.output])
         self.weights_to_train: list[str] = list(found)
-        if weights_to_train is not None:
+        if weights_to_train is None:
+            Catalog(self.onnx_model).warn()
+        else:
             self.weights_to_train = checked_names("weight", weights_to_train, self._all_weights(found))
         if not self.weights_to_train:
             raise _NothingToTrainError(

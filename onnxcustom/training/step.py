@@ -31,12 +31,11 @@ from onnxcustom.graph import (
     prepare,
     replace_constants,
     replace_weights,
-    select_weights,
     to_proto,
-    trainable_values,
 )
 from onnxcustom.graph import weights as graph_weights
-from onnxcustom.graph.selection import matching
+from onnxcustom.graph.finding import array_of
+from onnxcustom.graph.selection import Catalog
 from onnxcustom.objective import select_penalties
 from onnxcustom.optim import BaseLearningRate, select_optimizer
 from onnxcustom.runtime import (
@@ -54,9 +53,8 @@ from .compose import ComposedStep, Phase, compose_forward, compose_scores, compo
 from .inference import Forward, loadable, runnable, without_numbers
 from .modes import ModeSettings
 from .program import Program
-from .step_state import export_state, import_state
+from .step_state import export_state, import_state, shared_constants
 from .targets import Target, prediction_tensors, select_targets
-from .tensors import all_finite
 from .validation import TensorSpec, as_inputs, as_sample_weight, as_targets, tensor_specs
 
 __all__ = ["TrainingStep"]
@@ -184,7 +182,9 @@ class TrainingStep:
         model = prepare(self._proto)
         if not model.graph.inputs:
             raise InvalidModelError("The model has no inputs: there is nothing to train it on.")
-        initial = _without_frozen(self.optimizer, _choose_weights(model, weights, freeze))
+        catalog = Catalog(model)
+        initial = _choose_weights(catalog, model, self._proto, weights, freeze)
+        initial = _without_frozen(self.optimizer, initial, catalog)
         self.targets: list[Target] = select_targets(model, loss, loss_weights, initial)
         self._forget_sessions()
         self._base = without_numbers(model, initial)
@@ -622,7 +622,8 @@ class TrainingStep:
         weights : dict of str to ndarray
             Some or all of what :func:`onnxcustom.weights` finds in the model.
         """
-        self._proto, before = replace_weights(self._proto, weights), graph_weights(self._proto)
+        before = constants(self._proto, weights)
+        self._proto = replace_weights(self._proto, weights)
         self._moved |= {
             n for n, a in weights.items() if n not in self._weights and not _same_bits(a, before[n])
         }
@@ -635,7 +636,8 @@ class TrainingStep:
         That is its weights, its statistics and, if the optimizer is the same, its clock and the state
         of the weights that both train; a weight that joins begins at its own first step.
         """
-        present, known = graph_weights(other.trained_model()), graph_weights(self._proto)
+        present = {**graph_weights(other.trained_model()), **other.weights()}
+        known = {*graph_weights(self._proto), *self._weights, *shared_constants(self._proto, other._weights)}
         self.start_from({name: array for name, array in present.items() if name in known})
         self.set_statistics(other.statistics())
         if not self.optimizer.continues(other.optimizer):
@@ -752,41 +754,37 @@ def _options(optimizer: BaseLearningRate) -> dict[str, Any]:
     return {k: v for k, v in optimizer.get_params().items() if k not in ("learning_rate", "eta0")}
 
 
-def _without_frozen(optimizer: BaseLearningRate, weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _without_frozen(
+    optimizer: BaseLearningRate, weights: dict[str, np.ndarray], catalog: Catalog
+) -> dict[str, np.ndarray]:
     """The weights that the optimizer updates; its options may only name weights that there are."""
+    optimizer.bind_words(catalog)
     for option in ("frozen", "lr_mult", "wd_mult"):
         for pattern in getattr(optimizer, option) or ():
             if isinstance(pattern, numbers.Integral):
                 known = 0 <= int(pattern) < len(weights)
             else:
-                known = bool(matching(pattern, weights))
+                known = any(optimizer.means(pattern, name) for name in weights)
             if not known:
                 raise UnknownNameError(
                     f"{option} names {pattern!r}, which is none of the trained weights {list(weights)}."
                 )
-    frozen = {name for pattern in optimizer.frozen or () for name in matching(pattern, weights)}
-    kept = {name: array for name, array in weights.items() if name not in frozen}
+    kept = {name: array for name, array in weights.items() if not optimizer.is_frozen(name)}
     if not kept:
         raise NoTrainableWeightError(f"Every weight is frozen: {list(weights)}.")
     return kept
 
 
-def _choose_weights(model: ir.Model, weights: Selection, freeze: Selection) -> dict[str, np.ndarray]:
+def _choose_weights(
+    catalog: Catalog, model: ir.Model, proto: onnx.ModelProto, weights: Selection, freeze: Selection
+) -> dict[str, np.ndarray]:
     """The weights to train, checked."""
-    found = {str(v.name): v.const_value.numpy() for v in trainable_values(model) if v.const_value is not None}
-    if not found:
-        raise NoTrainableWeightError(
-            "The model holds no trainable weight: no floating-point initializer or constant that an operator "
-            "reads as data."
-        )
-    names = select_weights(model, weights, freeze)
+    names = catalog.select(weights, freeze)
     if isinstance(weights, (list, tuple)) and set(names) <= set(weights):
         names = [name for name in weights if name in names]  # a list of names keeps its order
-    chosen = {name: found[name] for name in names}
-    for name, array in chosen.items():
-        if not all_finite(array):
-            raise InvalidModelError(f"Weight {name!r} of the model contains NaN or infinity.")
-    return chosen
+    constants(proto, [name for name in names if name in catalog.others])  # they can be written back
+    values = model.graph.initializers
+    return {name: array_of(values[name]) for name in names}
 
 
 def _initial_state(

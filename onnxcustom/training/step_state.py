@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 
 from onnxcustom._parameters import check_number
-from onnxcustom.exceptions import CheckpointError
+from onnxcustom.exceptions import CheckpointError, UnknownNameError
 from onnxcustom.graph import constants, replace_constants, replace_weights, weights
 from onnxcustom.optim import BaseLearningRate
 from onnxcustom.optim.serialization import clock_to_dict, load_clock, load_rate, rate_to_dict
@@ -18,7 +18,7 @@ from onnxcustom.optim.serialization import clock_to_dict, load_clock, load_rate,
 if TYPE_CHECKING:
     from .step import TrainingStep
 
-__all__ = ["export_state", "import_state"]
+__all__ = ["export_state", "import_state", "shared_constants"]
 
 _KEYS = frozenset(
     {
@@ -126,6 +126,18 @@ def _of_model(proto: onnx.ModelProto, names: Sequence[str]) -> dict[str, np.ndar
         return {}
     found = {name: array for name, array in weights(proto).items() if name in names}
     return {**found, **constants(proto, [name for name in names if name not in found])}
+
+
+def shared_constants(proto: onnx.ModelProto, names: Sequence[str]) -> list[str]:
+    """Those of the names that are constants of the model."""
+    found = []
+    for name in names:
+        try:
+            constants(proto, [name])
+        except UnknownNameError:
+            continue
+        found.append(name)
+    return found
 
 
 def _with(proto: onnx.ModelProto, tensors: Mapping[str, np.ndarray]) -> onnx.ModelProto:

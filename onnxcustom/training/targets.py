@@ -98,7 +98,7 @@ def select_targets(
     InvalidModelError
         An output that the loss cannot be taken on.
     ValueError
-        A factor that is no finite number.
+        A factor that is no number in [0, inf).
     """
     names = [v.name for v in model.graph.outputs]
     losses = dict(loss) if isinstance(loss, Mapping) else {_default_output(model): loss}
@@ -115,8 +115,9 @@ def select_targets(
 
 
 def _factor(output: str, value: Any) -> float:
-    if not isinstance(value, numbers.Real) or not math.isfinite(value):
-        raise ValueError(f"loss_weights of output {output!r} must be a finite number, not {value!r}.")
+    # A negative factor would climb: rewards are losses of their own.
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= float(value) < math.inf:
+        raise ValueError(f"loss_weights of output {output!r} must be a number in [0, inf), not {value!r}.")
     return float(value)
 
 

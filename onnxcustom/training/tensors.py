@@ -9,10 +9,8 @@ import onnx
 
 from onnxcustom.exceptions import InvalidDataError
 
-__all__ = ["all_finite", "check_against", "listed"]
+__all__ = ["check_against", "listed"]
 
-# Numbers looked at together: a mask of all would be a quarter of the array.
-_PIECE = 2**18
 _TYPES = {onnx.TensorProto.DataType.Name(t).lower(): t for t in onnx.TensorProto.DataType.values() if t != 0}
 
 
@@ -39,11 +37,3 @@ def check_against(name: str, value: Any, info: onnx.ValueInfoProto, rank: bool =
         raise InvalidDataError(f"Input {name!r} must have {len(dims)} dimensions, not {len(shape)}: {shape}.")
     if any(d is not None and d != s for d, s in zip(dims, shape, strict=False)):
         raise InvalidDataError(f"Input {name!r} has shape {shape}; {dims} is expected (None: any).")
-
-
-def all_finite(array: np.ndarray) -> bool:
-    """Whether a floating-point array holds neither NaN nor infinity, in memory of a few pieces of it."""
-    if array.size <= _PIECE or not array.flags.c_contiguous:
-        return bool(np.isfinite(array).all())
-    flat = array.reshape(-1)
-    return all(np.isfinite(flat[i : i + _PIECE]).all() for i in range(0, flat.size, _PIECE))

@@ -26,8 +26,7 @@ from onnxcustom.data.frames import (
 from onnxcustom.data.sparse import SparseRows, is_sparse
 from onnxcustom.exceptions import InvalidDataError, UnknownNameError
 from onnxcustom.graph import to_ir
-
-from .tensors import all_finite
+from onnxcustom.graph.finding import all_finite
 
 __all__ = [
     "TensorSpec",
