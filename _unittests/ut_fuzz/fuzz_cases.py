@@ -5,6 +5,7 @@ from __future__ import annotations
 from random import Random
 
 from data_cases import FILES, mutate_data, read_data
+from folder_cases import FOLDERS, mutate_folder, resume
 from fuzz_models import MODELS, model
 from model_mutations import mutate
 from model_targets import run_model
@@ -19,8 +20,9 @@ class Fuzz:
 
     Parameters
     ----------
-    kind : {'models', 'operators', 'data'}
-        Small models of all kinds; one model for each case of the tables of operators; files of rows.
+    kind : {'models', 'operators', 'data', 'checkpoints'}
+        Small models of all kinds; one model for each case of the tables of operators; files of rows;
+        folders of checkpoints, and systems that fail on them.
     seed : int
         Of all cases.
     """
@@ -34,7 +36,8 @@ class Fuzz:
             from operator_models import operator_models
 
             self._models = operator_models()
-        self.names = list(FILES if kind == "data" else self._models)
+        files = {"data": FILES, "checkpoints": FOLDERS}
+        self.names = list(files.get(kind, self._models))
 
     def name(self, number: int) -> str:
         """What a case is made of."""
@@ -45,15 +48,18 @@ class Fuzz:
         random = self._random(number)
         if self.kind == "data":
             return mutate_data(self.name(number), random)
+        if self.kind == "checkpoints":
+            return mutate_folder(self.name(number), random)
         return mutate(self._models[self.name(number)], random, self._models[random.choice(self.names)])
 
     def __call__(self, number: int) -> str:
         """Do a case and say what became of it, in words separated by spaces."""
         content = self.content(number)
-        if self.kind != "data":
+        if self._models:
             return " ".join(f"{target}:{outcome}" for target, outcome in run_model(content).items())
         try:
-            read_data(self.name(number), content, self._random(-number - 1))
+            use = read_data if self.kind == "data" else resume
+            use(self.name(number), content, self._random(-number - 1))
         except OnnxCustomError as error:
             str(error)
             return type(error).__name__

@@ -23,7 +23,7 @@ from fuzz_runner import Result, run_cases  # noqa: E402
 def main() -> int:
     """Run the cases, print what became of them; 1 if something happened that must not."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("kind", choices=["models", "operators", "data"])
+    parser.add_argument("kind", choices=["models", "operators", "data", "checkpoints"])
     parser.add_argument("--cases", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--first", type=int, default=0, help="number of the first case")

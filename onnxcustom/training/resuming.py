@@ -65,6 +65,10 @@ def checked(saved: Saved | None) -> Saved | None:
     if isinstance(position, Mapping):
         wrong += [f"position/{n}" for n in ("batches", "rows") if not _is_count(position.get(n))]
         wrong += [] if isinstance(position.get("total"), (int, float)) else ["position/total"]
+        heads = position.get("heads", {})
+        if not isinstance(heads, Mapping) or not all(isinstance(n, (int, float)) for n in heads.values()):
+            wrong.append("position/heads")
+        wrong += [] if isinstance(position.get("head_rows", 0), (int, float)) else ["position/head_rows"]
     wrong += [] if _is_history(saved.state.get("history"), saved.state.get("n_iter")) else ["history"]
     wrong += [] if _are_callbacks(saved.state.get("callbacks")) else ["callbacks"]
     wrong = list(dict.fromkeys(wrong))
