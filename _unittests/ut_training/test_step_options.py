@@ -381,11 +381,13 @@ def test_the_state_of_a_master_copy_is_single_precision():
     assert list(plain.state()["w"]) == ["m", "v"]
 
 
-def test_an_input_without_rows_is_named():
+def test_an_input_without_rows():
     model = onnx.parser.parse_model(
         """<ir_version: 8, opset_import: ["": 17]>
         net (float[N, 2] x, float f) => (float[N, 2] y) <float[2, 2] w = {1, 2, 3, 4}> {
             z = MatMul (x, w)  y = Mul (z, f) }"""
     )
-    with pytest.raises(InvalidDataError, match=r"inputs \['f'\] of the model are scalars"):
-        TrainingStep(model).run({"x": np.ones((3, 2)), "f": np.array(2.0)}, np.ones((3, 2)))
+    # Rows of (4, 6) times 2 in place of 1.
+    assert TrainingStep(model).run({"x": np.ones((3, 2)), "f": 2}, np.ones((3, 2))) == (49 + 121) / 2
+    with pytest.raises(InvalidDataError, match="Input 'f' wants one number"):
+        TrainingStep(model).run({"x": np.ones((3, 2)), "f": [1, 2]}, np.ones((3, 2)))

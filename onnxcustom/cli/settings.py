@@ -33,6 +33,7 @@ class Settings:
     freeze: tuple[str, ...]
     penalty: tuple[str, ...]
     class_weight: str | None
+    batch_axis: tuple[str, ...]
     batch_norm: str
     dropout: str
     optimizer: str

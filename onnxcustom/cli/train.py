@@ -102,6 +102,14 @@ _DATA, _MODEL, _TRAINING, _RESULTS = "Data", "Model", "Training", "Results"
     help="Weights of the classes, beside those of rows.",
 )
 @option(
+    "--batch-axis",
+    metavar="NAME=AXIS",
+    multiple=True,
+    section=_MODEL,
+    help="Where the rows of an input or output are, if its dimensions do not say; NAME=none for one "
+    "without rows. May be repeated.",
+)
+@option(
     "--batch-norm",
     type=click.Choice(["frozen", "update"]),
     default="frozen",

@@ -17,6 +17,7 @@ import numpy as np
 from onnxcustom.data import Stream
 from onnxcustom.graph import save
 from onnxcustom.graph import weights as graph_weights
+from onnxcustom.graph.batch_axis import BatchAxes
 from onnxcustom.training.callbacks import (
     Callback,
     Checkpoint,
@@ -37,7 +38,7 @@ from .card import Card, write_card
 from .errors import INTERRUPTED
 from .models import Model, of_file
 from .outputs import replacing
-from .phrases import parse_value, split_names
+from .phrases import assigned, parse_value, split_names
 from .rules import classifies, loss_name, make_loss, make_optimizer, make_penalty, make_schedule
 from .scores import check_metrics
 from .settings import Settings, check_results
@@ -135,7 +136,8 @@ class Training:
         rows = table.stream(self._plan(self.features))
         head = checked_head(self.model, table, self.features, rows)
         self.task, self.why = self._choose_task(head.y)
-        self._streamed = is_large(rows, table) if settings.stream is None else settings.stream
+        self._batch_axis = self._axes()
+        self._streamed = self._reads_blocks(rows)
         self._data = self._arguments(rows)
         self._add_validation()
         self.estimator = self._make()
@@ -156,6 +158,29 @@ class Training:
         if task == "classification" and y.dtype.kind == "f" and (y != np.floor(y)).any():
             return "regression", f"{self.target[0]!r} holds fractions"
         return task, why
+
+    def _axes(self) -> dict[str, int | None]:
+        """What ``--batch-axis`` says."""
+        names = [v.name for v in (*self.model.proto.graph.input, *self.model.proto.graph.output)]
+        made = {}
+        for name, text in assigned(self.settings.batch_axis, names, "--batch-axis").items():
+            value = made[name] = parse_value(text)
+            if value is not None and type(value) is not int:
+                raise click.UsageError(f"--batch-axis {name}={text}: an axis or none was expected.")
+        return made
+
+    def _reads_blocks(self, rows: Stream) -> bool:
+        """Whether the file is read in blocks: as asked for, or as file and model need it."""
+        axes = BatchAxes(self.model.prepared, self._batch_axis)
+        outputs = (axes.of(str(v.name)) for v in self.model.prepared.graph.outputs)
+        if all(axis == 0 for axis in (*axes.inputs.values(), *outputs)):
+            return is_large(rows, self.table) if self.settings.stream is None else self.settings.stream
+        if self.settings.stream is False:
+            raise click.UsageError(
+                "--no-stream is for models with the rows first in every input and output; those of this one "
+                f"are elsewhere: {axes.inputs}."
+            )
+        return True
 
     def _arguments(self, rows: Stream) -> dict[str, Any]:
         """What ``fit`` is given."""
@@ -195,6 +220,7 @@ class Training:
             "random_state": settings.seed,
             "engine": settings.engine,
             "device": settings.device,
+            "batch_axis": self._batch_axis or None,
             "batch_norm": settings.batch_norm,
             "dropout": settings.dropout,
             "threads": settings.threads,

@@ -17,10 +17,29 @@ from .fingerprints import hash_array, hash_rows
 from .frames import UnfitError, as_array, column_getter, column_names, is_frame, slice_rows
 from .sparse import SparseRows, is_sparse
 
-__all__ = ["ArraySource", "FrameSource", "IterableSource", "Part", "Source"]
+__all__ = ["ArraySource", "Axes", "FrameSource", "IterableSource", "Part", "Source", "UnalignedError"]
 
 # Parts of arrays: small enough to mix rows from everywhere, large enough to read at the speed of the disk.
 _PART_BYTES = 2**18
+
+
+#: Where the rows of arrays are that a user hands in: by place and number of dimensions; 0 where nothing is
+#: said, and None for what is given once a batch.
+Axes = Mapping[Key, Mapping[int, "int | None"]]
+
+
+class UnalignedError(InvalidDataError):
+    """Arrays of other lengths: their rows may be on other axes, which the model tells.
+
+    Attributes
+    ----------
+    given : dict of Key to ndarray
+        The arrays.
+    """
+
+    def __init__(self, message: str, given: dict[Key, np.ndarray]) -> None:
+        super().__init__(message)
+        self.given = given
 
 
 class Part(NamedTuple):
@@ -55,6 +74,8 @@ class Source(ABC):
 
     #: Whether rows can be read a second time.
     repeatable = True
+    #: Where the rows of arrays are. Those of files and frames come first.
+    axes: Axes = {}  # noqa: RUF012 - replaced, never changed
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
@@ -104,28 +125,38 @@ class ArraySource(Source):
             raise InvalidDataError(
                 f"A tuple of arrays holds X, y and perhaps sample_weight, not {len(arrays)} things."
             )
-        self._block = _block(arrays, "The arrays of the stream")
-        self._parts: list[Part] | None = None
+        self._given = _given(arrays, _ARRAYS)
+        self._made: tuple[Axes, Block, list[Part]] | None = None
+        counted = (a for key, a in self._given.items() if key == Key("X") or (a.ndim and key.role != "X"))
+        sizes = [set(array.shape) for array in counted]
+        if sizes and not set.intersection(*sizes):  # on whatever axes the rows are
+            self._placed()
+
+    def _placed(self) -> tuple[Block, list[Part]]:
+        """The arrays with the rows first, and their parts."""
+        if self._made is None or self._made[0] is not self.axes:
+            block = _block(self._given, _ARRAYS, self.axes)
+            size = sum(a.nbytes for a in block.arrays.values()) // max(1, len(block))
+            parts = ranges(len(block), max(1, _PART_BYTES // max(1, size)))
+            self._made = self.axes, block, parts
+        return self._made[1:]
 
     @property
     def name(self) -> str:
         return "the arrays"
 
     def parts(self) -> Sequence[Part]:
-        if self._parts is None:
-            size = sum(a.nbytes for a in self._block.arrays.values()) // max(1, len(self._block))
-            self._parts = ranges(len(self._block), max(1, _PART_BYTES // max(1, size)))
-        return self._parts
+        return self._placed()[1]
 
     def read(self, part: Part, rows: int, targets_only: bool = False) -> Iterator[Block]:
-        block = self._block
+        block, _ = self._placed()
         if targets_only:
             block = Block({key: a for key, a in block.arrays.items() if key.role == "y"})
         assert part.rows is not None
         yield block[part.start : part.start + part.rows].map(_read)
 
     def fingerprint(self) -> dict[str, str]:
-        return {str(key): hash_array(array) for key, array in self._block.arrays.items()}
+        return {str(key): hash_array(array) for key, array in self._given.items()}
 
 
 def _read(array: np.ndarray) -> np.ndarray:
@@ -146,8 +177,11 @@ def _rows(data: Any) -> Any:
     return SparseRows(data) if is_sparse(data) else as_array(data)
 
 
-def _block(arrays: Sequence[Any], where: str) -> Block:
-    """X, y and weights as a block."""
+_ARRAYS = "The arrays of the stream"
+
+
+def _given(arrays: Sequence[Any], where: str) -> dict[Key, np.ndarray]:
+    """X, y and weights as arrays."""
     made: dict[Key, np.ndarray] = {}
     for role, given in zip(("X", "y", "sample_weight"), arrays, strict=False):
         if given is None:
@@ -161,15 +195,31 @@ def _block(arrays: Sequence[Any], where: str) -> Block:
                 made[key] = _rows(array)
             except (UnfitError, TypeError, ValueError, RuntimeError) as exc:
                 raise InvalidDataError(f"{where}: {key} is no array: {exc}") from exc
-            if made[key].ndim == 0:
-                raise InvalidDataError(f"{where}: {key} is {given!r}, not an array with rows.")
     if not any(key.role == "X" for key in made):
         raise InvalidDataError(f"{where}: there are no features.")
-    counts = {str(key): len(a) for key, a in made.items()}
-    if len(set(counts.values())) > 1:
-        raise InvalidDataError(
-            f"{where} differ in rows: {', '.join(f'{k} has {n}' for k, n in counts.items())}."
+    return made
+
+
+def _block(given: dict[Key, np.ndarray], where: str, axes: Axes) -> Block:
+    """Arrays with their rows first; what is given once a batch is there for every row."""
+    places = {key: axes.get(key, {}).get(array.ndim, 0) for key, array in given.items()}
+    bare = [key for key, axis in places.items() if axis is not None and given[key].ndim == 0]
+    if bare:
+        raise UnalignedError(
+            f"{where}: {bare[0]} is {given[bare[0]].tolist()!r}, not an array with rows.", given
         )
+    counts = {str(key): given[key].shape[axis] for key, axis in places.items() if axis is not None}
+    if len(set(counts.values())) > 1:
+        text = ", ".join(f"{key} has {n}" for key, n in counts.items())
+        raise UnalignedError(f"{where} differ in rows: {text}.", given)
+    rows = next(iter(counts.values()), 1)
+    made = {}
+    for key, axis in places.items():
+        array = given[key]
+        if axis is None:
+            made[key] = np.broadcast_to(array, (rows, *array.shape))
+        else:
+            made[key] = np.moveaxis(array, axis, 0) if axis else array
     return Block(made)
 
 
@@ -270,9 +320,7 @@ class IterableSource(Source):
         iterator = self._iterator()
         try:
             for number, batch in enumerate(iterator):
-                block = self._as_block(batch, number, part, row)
-                if targets_only:
-                    block = Block({key: a for key, a in block.arrays.items() if key.role == "y"})
+                block = self._as_block(batch, number, part, row, targets_only)
                 row += len(block)
                 if len(block):
                     yield block
@@ -330,12 +378,22 @@ class IterableSource(Source):
             "a function that returns one."
         )
 
-    def _as_block(self, batch: Any, number: int, part: Part, row: int) -> Block:
+    def _as_block(self, batch: Any, number: int, part: Part, row: int, targets_only: bool = False) -> Block:
+        block = self._whole_block(batch, number, part, row, targets_only)
+        if not targets_only:
+            return block
+        return Block({key: a for key, a in block.arrays.items() if key.role == "y"})
+
+    def _whole_block(self, batch: Any, number: int, part: Part, row: int, targets_only: bool) -> Block:
         where = f"Batch {number} of {self.name}"
         if isinstance(batch, (tuple, list)) and 1 <= len(batch) <= 3:
             if self.plan.said:
                 raise InvalidDataError(f"{where} is a tuple of arrays, which have no columns to name.")
-            return _block(batch, where).map(lambda a: a[:] if isinstance(a, SparseRows) else a)
+            given = _given(batch, where)
+            if targets_only:  # the rows of features may be elsewhere
+                given = {key: array for key, array in given.items() if key.role == "y"}
+            block = _block(given, where, self.axes)
+            return block.map(lambda a: a[:] if isinstance(a, SparseRows) else a)
         if is_frame(batch) or (isinstance(batch, Mapping) and self.plan.said):
             if self._selection is None:
                 self._selection = self.plan.select(column_names(batch), where)

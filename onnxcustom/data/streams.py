@@ -21,7 +21,7 @@ from .files import FileSource, find_files
 from .frames import is_frame
 from .reader import read_ahead
 from .shuffling import Share, Windows, part_order, shuffled
-from .sources import ArraySource, FrameSource, IterableSource, Part, Source
+from .sources import ArraySource, Axes, FrameSource, IterableSource, Part, Source
 
 __all__ = ["Stream", "stream"]
 
@@ -340,6 +340,21 @@ class Stream:
         masks = [self._mask(part.file, a, b - a) for a, b in zip(starts, ends, strict=True)]
         return sum(int(np.count_nonzero(mask)) for mask in masks if mask is not None)
 
+    def place(self, axes: Axes) -> None:
+        """Say where the rows of arrays and batches are; without a word they come first.
+
+        Blocks have the rows first all the same, and what is given once a batch is there for each of them.
+
+        Parameters
+        ----------
+        axes : mapping
+            Number of dimensions -> axis by place, ``Key("X", "name of an input")``; None for an array
+            without rows.
+        """
+        if axes != self.source.axes:
+            self.source.axes = axes
+            self._row_bytes = self._rows = None
+
     # -- what is in it ---------------------------------------------------------------------------------
 
     @property
@@ -395,12 +410,12 @@ class Stream:
         """
         if not self.source.repeatable:
             raise InvalidDataError(f"{self.source.name} can be read once only: give the labels.")
-        if not isinstance(self.head(1).y, np.ndarray):
-            raise InvalidDataError(f"The stream of {self.source.name} has no target, or several: no labels.")
         found: np.ndarray | None = None
         counts = np.zeros(0, np.int64)
         size = self._sizes()[0] or 1
         for block in self._kept(list(self.source.parts()), size, 0, targets_only=True):
+            if not isinstance(block.y, np.ndarray):
+                break
             values, times = _unique(block.y)
             before = values[:0] if found is None else found
             found, places = np.unique(np.concatenate([before, values]), return_inverse=True)
@@ -411,7 +426,8 @@ class Stream:
                     "they are no labels. OnnxRegressor predicts numbers."
                 )
         if found is None:
-            raise self.empty()
+            self.head(1)  # there may be no rows at all
+            raise InvalidDataError(f"The stream of {self.source.name} has no target, or several: no labels.")
         return found, counts
 
     def empty(self) -> InvalidDataError:

@@ -404,20 +404,32 @@ class InferShapesPass(ir.passes.InPlacePass):
 
 
 class NameRowsPass(ir.passes.InPlacePass):
-    """Give the first dimension of the first input a name where it has neither that nor a size.
+    """Give the rows of a batch a name where they have neither that nor a size.
 
     Shape inference carries a name on, but takes two dimensions that have none for different ones.
+
+    Parameters
+    ----------
+    name : str, optional
+        The first input with rows, by default the first one.
+    axis : int, default=0
+        Where its rows are.
     """
+
+    def __init__(self, name: str | None = None, axis: int = 0) -> None:
+        super().__init__()
+        self.input, self.axis = name, axis
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Name it and infer shapes again, in place."""
         graph = model.graph
-        first = graph.inputs[0].shape if graph.inputs else None
-        if not first or isinstance(first[0], int) or first[0].value is not None:
+        found = next((v for v in graph.inputs if self.input in (v.name, None)), None)
+        if found is None or not found.shape or _is_known(found.shape[self.axis]):
             return ir.passes.PassResult(model, modified=False)
         made = [v for node in graph for v in node.outputs]
         taken = {_name_of(d) for v in (*graph.inputs, *made) for d in v.shape or ()}
-        graph.inputs[0].shape = ir.Shape([unique_name("rows", {name for name in taken if name}), *first[1:]])
+        name = unique_name("rows", {name for name in taken if name})
+        found.shape = ir.Shape([name if i == self.axis else d for i, d in enumerate(found.shape)])
         before = {v: v.shape for v in made}
         for value in made:
             value.shape = None  # names of unknown dimensions would stay
@@ -425,6 +437,10 @@ class NameRowsPass(ir.passes.InPlacePass):
         for value, shape in before.items():
             value.shape = _merged(value.shape, shape)
         return ir.passes.PassResult(model, modified=True)
+
+
+def _is_known(size: int | ir.SymbolicDim) -> bool:
+    return isinstance(size, int) or size.value is not None
 
 
 def _name_of(size: int | ir.SymbolicDim) -> str | None:

@@ -92,6 +92,8 @@ class Loss(Parameters, ABC):
     """
 
     on: str = "output"
+    # Whether every label counts as a row of the objective, where a row has several (tokens, pixels).
+    counts_positions: bool = False
     # Whether graphs differ by the number of columns (axis 1) of the prediction.
     depends_on_columns: bool = False
     # Version of ONNX's operators for graphs of the loss alone: the lowest that serves.
@@ -186,7 +188,7 @@ class Loss(Parameters, ABC):
         expected : Var
             What :meth:`target` says; also other number types, and [N] for [N, 1] or the reverse.
         weight : Var, optional
-            One weight a row, shape [N] (or [N, 1]).
+            One weight a row, shape [N] (or [N, 1]); or one a label, where a row has several.
 
         Returns
         -------
@@ -199,6 +201,11 @@ class Loss(Parameters, ABC):
                 "floating-point predictions."
             )
         losses, gradient = self.terms(op, predicted, self.match(op, expected, predicted))
+        if weight is not None and predicted.rank is not None and weight.rank == predicted.rank - 1 > 1:
+            spread = _by_label(op, weight, predicted)
+            rows = sum_rows(op, shaped(losses * spread, losses.shape))
+            gradient = shaped(gradient * spread, predicted.shape)
+            return LossTerms(rows, gradient, shaped(op.ReduceSum(rows, keepdims=0), []))
         rows = sum_rows(op, losses)
         if weight is None:
             return LossTerms(rows, gradient, self.total(op, losses, gradient))
@@ -348,6 +355,14 @@ def flat_weight(op: Builder, weight: Var, predicted: Var) -> Var:
         weight = op.Cast(weight, to=predicted.dtype)
     rows = [None] if predicted.shape is None else predicted.shape[:1]
     return weight if weight.rank == 1 else shaped(op.Reshape(weight, [-1]), rows)
+
+
+def _by_label(op: Builder, weight: Var, predicted: Var) -> Var:
+    """Weights of labels, as wide as the prediction but for one class on axis 1."""
+    if weight.dtype != predicted.dtype:
+        weight = op.Cast(weight, to=predicted.dtype)
+    assert predicted.shape is not None
+    return shaped(op.Unsqueeze(weight, [1]), [predicted.shape[0], 1, *predicted.shape[2:]])
 
 
 def _dims(rank: int | None, shape: Sequence | None) -> list[int | str | None] | None:

@@ -194,6 +194,7 @@ class SoftmaxCrossEntropyLearningLoss(_CrossEntropy):
     """
 
     link = "softmax"
+    counts_positions = True
 
     def target(
         self, dtype: ir.DataType | None, rank: int | None = None, shape: Sequence | None = None
@@ -290,6 +291,11 @@ class NegLogLearningLoss(Loss):
     def on(self) -> str:  # type: ignore[override]
         """'sigmoid', 'softmax', or 'output' if scores are probabilities."""
         return self.probability_function or "output"
+
+    @property
+    def counts_positions(self) -> bool:  # type: ignore[override]
+        """As the softmax cross-entropy, which it is with 'softmax'."""
+        return self.probability_function == "softmax"
 
     def on_probabilities(self) -> Loss:
         """The same loss taken on probabilities."""

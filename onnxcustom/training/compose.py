@@ -20,6 +20,7 @@ from onnxcustom.gradient.build import differentiate
 from onnxcustom.gradient.interface import Engine
 from onnxcustom.gradient.names import METADATA_KEY as GRADIENT_KEY
 from onnxcustom.gradient.names import GradientNames
+from onnxcustom.graph.batch_axis import BatchAxes
 from onnxcustom.graph.builder import Builder, Var
 from onnxcustom.graph.passes import BypassReshapePass, NameRowsPass, RemoveUnusedPass
 from onnxcustom.graph.roles import Role, weight_roles
@@ -29,6 +30,7 @@ from onnxcustom.objective.base import LossTerms
 from onnxcustom.optim import BaseLearningRate
 
 from .folding import fold_updates
+from .layout import Layout
 from .modes import Modes, ModeSettings, set_modes
 from .products import bias_products
 from .recompute import recompute
@@ -41,6 +43,8 @@ from .updates import Scalars, Updates, compose_accumulation, compose_updates
 __all__ = ["ComposedStep", "compose_forward", "compose_scores", "compose_step"]
 
 Phase = Literal["update", "accumulate"]
+# Whether there is a weight for each row, or for each label where a row has several.
+Weighted = bool | Literal["labels"]
 
 _HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
@@ -92,7 +96,7 @@ def trunk(model: ir.Model, values: Sequence[str]) -> ir.Model:
 
 
 def compose_scores(
-    model: ir.Model, targets: Sequence[Target], weights: Sequence[str], *, weighted: bool = False
+    model: ir.Model, targets: Sequence[Target], weights: Sequence[str], *, weighted: Weighted = False
 ) -> ir.Model:
     """The graph that computes one score per row: the losses of all targets, weighted and added.
 
@@ -104,27 +108,37 @@ def compose_scores(
         Outputs and their losses.
     weights : sequence of str
         Initializers that become inputs.
-    weighted : bool
-        Whether the graph takes one weight per row.
+    weighted : bool or 'labels'
+        Whether the graph takes one weight per row, or one per label.
 
     Returns
     -------
     onnx_ir.Model
         Inputs are the model's, the weights, and what comes with every batch. The first output has shape
-        (rows,); if there are several targets, the loss of each follows, without its factor.
+        (rows,), and its mean is what a step on these rows would have for its objective, without penalty; if
+        there are several targets, the loss of each follows, without its factor.
     """
     model = compose_forward(model, list(dict.fromkeys(t.value for t in targets)), weights)
     graph = model.graph
     outputs = {v.name: v for v in graph.outputs}
     op = Builder(model.opset_imports[""], taken=all_names(graph))
     batch = _Batch(op, _scalar_dtype(graph.inputs), weighted)
-    heads = [batch.terms(target, op.wrap(outputs[target.value])).scores for target in targets]
+    heads = [_row_scores(op, batch, target, op.wrap(outputs[target.value])) for target in targets]
     scaled = [_scaled(scores, target.weight) for scores, target in zip(heads, targets, strict=True)]
     total = functools.reduce(operator.add, scaled)
     graph.inputs.extend(v.value for v in batch.inputs)
     graph.outputs[:] = [op.Identity(v).value for v in [total, *(heads if len(heads) > 1 else [])]]
     _extend(model, op)
     return model
+
+
+def _row_scores(op: Builder, batch: _Batch, target: Target, predicted: Var) -> Var:
+    """One loss a row, whose mean is what the target has in the objective."""
+    scores = batch.terms(target, predicted).scores
+    count = batch.positions(target)
+    if count is None:
+        return scores
+    return scores * (op.Cast(op.Size(scores), to=scores.dtype) / _cast(op, count, scores.dtype))
 
 
 # -- step ---------------------------------------------------------------------------------------
@@ -138,7 +152,8 @@ def compose_step(
     optimizer: BaseLearningRate,
     penalties: Mapping[str, BaseLearningPenalty],
     *,
-    weighted: bool = False,
+    weighted: Weighted = False,
+    axes: BatchAxes | None = None,
     modes: ModeSettings = ModeSettings(),  # noqa: B008 - frozen
     phase: Phase = "update",
     check: bool = False,
@@ -164,8 +179,10 @@ def compose_step(
         Update rule.
     penalties : mapping of str to BaseLearningPenalty
         Penalty per weight; weights without one are not penalised.
-    weighted : bool
-        Whether the graph takes one weight per row.
+    weighted : bool or 'labels'
+        Whether the graph takes one weight per row, or one per label.
+    axes : BatchAxes, optional
+        Where the rows of the inputs are, by default what the model itself tells.
     modes : ModeSettings
         How BatchNormalization and Dropout behave.
     phase : {'update', 'accumulate'}
@@ -193,8 +210,10 @@ def compose_step(
         the new state and the new statistics.
     """
     values = list(dict.fromkeys(t.value for t in targets))
+    axes = axes or BatchAxes(model)
     if fold:
-        NameRowsPass()(model)
+        if axes.carrier is not None:
+            NameRowsPass(axes.carrier, axes.inputs[axes.carrier] or 0)(model)
         BypassReshapePass()(model)
     rewritten = set_modes(trunk(model, values), modes)
     roles = weight_roles(model, weights)
@@ -208,7 +227,7 @@ def compose_step(
     rows = [rows for table in tables.values() for _, rows in table.reads]
     gradient = differentiate(model, engine, dense, rows, values)
     prescaled = fold and optimizer.prescalable
-    composer = _StepComposer(gradient, weighted, rewritten, weights, tables, prescaled, fed)
+    composer = _StepComposer(gradient, weighted, axes, rewritten, weights, tables, prescaled, fed)
     composer.objective(targets)
     composer.penalties(penalties)
     if check:
@@ -229,33 +248,60 @@ def compose_step(
 class _Batch:
     """Graph inputs that come with every batch: expected values and row weights."""
 
-    def __init__(self, op: Builder, dtype: ir.DataType, weighted: bool) -> None:
+    def __init__(self, op: Builder, dtype: ir.DataType, weighted: Weighted) -> None:
         self.op = op
+        self.dtype = dtype
         self.expected: dict[str, Var] = {}
+        # Where the rows of these inputs are.
+        self.axes: dict[str, int | None] = {}
+        self.weighted = weighted
+        self._counts: dict[str, Var] = {}
         # Taken either way: weighted and unweighted graphs of a model share the names of their buffers.
-        name = op.unique("sample_weight")
-        self.sample_weight = op.input(name, dtype, ["rows"]) if weighted else None
+        self._weight_name = op.unique("sample_weight")
+        self.sample_weight: Var | None = None
+        if weighted is True:
+            self._weigh(["rows"], 0)
+
+    def _weigh(self, shape: Sequence | None, axis: int | None) -> None:
+        self.sample_weight = self.op.input(self._weight_name, self.dtype, shape)
+        self.axes[self._weight_name] = axis
 
     @property
     def inputs(self) -> list[Var]:
         return [*self.expected.values(), *([] if self.sample_weight is None else [self.sample_weight])]
 
+    def positions(self, target: Target) -> Var | None:
+        """Number of labels of a target, if it is divided by that; None for rows of the batch."""
+        return self._counts.get(target.output)
+
     def terms(self, target: Target, predicted: Var) -> LossTerms:
         """Scores and gradient of a target's loss."""
         op = self.op
-        moved = _classes_second(op, predicted, target)
-        wanted = target.loss.target(moved.dtype, moved.rank, moved.shape)
-        expected = op.input(op.unique(f"{target.output}_expected"), wanted.dtype, wanted.shape)
-        self.expected[target.output] = expected
-        if wanted.kind == "labels" and moved.rank is not None and moved.rank > 2:
-            expected = _one_label_each(op, expected, moved)
-        weight = None if self.sample_weight is None else _cast(op, self.sample_weight, predicted.dtype)
-        terms = target.loss.build(op, moved, expected, weight)
-        if moved is predicted:
-            return terms
-        return dataclasses.replace(
-            terms, gradient=_transposed(op, terms.gradient, _class_axes(target, moved)[1])
-        )
+        layout = Layout(op, target, predicted)
+        wanted = target.loss.target(layout.moved.dtype, layout.moved.rank, layout.moved.shape)
+        kind = layout.kind(wanted)
+        name = op.unique(f"{target.output}_expected")
+        expected = op.input(name, wanted.dtype, layout.expected_shape(wanted, kind))
+        self.expected[target.output], self.axes[name] = expected, layout.axis(kind)
+        moved = layout.forward(expected, kind)
+        several = kind == "labels" and moved.rank is not None and moved.rank > 1
+        if several:
+            moved = _one_label_each(op, moved, layout.moved)
+            if target.counts_positions:
+                self._counts[target.output] = op.Size(expected)
+        if self.weighted == "labels" and self.sample_weight is None:
+            self._weigh(expected.shape, layout.axis(kind))
+        terms = target.loss.build(op, layout.moved, moved, self._weight_of(layout, kind))
+        return dataclasses.replace(terms, gradient=layout.back(terms.gradient))
+
+    def _weight_of(self, layout: Layout, kind: str) -> Var | None:
+        """Weights as a loss takes them: of the rows, or of labels with the rows first."""
+        if self.sample_weight is None:
+            return None
+        weight = _cast(self.op, self.sample_weight, layout.moved.dtype)
+        if self.weighted == "labels":
+            return layout.forward(weight, kind)
+        return weight if layout.target.rows is not None else _mean(self.op, weight)
 
 
 class _StepComposer:
@@ -264,7 +310,8 @@ class _StepComposer:
     def __init__(
         self,
         model: ir.Model,
-        weighted: bool,
+        weighted: Weighted,
+        axes: BatchAxes,
         modes: Modes,
         weights: Sequence[str],
         tables: dict[str, CutTable],
@@ -287,9 +334,9 @@ class _StepComposer:
         self.gathered = {rows for table in tables.values() for _, rows in table.reads}
         self.dtype = _scalar_dtype([v.value for v in self.weights.values()])
         self.batch = _Batch(self.op, self.dtype, weighted)
-        first = self.op.wrap(self.values[self.names.inputs[0]]).shape
-        # Rows of a batch, as its first input has them: a number, or the name of one.
-        self.batch_rows = first[0] if fed and first else None
+        self.axes = axes
+        # Rows of a batch, as the first input that has some has them: a number, or the name of one.
+        self.batch_rows = _dimension(self.values, axes) if fed else None
         self.rows: Var | None = None
         self.seeds: list[ir.Value] = []
         self.learning_rate = self.op.input(self.op.unique("learning_rate"), self.dtype, [])
@@ -318,8 +365,8 @@ class _StepComposer:
         for target in targets:
             predicted = op.wrap(self.values[target.value])
             terms = self.batch.terms(target, predicted)
-            rows = self._rows(predicted)
-            loss = terms.loss / rows
+            rows = self._rows(predicted, target)
+            loss = terms.loss if rows is None else terms.loss / rows
             self.heads.append(_cast(op, loss, self.dtype))
             self._add_loss(_scaled(loss, target.weight))
             seed = self._seed(terms.gradient, rows, target.weight)
@@ -330,20 +377,28 @@ class _StepComposer:
             self.graph.inputs.remove(slot)
             self.seeds.append(seed.value)
 
-    def _rows(self, predicted: Var) -> Var:
-        """The number of rows of a prediction as a scalar of its dtype, whatever the batch."""
-        known = self.batch_rows is not None and predicted.shape and predicted.shape[0] == self.batch_rows
+    def _rows(self, predicted: Var, target: Target) -> Var | None:
+        """What a loss is divided by, as a scalar of its prediction's dtype; None for 1."""
+        count = self.batch.positions(target)
+        if count is not None:
+            return self.op.Cast(count, to=predicted.dtype)
+        if target.rows is None:
+            return None
+        size = None if predicted.shape is None else predicted.shape[target.rows]
+        known = self.batch_rows is not None and size == self.batch_rows
         if not known or predicted.dtype != self.dtype:
-            return self.op.Cast(self.op.Gather(self.op.Shape(predicted), 0), to=predicted.dtype)
+            return self.op.Cast(self.op.Gather(self.op.Shape(predicted), target.rows), to=predicted.dtype)
         if self.rows is None:
             self.rows = self.op.input(self.op.unique("batch_rows"), self.dtype, [])
         return self.rows
 
-    def _seed(self, gradient: Var, rows: Var, weight: float) -> Var:
+    def _seed(self, gradient: Var, rows: Var | None, weight: float) -> Var:
         """The gradient of the mean, in one pass: all factors are scalars."""
         if self.prescaled:
-            rate = _cast(self.op, self.learning_rate, gradient.dtype)
-            return (_scaled(rate, weight) / rows) * gradient
+            rate = _scaled(_cast(self.op, self.learning_rate, gradient.dtype), weight)
+            return (rate if rows is None else rate / rows) * gradient
+        if rows is None:
+            return _scaled(gradient, weight)
         return gradient / rows if weight == 1 else gradient * (weight / rows)
 
     def penalties(self, penalties: Mapping[str, BaseLearningPenalty]) -> None:
@@ -408,9 +463,10 @@ class _StepComposer:
         """Put everything into the graph, in topological order and without dead nodes."""
         assert self.loss is not None
         outputs = _Outputs(self.op)
+        inputs = [n for n in self.names.inputs if n not in self.modes.inputs | self.gathered]
         composed = ComposedStep(
             model=self.model,
-            inputs=[n for n in self.names.inputs if n not in self.modes.inputs | self.gathered],
+            inputs=inputs,
             predicted=self.predicted,
             expected={output: _name(v) for output, v in self.batch.expected.items()},
             sample_weight=None if self.batch.sample_weight is None else _name(self.batch.sample_weight),
@@ -443,6 +499,7 @@ class _StepComposer:
             },
             ones={},
             plan=NOTHING,
+            batch_axis={n: self.axes.inputs[n] for n in inputs} | self.batch.axes,
         )
         self._set_inputs(composed)
         self.graph.outputs[:] = outputs.values
@@ -539,19 +596,22 @@ def _cast(op: Builder, var: Var, dtype: ir.DataType | None) -> Var:
     return var if dtype is None or var.dtype == dtype else op.Cast(var, to=dtype)
 
 
-def _classes_second(op: Builder, predicted: Var, target: Target) -> Var:
-    """The prediction with its classes on axis 1, where losses look for them."""
-    if target.axis == 1 or predicted.rank is None or predicted.rank <= 2:
-        return predicted
-    return _transposed(op, predicted, _class_axes(target, predicted)[0])
+def _dimension(values: Mapping[str, ir.Value], axes: BatchAxes) -> int | str | None:
+    """The dimension of the rows of a batch: its size, or its name."""
+    value = None if axes.carrier is None else values[axes.carrier]
+    if value is None or value.shape is None:
+        return None
+    axis = axes.inputs[str(value.name)]
+    size = value.shape[axis or 0]
+    return size if isinstance(size, int) else size.value
 
 
-def _class_axes(target: Target, var: Var) -> tuple[list[int], list[int]]:
-    """Permutations that move the classes to axis 1, and back."""
-    assert var.rank is not None
-    rest = [a for a in range(var.rank) if a != target.axis]
-    there = [rest[0], target.axis, *rest[1:]]
-    return there, [there.index(a) for a in range(var.rank)]
+def _mean(op: Builder, weight: Var) -> Var:
+    """The weight of an output that is one row for all rows of the batch, shape [1]."""
+    total = op.ReduceSum(weight, [0], keepdims=1)
+    made = total / op.Cast(op.Size(weight), to=weight.dtype)
+    made.value.shape = ir.Shape([1])
+    return made
 
 
 def _one_label_each(op: Builder, labels: Var, predicted: Var) -> Var:
@@ -562,12 +622,6 @@ def _one_label_each(op: Builder, labels: Var, predicted: Var) -> Var:
     wanted = op.Concat(op.Gather(shape, [0]), op.Slice(shape, [2], [np.iinfo(np.int64).max]), axis=0)
     made = op.Reshape(labels, wanted)
     made.value.shape = labels.value.shape
-    return made
-
-
-def _transposed(op: Builder, var: Var, axes: Sequence[int]) -> Var:
-    made = op.Transpose(var, perm=list(axes))
-    made.value.shape = None if var.shape is None else ir.Shape([var.shape[a] for a in axes])
     return made
 
 

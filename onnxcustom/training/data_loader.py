@@ -15,7 +15,18 @@ from onnxcustom.data.sparse import SparseRows
 from onnxcustom.exceptions import InvalidDataError
 from onnxcustom.runtime import Device, owned_copy, parse_device, plain_array, to_ortvalue
 
-from .validation import TensorSpec, as_inputs, as_sample_weight, as_targets, check_batch_size, dense
+from .batch_buffers import RowBuffer
+from .validation import (
+    TensorSpec,
+    as_inputs,
+    as_targets,
+    check_batch_size,
+    dense,
+    of_batch,
+    rows_of,
+    some_rows,
+    weights_of,
+)
 
 __all__ = ["Batch", "OrtDataLoader", "draw_seed", "permutation"]
 
@@ -165,16 +176,23 @@ class OrtDataLoader:
     ) -> None:
         given = _names("X", X) if inputs is None else list(inputs)
         arrays = as_inputs(X, given, sparse=True)
+        specs = list(given)
         self._n_inputs = len(arrays)
-        self._rows = len(next(iter(arrays.values())))
+        self._rows = rows_of(arrays, given)
         self.batch_size = check_batch_size(batch_size, self._rows, given)
+        expected: dict[str, np.ndarray] = {}
         if y is not None or targets is not None:
             wanted = _names("y", y) if targets is None else list(targets)
-            _add(arrays, as_targets(y, wanted, self._rows))
+            expected = as_targets(y, wanted, self._rows)
+            _add(arrays, expected)
+            specs += wanted
         self._n_targets = len(arrays) - self._n_inputs
         if sample_weight is not None:
             dtype = weight_dtype or _first_float(arrays.values())
-            _add(arrays, {"sample_weight": as_sample_weight(sample_weight, self._rows, dtype)})
+            weights, like = weights_of(sample_weight, self._rows, dtype, specs[self._n_inputs :], expected)
+            _add(arrays, {"sample_weight": weights})
+            specs.append(like)
+        self._specs = specs
         # OrtValues of batches borrow this memory: none of them may be a converted copy.
         self.arrays: dict[str, Any] = {
             name: array if isinstance(array, SparseRows) else plain_array(array)
@@ -194,20 +212,22 @@ class OrtDataLoader:
     def _prepare(self) -> None:
         """Buffers and the OrtValues of their batches."""
         self._turn = 0
-        self._buffers: list[np.ndarray] = []
+        self._buffers: list[RowBuffer] = []
         self._prepared: list[Batch] = []
         self._short: Batch | None = None
         self._hashes: dict[str, str] | None = None
         size, arrays = self.batch_size, list(self.arrays.values())
         if self._gathers:
-            row_bytes = max(1, sum(a.nbytes for a in arrays) // self._rows)
+            pairs = zip(arrays, self._specs, strict=True)
+            cut = [a.nbytes for a, spec in pairs if spec.axis is not None or spec.is_each(a)]
+            row_bytes = max(1, sum(cut) // self._rows)
             in_block = min(max(1, self.block_bytes // (row_bytes * size)), _PREPARED, self.n_batches)
             self._block = min(in_block * size, self._rows)
-            self._buffers = [np.empty((self._block, *a.shape[1:]), a.dtype) for a in arrays]
+            self._buffers = self._made(self._block)
         elif self.n_batches <= _PREPARED or self.device.type != "cpu":
             # Other devices hold the whole data set: it is copied there once.
             self._block = self._rows
-            self._buffers = arrays
+            self._buffers = self._made(None)
         else:
             return
         self._prepared = [self._batch(i, i + size) for i in range(0, self._block - size + 1, size)]
@@ -216,22 +236,23 @@ class OrtDataLoader:
             start = (self._rows - short) % self._block if self._block < self._rows else self._rows - short
             self._short = self._batch(start, start + short)
 
+    def _made(self, rows: int | None) -> list[RowBuffer]:
+        return [RowBuffer(a, spec, rows) for a, spec in zip(self.arrays.values(), self._specs, strict=True)]
+
     @property
     def _gathers(self) -> bool:
         """Whether rows go through a buffer, which the next block or epoch overwrites."""
-        return self.random_iter or any(isinstance(a, SparseRows) for a in self.arrays.values())
+        sparse = any(isinstance(a, SparseRows) for a in self.arrays.values())
+        return self.random_iter or sparse or any(spec.axis for spec in self._specs)
 
     def _batch(self, start: int, stop: int) -> Batch:
         """A batch of rows of the buffers."""
-        return Batch(stop - start, tuple(_value(b[start:stop], self.device) for b in self._buffers))
+        return Batch(stop - start, tuple(_value(b.part(start, stop), self.device) for b in self._buffers))
 
     def _fill(self, order: np.ndarray) -> None:
         """Gather rows into the buffers."""
         for source, buffer in zip(self.arrays.values(), self._buffers, strict=True):
-            if isinstance(source, SparseRows):
-                source.take(order, buffer[: len(order)])
-            else:  # 'clip' spares numpy the check, and with it a second buffer
-                np.take(source, order, axis=0, out=buffer[: len(order)], mode="clip")
+            buffer.fill(source, order, len(order))
 
     def _upload(self, rows: int) -> None:
         """Copy the batches of the buffers to the device."""
@@ -240,7 +261,7 @@ class OrtDataLoader:
         start = 0
         for batch in self._block_batches(rows):
             for value, buffer in zip(batch.values, self._buffers, strict=True):
-                value.update_inplace(buffer[start : start + batch.rows])
+                value.update_inplace(buffer.part(start, start + batch.rows))
             start += batch.rows
 
     def _block_batches(self, rows: int) -> list[Batch]:
@@ -319,10 +340,15 @@ class OrtDataLoader:
                 yield batches[skip - start // self.batch_size :] if start == first else batches
 
     def _made_on_the_way(self, skip: int) -> Iterator[Batch]:
-        arrays = list(self.arrays.values())
         for start in range(skip * self.batch_size, self._rows, self.batch_size):
-            parts = [a[start : start + self.batch_size] for a in arrays]
-            yield Batch(len(parts[0]), tuple(_value(p, self.device) for p in parts))
+            stop = min(start + self.batch_size, self._rows)
+            parts = self._cut(slice(start, stop))
+            yield Batch(stop - start, tuple(_value(p, self.device) for p in parts))
+
+    def _cut(self, rows: Any) -> list[np.ndarray]:
+        """A batch as arrays."""
+        pairs = zip(self.arrays.values(), self._specs, strict=True)
+        return [of_batch(some_rows(a, spec, rows), spec) for a, spec in pairs]
 
     def __iter__(self) -> Iterator[Batch]:
         """The batches of the next epoch."""
@@ -342,7 +368,7 @@ class OrtDataLoader:
         for start in range(0, self._rows, self.batch_size):
             stop = start + self.batch_size
             rows: Any = slice(start, stop) if order is None else order[start:stop]
-            yield tuple(a[rows] for a in self.arrays.values())
+            yield tuple(self._cut(rows))
 
     def iter_bind(self, bind: Any, names: Sequence[str]) -> Iterator[int]:
         """Bind the batches of the next epoch to inputs, one after the other.
@@ -401,6 +427,8 @@ class OrtDataLoader:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(check_version(state, self))
+        # Older loaders had the rows of all arrays first.
+        self.__dict__.setdefault("_specs", [TensorSpec(name) for name in self.arrays])
         self._prepare()
 
 

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 
 from onnxcustom.data import Stream
+from onnxcustom.data.blocks import Key
 
 from .fingerprint import hash_arrays
-from .validation import TensorSpec, as_inputs, as_sample_weight, as_targets
+from .stream_rows import converted, features, given_once
+from .validation import TensorSpec, rows_of
 
 __all__ = ["ArrayValidation", "StreamValidation", "score_stream"]
 
@@ -81,22 +83,23 @@ class StreamValidation:
         self._arrays(stream.head())  # what is wrong with all rows is said before training
 
     def _arrays(self, block: Any) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], np.ndarray | None]:
-        inputs = as_inputs(block.X, self.specs[0])
-        rows = len(next(iter(inputs.values())))
-        expected = as_targets(self.encode(block.y), self.specs[1], rows)
-        self.check(expected)
-        weights = block.sample_weight
-        if self.weigh is not None:
-            weights = self.weigh(block.y, weights)
-        if weights is not None:
-            weights = as_sample_weight(weights, rows, self.weight_dtype, part=True)
-        return inputs, expected, weights
+        inputs, expected = self.specs
+        wanted = [*inputs, *expected]
+        made = converted(
+            block, self.stream, inputs, expected, self.encode, self.check, self.weight_dtype, self.weigh
+        )
+        found = {
+            spec.name: given_once(array, spec, like)
+            for (array, spec), like in zip(made, wanted, strict=False)
+        }
+        weights = made[-1][0] if len(made) > len(wanted) else None
+        return {s.name: found[s.name] for s in inputs}, {s.name: found[s.name] for s in expected}, weights
 
     def mean_loss(self, validate: Callable[..., float]) -> float:
         """Mean loss over the rows; `validate` computes it for arrays."""
         total, rows = 0.0, 0
         for inputs, expected, weights in self.stream.blocks(apply=self._arrays):
-            count = len(next(iter(inputs.values())))
+            count = rows_of(inputs, self.specs[0])
             total, rows = total + count * _validated(validate, inputs, expected, weights), rows + count
         if not rows:
             raise self.stream.empty()
@@ -138,8 +141,17 @@ class _OfStream:
         return self._joined(found) if name in ("predict", "predict_proba") else found
 
     def _joined(self, predict: Callable[[Any], np.ndarray]) -> Callable[[Any], np.ndarray]:
+        axes, inputs = self._stream.source.axes, self._estimator.step_.inputs
+
         @functools.wraps(predict)  # scikit-learn goes by its name
         def over_blocks(X: Any) -> np.ndarray:
-            return np.concatenate([predict(block.X) for block in self._stream.blocks()])
+            made = [predict(features(block, axes, inputs)) for block in self._stream.blocks()]
+            return np.concatenate([self._rows_first(p) for p in made])
 
         return over_blocks
+
+    def _rows_first(self, predicted: Any) -> Any:
+        """Predictions as the expected values of the stream are: the rows first."""
+        axes = self._stream.source.axes.get(Key("y"), {})
+        axis = axes.get(np.ndim(predicted), 0)
+        return np.moveaxis(predicted, axis, 0) if axis else predicted

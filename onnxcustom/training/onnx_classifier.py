@@ -16,6 +16,7 @@ from onnxcustom._warnings import warn_user
 from onnxcustom.data import Stream
 from onnxcustom.exceptions import InvalidDataError, InvalidModelError, UnknownNameError
 from onnxcustom.graph import class_labels, load, prepare
+from onnxcustom.graph.batch_axis import BatchAxes
 from onnxcustom.objective import BaseLearningLoss
 from onnxcustom.runtime import parse_device
 
@@ -40,7 +41,15 @@ from .onnx_estimator import OnnxEstimator
 from .splitting import hold_out
 from .step import TrainingStep
 from .targets import prediction_tensors
-from .validation import TensorSpec, as_inputs, check_not_masked, input_specs
+from .validation import (
+    TensorSpec,
+    as_inputs,
+    check_not_masked,
+    input_specs,
+    of_batch,
+    some_rows,
+    with_axis,
+)
 
 __all__ = ["OnnxClassifier"]
 
@@ -110,8 +119,12 @@ class OnnxClassifier(ClassifierMixin, OnnxEstimator):
     validation_fraction : float, optional
         Part of the rows, in (0, 1), that is held out as validation data where none is given. The
         classes keep their shares.
+    batch_axis : dict of str to int or None, optional
+        Where the rows of an input or output are, by name, if that is not what the model's dimensions say;
+        None for a tensor without rows: such an input is given once a batch, such an output is one row.
     class_weight : dict of label to float, 'balanced' or None, default=None
-        Weights of the classes, times those of the rows.
+        Weights of the classes, times those of the rows. Where a row has several labels (tokens, pixels),
+        each has the weight of its class.
 
     Attributes
     ----------
@@ -167,6 +180,7 @@ class OnnxClassifier(ClassifierMixin, OnnxEstimator):
         callbacks: Any = None,
         checkpoint_dir: Any = None,
         validation_fraction: float | None = None,
+        batch_axis: Mapping[str, int | None] | None = None,
         class_weight: Mapping[Any, float] | str | None = None,
     ) -> None:
         super().__init__(
@@ -192,6 +206,7 @@ class OnnxClassifier(ClassifierMixin, OnnxEstimator):
             callbacks=callbacks,
             checkpoint_dir=checkpoint_dir,
             validation_fraction=validation_fraction,
+            batch_axis=batch_axis,
         )
         self.class_weight = class_weight
 
@@ -258,8 +273,9 @@ class OnnxClassifier(ClassifierMixin, OnnxEstimator):
         y = as_labels(y)
         model = prepare(load(self.model))
         output, loss = self._choose_loss(model, X)
-        step = self._make({output: loss})
+        step = self._make({output: loss}, X, y)
         self._link = link_of(model, output, step)
+        self._labelled = step.expected[0]
         self._multilabel = y.ndim == 2 and y.shape[1] > 1 and are_independent(model, output, step)
         self._labels = self._find_labels(model, step, X, y)
         if y.ndim == 2 and y.shape[1] == 1 and _has_rows_only(step.expected[0]):
@@ -276,21 +292,42 @@ class OnnxClassifier(ClassifierMixin, OnnxEstimator):
 
         def weigh(y: Any, sample_weight: Any) -> Any:
             labels = as_labels(y)
-            if self._multilabel or labels.ndim > 2 or (labels.ndim == 2 and labels.shape[1] > 1):
+            several = labels.size > len(labels)
+            if self._multilabel or (several and not self._by_label(labels)):
                 raise InvalidDataError("class_weight needs one label a row: give sample_weight instead.")
             found, places = np.unique(labels.reshape(-1), return_inverse=True)
             weights = np.array([factors.get(label, 1.0) for label in found.tolist()])[places.reshape(-1)]
-            return weights if sample_weight is None else weights * np.asarray(sample_weight).reshape(-1)
+            if several:
+                weights = weights.reshape(labels.shape)
+            return weights if sample_weight is None else weights * self._spread(sample_weight, labels)
 
         return weigh
 
-    def _hold_out(self, X: Any, y: Any, sample_weight: Any, seed: int) -> tuple[Any, ...]:
+    def _by_label(self, labels: np.ndarray) -> bool:
+        """Whether labels, several a row, may have a weight each."""
+        return self._labelled.weighed and labels.ndim in (self._labelled.rank, (self._labelled.rank or 0) + 1)
+
+    def _spread(self, weights: Any, labels: np.ndarray) -> np.ndarray:
+        """Weights of rows as broadcast over their labels."""
+        given = np.asarray(weights)
+        if labels.size == len(labels):
+            return given.reshape(-1)
+        if given.shape == labels.shape:
+            return given
+        axis = 0 if self._labelled.is_each(labels) else self._labelled.axis
+        return (
+            given.mean()
+            if axis is None
+            else given.reshape([-1 if a == axis else 1 for a in range(labels.ndim)])
+        )
+
+    def _hold_out(self, step: TrainingStep, X: Any, y: Any, sample_weight: Any, seed: int) -> tuple[Any, ...]:
         if isinstance(X, Stream):
-            return super()._hold_out(X, y, sample_weight, seed)
+            return super()._hold_out(step, X, y, sample_weight, seed)
         labels = as_labels(y)
         assert self.validation_fraction is not None
         strata = labels.reshape(-1) if labels.size == len(labels) else None
-        return hold_out(X, y, sample_weight, self.validation_fraction, seed, strata)
+        return hold_out(X, y, sample_weight, self.validation_fraction, seed, strata, step.data_axes())
 
     def _choose_loss(self, model: ir.Model, X: Any) -> tuple[str, Any]:
         """The output to train and its loss."""
@@ -314,19 +351,24 @@ class OnnxClassifier(ClassifierMixin, OnnxEstimator):
 
     def _first_scores(self, model: ir.Model, output: str, X: Any) -> np.ndarray:
         """What the untrained model says to the first rows of the data."""
-        specs = input_specs(model)
-        feeds = as_inputs(X, specs)
-        rows = next((spec.rows for spec in specs if spec.rows is not None), 32)
+        axes = BatchAxes(model, self.batch_axis)
+        specs = [with_axis(spec, axes.inputs[spec.name], axes.rows()) for spec in input_specs(model)]
+        rows = slice(0, axes.rows() or 32)
+        feeds = {
+            spec.name: np.ascontiguousarray(of_batch(some_rows(array, spec, rows), spec))
+            for spec, array in zip(specs, as_inputs(X, specs).values(), strict=True)
+        }
         fresh = runnable(load(self.model))
         graph = compose_forward(fresh, [prediction_tensors(fresh)[output]], [])
-        return Forward(graph, parse_device(self.device)).run({k: v[:rows] for k, v in feeds.items()})[0]
+        return Forward(graph, parse_device(self.device)).run(feeds)[0]
 
     def _find_labels(self, model: ir.Model, step: TrainingStep, X: Any, y: np.ndarray) -> np.ndarray:
         """Labels in the order of the model's columns."""
         target = step.targets[0]
         columns = target.columns
         if columns is None:
-            columns = (*self._first_scores(model, target.output, X).shape, 1)[1]
+            shape = self._first_scores(model, target.output, X).shape
+            columns = shape[target.axis] if target.axis < len(shape) else 1
         if self._multilabel:
             return np.arange(columns)
         labels = class_labels(model)
@@ -371,6 +413,8 @@ class OnnxClassifier(ClassifierMixin, OnnxEstimator):
         spec = step.expected[0]
         rank, axis = spec.rank or 1, step.targets[0].axis
         if spec.dtype is not None and spec.dtype.kind in "iu":
+            if spec.axis is None and y.ndim == rank + 1 and _are_known(y, self._labels):
+                rank += 1  # one of it for each row
             if y.ndim == rank + 1:
                 y = y.squeeze(axis) if y.shape[axis] == 1 else from_one_hot(y, axis, self._labels)
             if y.ndim != rank:
@@ -404,7 +448,13 @@ class OnnxClassifier(ClassifierMixin, OnnxEstimator):
         target = self.step_.targets[0]
         self._check_features(X)
         scores = self.step_.predict(X)[target.output]
-        return (scores, target.axis) if scores.ndim > 2 else (scores.reshape(len(scores), -1), 1)
+        rank = scores.ndim if target.shape is None else len(target.shape)
+        axis = target.axis + scores.ndim - rank  # batches of one row may lie in front
+        if scores.ndim > 2 or (target.rows is None and scores.ndim == 2):
+            return scores, axis
+        if scores.ndim == 2 and target.rows == 1:
+            return np.ascontiguousarray(scores.T), 1
+        return scores.reshape(1 if target.rows is None else len(scores), -1), 1
 
     def _has_probabilities(self) -> bool:
         if getattr(self, "_link", None) == "scores":
@@ -512,7 +562,15 @@ class OnnxClassifier(ClassifierMixin, OnnxEstimator):
         if predicted.ndim == 1 or self._multilabel:
             return float(super().score(X, y, sample_weight))
         hits = predicted == np.asarray(y).reshape(predicted.shape)
-        return float(np.average(hits.reshape(len(hits), -1).mean(axis=1), weights=sample_weight))
+        axis = self._labelled.axis
+        if axis is None and hits.ndim == self._labelled.rank:
+            return float(hits.mean())
+        hits = np.moveaxis(hits, axis or 0, 0).reshape(hits.shape[axis or 0], -1)
+        return float(np.average(hits.mean(axis=1), weights=sample_weight))
+
+
+def _are_known(y: np.ndarray, labels: np.ndarray) -> bool:
+    return bool(np.isin(y, labels).all())
 
 
 def _has_rows_only(spec: TensorSpec) -> bool:

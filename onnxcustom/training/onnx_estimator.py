@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from onnxcustom.data import Block, Stream
+from onnxcustom.data.sources import ArraySource, IterableSource
+from onnxcustom.graph import to_ir
+from onnxcustom.graph.batch_axis import BatchAxes
 from onnxcustom.optim import select_optimizer
 
 from .data_loader import draw_seed
 from .step import TrainingStep
+from .stream_rows import axes_of, features
 from .trainer import Trainer
+from .validation import input_specs, with_axis
 
 __all__ = ["OnnxEstimator"]
 
@@ -31,6 +37,7 @@ class OnnxEstimator(Trainer):
         "dropout",
         "freeze",
         "threads",
+        "batch_axis",
     )
 
     @property
@@ -63,6 +70,7 @@ class OnnxEstimator(Trainer):
         callbacks: Any = None,
         checkpoint_dir: Any = None,
         validation_fraction: float | None = None,
+        batch_axis: Mapping[str, int | None] | None = None,
     ) -> None:
         self.model = model
         self.weights_to_train = weights_to_train
@@ -86,9 +94,20 @@ class OnnxEstimator(Trainer):
         self.callbacks = callbacks
         self.checkpoint_dir = checkpoint_dir
         self.validation_fraction = validation_fraction
+        self.batch_axis = batch_axis
 
-    def _make(self, loss: Any) -> TrainingStep:
-        return TrainingStep(
+    def sample(self, stream: Stream) -> tuple[Any, Any]:
+        """Features and expected values to make a step for, of data that is not in memory."""
+        X, y = super().sample(stream)
+        if not isinstance(stream.source, (ArraySource, IterableSource)):  # a table: rows first, always
+            specs = input_specs(to_ir(self.model))
+            axes = BatchAxes(to_ir(self.model), self.batch_axis)
+            specs = [with_axis(spec, axes.inputs[spec.name], None) for spec in specs]
+            X = features(Block.of(X), axes_of(specs, []), specs)
+        return X, y
+
+    def _make(self, loss: Any, X: Any, y: Any) -> TrainingStep:
+        step = TrainingStep(
             self.model,
             loss,
             self.optimizer,
@@ -103,7 +122,10 @@ class OnnxEstimator(Trainer):
             freeze=self.freeze,
             threads=self.threads,
             seed=draw_seed(self.random_state) if self.dropout == "on" else 0,
+            batch_axis=self.batch_axis,
         )
+        step.settle(X, y)
+        return step
 
     def _change(self, step: TrainingStep, parameters: set[str]) -> None:
         """Another learning rate changes nothing else: not the state, not the clock."""

@@ -69,6 +69,9 @@ class OnnxRegressor(RegressorMixin, OnnxEstimator):
         or finished, ``fit`` goes on from the last one and ends on the same bits as if nothing had happened.
     validation_fraction : float, optional
         Part of the rows, in (0, 1), that is held out as validation data where none is given.
+    batch_axis : dict of str to int or None, optional
+        Where the rows of an input or output are, by name, if that is not what the model's dimensions say;
+        None for a tensor without rows: such an input is given once a batch, such an output is one row.
 
     Attributes
     ----------
@@ -100,7 +103,7 @@ class OnnxRegressor(RegressorMixin, OnnxEstimator):
     def make_step(self, X: Any, y: Any) -> TrainingStep:
         """A new training step at the model's own weights."""
         self._flat = not isinstance(y, Mapping) and dimensions(y) == 1
-        return self._make("squared_error" if self.loss is None else self.loss)
+        return self._make("squared_error" if self.loss is None else self.loss, X, y)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -133,7 +136,9 @@ class OnnxRegressor(RegressorMixin, OnnxEstimator):
         if len(trained) > 1:
             return {name: outputs[name] for name in trained}
         predicted = outputs[trained[0]]
-        return predicted.reshape(-1) if self._flat and predicted.shape[1:] in ((), (1,)) else predicted
+        axis = self.step_.output_axis(trained[0])
+        column = axis is not None and predicted.ndim > 0 and predicted.size == predicted.shape[axis]
+        return predicted.reshape(-1) if self._flat and column and predicted.ndim <= 2 else predicted
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Coefficient of determination R²; minus the mean loss if several outputs are trained.
@@ -145,11 +150,19 @@ class OnnxRegressor(RegressorMixin, OnnxEstimator):
         if len(self.step_.targets) > 1:
             return -float(np.mean(self.step_.scores(X, y, sample_weight), dtype=np.float64))
         p = self.predict(X)
-        expected = next(iter(y.values())) if isinstance(y, Mapping) else y
-        check_not_masked(expected, "y")
+        given = next(iter(y.values())) if isinstance(y, Mapping) else y
+        check_not_masked(given, "y")
         check_not_masked(sample_weight, "sample_weight")
+        expected = np.asarray(given)
+        axis = self.step_.output_axis(self.step_.targets[0].output)
+        e, p = _by_row(expected.reshape(p.shape), axis), _by_row(p, axis)
         return float(
-            r2_score(
-                np.asarray(expected).reshape(len(p), -1), p.reshape(len(p), -1), sample_weight=sample_weight
-            )
+            r2_score(e, p, sample_weight=sample_weight if len(p) == np.size(sample_weight) else None)
         )
+
+
+def _by_row(array: np.ndarray, axis: int | None) -> np.ndarray:
+    """A row for each of the data; each number of an output that is one row is one."""
+    if axis is None or array.ndim < 2:
+        return array.reshape(-1, 1)
+    return np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1)

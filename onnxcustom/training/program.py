@@ -63,6 +63,7 @@ class Program:
         self._plan = graph.plan
         self._reads_rows = graph.plan.reads_rows or self._ones is not None
         self._batch = graph.batch
+        self._counted = graph.counted
         self._finite = np.zeros(len(graph.checked), dtype)
         self._heads = np.zeros(len(graph.expected), dtype)
         self._bindings: dict[int, Binding] = {}
@@ -71,9 +72,8 @@ class Program:
 
     def _open(self, values: Sequence[Any]) -> None:
         """Make the session, for batches like the first one."""
-        shape = values[0].shape()
         graph = self._graph.model
-        small = intermediate_bytes(graph, shape[0] if shape else 1) < _SMALL
+        small = intermediate_bytes(graph, self.rows(values), *(self._counted or (0, 0))) < _SMALL
         self._session = create_session(graph, self._device, memory_pattern=small, **self._options)
 
     def _binding(self) -> Binding:
@@ -124,7 +124,7 @@ class Program:
         """
         if self._session is None:
             self._open(values)
-        rows = values[0].shape()[0] if self._reads_rows else 0
+        rows = self.rows(values) if self._reads_rows else 0
         self._scalars.set(hyper, step, share, rows)
         binding = self._binding()
         if self._ones is not None:
@@ -143,6 +143,13 @@ class Program:
             return {}
         return dict(zip(self._graph.expected, self._heads.tolist(), strict=True))
 
+    def rows(self, values: Sequence[Any]) -> int:
+        """Rows of a batch."""
+        if self._counted is None:
+            return 1
+        place, axis = self._counted
+        return values[place].shape()[axis]
+
     def nonfinite(self) -> list[str]:
         """Weights whose gradient or new rows hold NaN or infinity, of the last run, if it looks for them."""
         if not self._graph.checked and not self._tables:
@@ -156,7 +163,7 @@ class Program:
             self._tables.write()
 
 
-def intermediate_bytes(model: ir.Model, rows: int) -> float:
+def intermediate_bytes(model: ir.Model, rows: int, place: int = 0, axis: int = 0) -> float:
     """Bytes of all that the nodes of a graph make; infinite where a size is neither a number nor the rows.
 
     Parameters
@@ -164,10 +171,13 @@ def intermediate_bytes(model: ir.Model, rows: int) -> float:
     model : onnx_ir.Model
         Step graph.
     rows : int
-        Rows of a batch: what the first dimension of the first input stands for.
+        Rows of a batch.
+    place, axis : int, default=0
+        The input that has them, and where: what that dimension stands for.
     """
-    first = model.graph.inputs[0].shape
-    name = None if not first or isinstance(first[0], int) else first[0].value
+    shape = model.graph.inputs[place].shape
+    size = shape[axis] if shape else 0
+    name = None if isinstance(size, int) else size.value
     known = {} if name is None else {name: rows}
     total = 0.0
     for node in model.graph:

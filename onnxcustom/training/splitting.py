@@ -10,19 +10,28 @@ import scipy.sparse
 from sklearn.utils import _safe_indexing
 from sklearn.utils.validation import _num_samples
 
+from onnxcustom.data.blocks import Key
+from onnxcustom.data.sources import Axes
 from onnxcustom.exceptions import InvalidDataError
 
 from .data_loader import permutation
-from .validation import is_named
+from .validation import dimensions, is_named
 
 __all__ = ["check_fraction", "hold_out"]
 
 # The split must not be the order of an epoch.
 _SPLIT = 2**64 - 1
+_FIRST: Axes = {}
 
 
 def hold_out(
-    X: Any, y: Any, sample_weight: Any, fraction: float, seed: int, labels: np.ndarray | None = None
+    X: Any,
+    y: Any,
+    sample_weight: Any,
+    fraction: float,
+    seed: int,
+    labels: np.ndarray | None = None,
+    axes: Axes = _FIRST,
 ) -> tuple[Any, Any, Any, Any, Any, Any]:
     """Split rows at random, as a function of the seed.
 
@@ -38,6 +47,8 @@ def hold_out(
         Seed of the choice.
     labels : ndarray of shape (n,), optional
         Classes that both parts are to hold in the same shares.
+    axes : mapping, optional
+        Where the rows are, as :meth:`~onnxcustom.data.Stream.place` takes it; by default they come first.
 
     Returns
     -------
@@ -50,15 +61,34 @@ def hold_out(
         A fraction that is none, or fewer than two rows.
     """
     check_fraction(fraction)
-    rows = _num_samples(next(iter(X.values())) if is_named(X) else X)
+    parts = {Key("X", name): part for name, part in X.items()} if is_named(X) else {Key("X"): X}
+    counts = (_rows(part, _axis(key, part, axes)) for key, part in parts.items())
+    rows = next((n for n in counts if n is not None), 1)
     if rows < 2:
         raise InvalidDataError(f"validation_fraction holds rows out, and there are {rows}.")
     held = _chosen(rows, float(fraction), seed, labels)
     kept = np.setdiff1d(np.arange(rows), held, assume_unique=True)
     weights = held_weights = sample_weight
     if np.ndim(sample_weight) > 0:
-        weights, held_weights = _take(sample_weight, kept), _take(sample_weight, held)
-    return _take(X, kept), _take(y, kept), weights, _take(X, held), _take(y, held), held_weights
+        key = Key("sample_weight")
+        weights, held_weights = (_take(sample_weight, rows, key, axes) for rows in (kept, held))
+    x, expected = Key("X"), Key("y")
+    return (
+        _take(X, kept, x, axes),
+        _take(y, kept, expected, axes),
+        weights,
+        _take(X, held, x, axes),
+        _take(y, held, expected, axes),
+        held_weights,
+    )
+
+
+def _axis(key: Key, data: Any, axes: Axes) -> int | None:
+    return axes[key].get(dimensions(data), 0) if key in axes else 0
+
+
+def _rows(data: Any, axis: int | None) -> int | None:
+    return _num_samples(data) if axis == 0 else None if axis is None else np.shape(data)[axis]
 
 
 def check_fraction(fraction: Any) -> None:
@@ -89,7 +119,12 @@ def _chosen(rows: int, fraction: float, seed: int, labels: np.ndarray | None) ->
     return np.sort(order[np.argsort(position, kind="stable")[:count]])
 
 
-def _take(data: Any, rows: np.ndarray) -> Any:
+def _take(data: Any, rows: np.ndarray, key: Key, axes: Axes) -> Any:
     if is_named(data):
-        return {name: _take(part, rows) for name, part in data.items()}
+        return {name: _take(part, rows, Key(key.role, name), axes) for name, part in data.items()}
+    axis = _axis(key, data, axes)
+    if axis is None:
+        return data
+    if axis:
+        return np.take(np.asarray(data), rows, axis)
     return _safe_indexing(data.tocsr() if scipy.sparse.issparse(data) else data, rows)

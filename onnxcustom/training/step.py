@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from onnxcustom._parameters import check_flag
 from onnxcustom._versioning import check_version, stamp_version
+from onnxcustom.data.blocks import Key
 from onnxcustom.exceptions import (
     ConvergenceError,
     InvalidDataError,
@@ -34,6 +35,7 @@ from onnxcustom.graph import (
     to_proto,
 )
 from onnxcustom.graph import weights as graph_weights
+from onnxcustom.graph.batch_axis import BatchAxes
 from onnxcustom.graph.finding import array_of
 from onnxcustom.graph.selection import Catalog
 from onnxcustom.objective import select_penalties
@@ -49,13 +51,32 @@ from onnxcustom.runtime import (
 )
 
 from .buffers import DoubleBuffer
-from .compose import ComposedStep, Phase, compose_forward, compose_scores, compose_step, trunk
+from .compose import ComposedStep, Phase, Weighted, compose_forward, compose_scores, compose_step, trunk
 from .inference import Forward, loadable, runnable, without_numbers
 from .modes import ModeSettings
 from .program import Program
 from .step_state import export_state, import_state, shared_constants
-from .targets import Target, prediction_tensors, select_targets
-from .validation import TensorSpec, as_inputs, as_sample_weight, as_targets, tensor_specs
+from .stream_rows import axes_of
+from .targets import (
+    Target,
+    divided_as,
+    has_positions,
+    part_shape,
+    prediction_tensors,
+    select_targets,
+    settled,
+)
+from .validation import (
+    TensorSpec,
+    as_inputs,
+    as_targets,
+    of_batch,
+    rows_of,
+    some_rows,
+    tensor_specs,
+    weights_of,
+    with_axis,
+)
 
 __all__ = ["TrainingStep"]
 
@@ -64,8 +85,10 @@ class TrainingStep:
     r"""Forward, loss, penalty, backward and weight update of a model, in one run of one graph.
 
     The objective of a step is :math:`\frac{1}{n} \sum_i w_i \ell_i + penalty` over the n rows of
-    the batch. Weights and optimizer state live on the device in two sets of buffers: a run reads
-    one and writes the other, so nothing is copied between steps.
+    the batch; where a cross-entropy has several labels a row (tokens, pixels), over the n labels.
+    Rows are where the symbolic dimension is that most inputs begin with, wherever a tensor has it.
+    Weights and optimizer state live on the device in two sets of buffers: a run reads one and writes
+    the other, so nothing is copied between steps.
 
     Parameters
     ----------
@@ -110,6 +133,9 @@ class TrainingStep:
     recompute : bool, default=False
         Whether activations that are cheap to compute are computed again where the backward pass needs
         them, rather than kept: less memory, more time.
+    batch_axis : dict of str to int or None, optional
+        Where the rows of an input or output are, by name, if that is not what the model's dimensions say;
+        None for a tensor without rows: such an input is given once a batch, such an output is one row.
     sess_options : onnxruntime.SessionOptions, optional
         Settings of the session that trains, used as they are, in place of `threads` and of those that
         the documentation explains under "Speed and memory". Pickles keep all but entries of its
@@ -164,6 +190,7 @@ class TrainingStep:
         freeze: Selection = None,
         passes: bool = True,
         recompute: bool = False,
+        batch_axis: Mapping[str, int | None] | None = None,
         sess_options: Any = None,
     ) -> None:
         if threads is not None and not threads >= 1:
@@ -185,7 +212,9 @@ class TrainingStep:
         catalog = Catalog(model)
         initial = _choose_weights(catalog, model, self._proto, weights, freeze)
         initial = _without_frozen(self.optimizer, initial, catalog)
-        self.targets: list[Target] = select_targets(model, loss, loss_weights, initial)
+        axes = BatchAxes(model, batch_axis)
+        self._batch_axis = {**batch_axis} if batch_axis else None
+        self.targets: list[Target] = select_targets(model, loss, loss_weights, initial, axes)
         self._forget_sessions()
         self._base = without_numbers(model, initial)
         self._penalties = select_penalties(penalty, model, list(initial))
@@ -220,15 +249,17 @@ class TrainingStep:
             accumulated = {spec.name: np.zeros(spec.shape, spec.dtype) for spec in specs}  # type: ignore[arg-type]
         self._accumulated = DoubleBuffer(accumulated, self.device)
 
-    _graphs: dict[tuple[bool, Phase], ComposedStep]
-    _programs: dict[tuple[bool, Phase], Program]
-    _scores: dict[bool, Forward]
+    _graphs: dict[tuple[Weighted, Phase], ComposedStep]
+    _programs: dict[tuple[Weighted, Phase], Program]
+    _scores: dict[Weighted, Forward]
+    _axes: BatchAxes | None
     _forward: Forward | None
     _base: ir.Model | None
     _sess_options: Any = None
     # The last batch of those accumulated, and the program that ran last.
     _last: Sequence[Any] | None = None
     _ran: Program | None = None
+    _batch_axis: Mapping[str, int | None] | None = None
     # Constants of the model that other steps have handed on, so that they are no longer the user's.
     _moved: frozenset[str] = frozenset()
 
@@ -251,14 +282,20 @@ class TrainingStep:
             self._base = without_numbers(prepare(self._proto), self._weights)
         return self._base
 
-    def _graph(self, weighted: bool, phase: Phase = "update") -> ComposedStep:
+    def batch_axes(self) -> BatchAxes:
+        """Where the rows of inputs and outputs are."""
+        if self._axes is None:
+            self._axes = BatchAxes(self._model(), self._batch_axis)
+        return self._axes
+
+    def _graph(self, weighted: Weighted, phase: Phase = "update") -> ComposedStep:
         if (weighted, phase) not in self._graphs:
             # Views of a part of a tensor can be made in host memory only.
             packed = self.passes and self.device.type == "cpu"
             self._graphs[weighted, phase] = self._composed(weighted, phase, packed)
         return self._graphs[weighted, phase]
 
-    def _composed(self, weighted: bool, phase: Phase, packed: bool) -> ComposedStep:
+    def _composed(self, weighted: Weighted, phase: Phase, packed: bool) -> ComposedStep:
         return compose_step(
             prepared(self._model(), self.engine),
             self.engine,
@@ -267,6 +304,7 @@ class TrainingStep:
             self.optimizer,
             self._penalties,
             weighted=weighted,
+            axes=self.batch_axes(),
             modes=self.modes,
             phase=phase,
             check=self.optimizer.hides_nonfinite or self.device.type != "cpu",
@@ -277,7 +315,7 @@ class TrainingStep:
             again=self.recompute,
         )
 
-    def _program(self, weighted: bool, phase: Phase) -> Program:
+    def _program(self, weighted: Weighted, phase: Phase) -> Program:
         if (weighted, phase) not in self._programs:
             self._programs[weighted, phase] = Program(
                 self._graph(weighted, phase),
@@ -303,7 +341,7 @@ class TrainingStep:
         y : array_like of shape (n, ...) or dict of str to array_like
             Expected values; a dict when there are several losses.
         sample_weight : array_like of shape (n,), optional
-            One weight per row.
+            One weight per row; or, where a cross-entropy has several labels a row, one per label.
 
         Returns
         -------
@@ -329,10 +367,12 @@ class TrainingStep:
         if optimizer.t != self.iteration + 1 + optimizer.begin_num_update:
             self._set_clock()
         updating = self._pending + 1 >= optimizer.accumulate
-        program = self._program(len(values) > self._n_batch, "update" if updating else "accumulate")
+        if self._unsettled:
+            self._settle([tuple(v.shape()) for v in values])
+        program = self._program(self._weighting(values), "update" if updating else "accumulate")
         rows, share = 0, 1.0
         if optimizer.accumulate > 1:
-            rows = values[0].shape()[0]
+            rows = self._counted(program, values)
             share = rows / max(1, self._pending_rows + rows)
             self._last = values
         self._ran = program
@@ -380,7 +420,7 @@ class TrainingStep:
             self._set_clock()
         # A batch that has no share of the mean leaves it as it is.
         values = self._last or self._blank_batch()
-        program = self._program(len(values) > self._n_batch, "update")
+        program = self._program(self._weighting(values), "update")
         program.run(values, optimizer.values, optimizer.t, 0.0)
         unfit = program.nonfinite() or self._buffers.unfit()
         if unfit:
@@ -403,6 +443,22 @@ class TrainingStep:
     def head_losses(self) -> dict[str, float]:
         """Loss of every output in the last step, by name and without its factor, if several are trained."""
         return {} if self._ran is None else self._ran.heads()
+
+    def _weighting(self, values: Sequence[Any]) -> Weighted:
+        """Whether a batch has weights, and of what."""
+        if len(values) <= self._n_batch:
+            return False
+        graph = self._graph(self._weighted)
+        if not any(spec.weighed for spec in self.expected):
+            return True
+        rows = 1 if graph.counted is None else values[graph.counted[0]].shape()[graph.counted[1]]
+        return True if list(values[-1].shape()) == [rows] else "labels"
+
+    def _counted(self, program: Program, values: Sequence[Any]) -> int:
+        """What the objective of a batch is divided by, for its share of what is accumulated."""
+        if len(self.targets) == 1 and self.expected[0].weighed:
+            return math.prod(values[len(self.inputs)].shape())
+        return program.rows(values)
 
     def _check_options(self) -> None:
         """The options of the optimizer are part of the graphs: they may not change under them."""
@@ -436,18 +492,25 @@ class TrainingStep:
     def inputs(self) -> list[TensorSpec]:
         """What the model's inputs want."""
         graph = self._graph(self._weighted)
+        return self._specs(graph, graph.inputs)
+
+    def _specs(self, graph: ComposedStep, names: Sequence[str]) -> list[TensorSpec]:
+        """Specifications of graph inputs that come with every batch."""
         values = {v.name: v for v in graph.model.graph.inputs}
-        return tensor_specs(values[name] for name in graph.inputs)
+        fixed = self.batch_axes().rows()
+        specs = tensor_specs(values[name] for name in names)
+        return [with_axis(spec, graph.batch_axis[spec.name], fixed) for spec in specs]
 
     @functools.cached_property
     def expected(self) -> list[TensorSpec]:
         """What the losses want, named like the model's outputs."""
         graph = self._graph(self._weighted)
-        values = {v.name: v for v in graph.model.graph.inputs}
-        specs = tensor_specs(values[name] for name in graph.expected.values())
-        return [
-            dataclasses.replace(spec, name=name) for name, spec in zip(graph.expected, specs, strict=True)
-        ]
+        specs = self._specs(graph, list(graph.expected.values()))
+        made = []
+        for target, spec in zip(self.targets, specs, strict=True):
+            weighed = len(specs) == 1 and target.counts_positions and has_positions(target)
+            made.append(dataclasses.replace(spec, name=target.output, weighed=weighed))
+        return made
 
     @functools.cached_property
     def scalar_dtype(self) -> np.dtype:
@@ -469,21 +532,80 @@ class TrainingStep:
             target.loss.check_expected(expected[target.output], target.columns)
 
     def feeds(self, X: Any, y: Any, sample_weight: Any = None) -> dict[str, np.ndarray]:
-        """Checked and converted arrays by graph input: inputs, expected values, row weights."""
-        graph = self._graph(sample_weight is not None)
+        """Checked and converted arrays of a batch by graph input: inputs, expected values, row weights."""
+        feeds, specs, _ = self._converted(X, y, sample_weight)
+        return {name: of_batch(array, specs[name]) for name, array in feeds.items()}
+
+    def _converted(
+        self, X: Any, y: Any, sample_weight: Any
+    ) -> tuple[dict[str, np.ndarray], dict[str, TensorSpec], Weighted]:
+        """Arrays of any number of rows by graph input, what each is to be, and what the weights are of."""
+        self.settle(X, y)
         feeds = as_inputs(X, self.inputs)
-        rows = len(next(iter(feeds.values())))
+        specs = {spec.name: spec for spec in self.inputs}
+        rows = rows_of(feeds, self.inputs)
         expected = as_targets(y, self.expected, rows)
         self.check_expected(expected)
-        feeds.update({graph.expected[name]: array for name, array in expected.items()})
+        weighted: Weighted = sample_weight is not None
+        if weighted:
+            weights, like = weights_of(sample_weight, rows, self.scalar_dtype, self.expected, expected)
+            weighted = "labels" if like.weighed else True
+        graph = self._graph(weighted)
+        names = {spec.name: graph.expected[spec.name] for spec in self.expected}
+        feeds.update({names[name]: array for name, array in expected.items()})
+        specs.update({names[spec.name]: spec for spec in self.expected})
         if graph.sample_weight is not None:
-            feeds[graph.sample_weight] = as_sample_weight(sample_weight, rows, self.scalar_dtype)
-        return feeds
+            feeds[graph.sample_weight], specs[graph.sample_weight] = weights, like
+        return feeds, specs, weighted
+
+    def data_axes(self) -> dict[Key, dict[int, int | None]]:
+        """Where the rows of data as a user gives it are, as :meth:`onnxcustom.data.Stream.place` takes it."""
+        axes = axes_of(self.inputs, self.expected)
+        for target, spec in zip(self.targets, self.expected, strict=True):
+            rank = None if target.shape is None else len(target.shape)
+            if axes and rank is not None and rank != spec.rank and not spec.each:
+                axes[Key("y", spec.name)][rank] = target.rows  # one-hot
+        return axes
+
+    def settle(self, X: Any, y: Any) -> None:
+        """Let the shape of labels decide which axis of a prediction holds the classes, if nothing else does.
+
+        Parameters
+        ----------
+        X, y
+            Data as :meth:`run` takes it.
+        """
+        if self._unsettled:
+            inputs = [part_shape(X, spec.name) for spec in self.inputs]
+            self._settle(inputs + [part_shape(y, t.output) for t in self.targets])
+
+    @property
+    def _unsettled(self) -> bool:
+        return not all(t.settled for t in self.targets)
+
+    def _settle(self, shapes: Sequence[tuple[int, ...] | None]) -> None:
+        """Decide by the shapes of inputs and expected values, in the order of a batch."""
+        n = len(self.inputs)
+        targets = settled(self.targets, self.inputs, shapes[:n], shapes[n : n + len(self.targets)])
+        self._retarget(targets)
+
+    def _retarget(self, targets: list[Target]) -> None:
+        """Take the losses in another way: the graphs are made again, what is trained stays."""
+        if targets == self.targets:
+            return
+        self.targets = targets
+        self._forget_sessions()
+        for name in ("inputs", "expected", "scalar_dtype"):
+            self.__dict__.pop(name, None)
 
     # -- looking without touching ----------------------------------------------------------------
 
     def scores(self, X: Any, y: Any, sample_weight: Any = None) -> np.ndarray:
-        """Loss of every row with the present weights, without the penalty: shape (n,)."""
+        """Loss of every row with the present weights, without the penalty: shape (n,).
+
+        Their mean is the objective of these rows. So where every label counts as a row, the loss of a row is
+        the mean over its labels; a model whose outputs are one row for the whole batch has one loss for it.
+        """
         return self._scored(X, y, sample_weight)[0]
 
     def head_scores(self, X: Any, y: Any, sample_weight: Any = None) -> dict[str, np.ndarray]:
@@ -501,7 +623,7 @@ class TrainingStep:
         return sum(float(term.numpy()) for term in terms)
 
     def _scored(self, X: Any, y: Any, sample_weight: Any) -> list[np.ndarray]:
-        weighted = sample_weight is not None
+        feeds, specs, weighted = self._converted(X, y, sample_weight)
         with self._lock:
             if weighted not in self._scores:
                 graph = compose_scores(
@@ -510,10 +632,11 @@ class TrainingStep:
                 self._scores[weighted] = Forward(graph, self.device, self.threads)
             # The two graphs may call their inputs differently, where a tensor of the model has the name.
             step, scores = self._graph(weighted), self._scores[weighted]
-        feeds = self.feeds(X, y, sample_weight)
         asked = step.batch[len(step.inputs) :]
         renamed = dict(zip(asked, scores.inputs[-len(asked) :], strict=True))
-        return self._run(scores, {renamed.get(name, name): array for name, array in feeds.items()})
+        feeds = {renamed.get(name, name): array for name, array in feeds.items()}
+        specs = {renamed.get(name, name): spec for name, spec in specs.items()}
+        return self._run(scores, feeds, specs, [0] * (1 if len(self.targets) == 1 else 1 + len(self.targets)))
 
     def predict(self, X: Any) -> dict[str, np.ndarray]:
         """Floating-point outputs of the model with the present weights, by name.
@@ -528,25 +651,46 @@ class TrainingStep:
                 self._predicted = list(tensors)
                 graph = compose_forward(model, list(tensors.values()), self._inputs)
                 forward = self._forward = Forward(graph, self.device, self.threads)
-        outputs = self._run(forward, as_inputs(X, self.inputs))
+        feeds = as_inputs(X, self.inputs)
+        axes = [self.output_axis(name) for name in self._predicted]
+        outputs = self._run(forward, feeds, {spec.name: spec for spec in self.inputs}, axes)
         return dict(zip(self._predicted, outputs, strict=True))
 
-    def _run(self, forward: Forward, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        """Outputs for a batch of any size with the present weights, also where the model fixes its size."""
+    def output_axis(self, name: str) -> int | None:
+        """Axis of the rows in an output that :meth:`predict` gives, None if it has none."""
+        tensor = prediction_tensors(self._model()).get(name, name)
+        return self.batch_axes().of(tensor, name)
+
+    def _run(
+        self,
+        forward: Forward,
+        feeds: Mapping[str, np.ndarray],
+        specs: Mapping[str, TensorSpec],
+        axes: Sequence[int | None],
+    ) -> list[np.ndarray]:
+        """Outputs for a batch of any size with the present weights, also where the model fixes its size.
+
+        `axes` are those of the rows in the outputs; of several batches, outputs without one are stacked.
+        """
         size = next((spec.rows for spec in self.inputs if spec.rows is not None), None)
-        rows = len(next(iter(feeds.values())))
+        rows = rows_of(feeds, [specs[name] for name in feeds])
         if size is None or rows == size:
-            return forward.run({**feeds, **self._front()})
+            whole = {name: of_batch(array, specs[name]) for name, array in feeds.items()}
+            return forward.run({**whole, **self._front()})
         if rows % size:
             raise InvalidDataError(
-                f"The model takes {size} rows at a time, the data has {rows}: give a multiple, or make the "
-                "first dimension of the model's inputs dynamic."
+                f"The model takes {size} rows at a time, the data has {rows}: give a multiple, or make that "
+                "dimension of the model's inputs dynamic."
             )
-        parts = [
-            forward.run({**{n: a[i : i + size] for n, a in feeds.items()}, **self._front()})
-            for i in range(0, rows, size)
+        parts = []
+        for i in range(0, rows, size):
+            part = {n: some_rows(a, specs[n], slice(i, i + size)) for n, a in feeds.items()}
+            part = {n: np.ascontiguousarray(of_batch(a, specs[n])) for n, a in part.items()}
+            parts.append(forward.run({**part, **self._front()}))
+        return [
+            np.stack(arrays) if axis is None else np.concatenate(arrays, axis)
+            for axis, arrays in zip(axes, zip(*parts, strict=True), strict=True)
         ]
-        return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
 
     @property
     def _inputs(self) -> list[str]:
@@ -640,6 +784,7 @@ class TrainingStep:
         known = {*graph_weights(self._proto), *self._weights, *shared_constants(self._proto, other._weights)}
         self.start_from({name: array for name, array in present.items() if name in known})
         self.set_statistics(other.statistics())
+        self._divide_as(other)
         if not self.optimizer.continues(other.optimizer):
             return
         self.optimizer.take_clock(other.optimizer)
@@ -653,6 +798,14 @@ class TrainingStep:
             self._pending, self._pending_rows = other._pending, other._pending_rows
             names = self._accumulated.names
             self._accumulated.write(dict(zip(names, other._accumulated.read(names), strict=True)))
+
+    def _divide_as(self, other: TrainingStep) -> None:
+        """Count labels, or rows, as another step did whose losses are the same."""
+        before = {t.output: t for t in other.targets if t.loss.counts_positions}
+        counted = {
+            t.output: before[t.output].positions if t.output in before else t.positions for t in self.targets
+        }
+        self._retarget(divided_as(self.targets, counted))
 
     def trained_model(self) -> onnx.ModelProto:
         """The user's model with the present weights and statistics."""
@@ -721,11 +874,14 @@ class TrainingStep:
         self._scores = {}
         self._forward = None
         self._base = None
+        self._axes = None
 
     def __repr__(self) -> str:
         targets = ", ".join(map(str, self.targets))
+        axes = {**self.batch_axes().inputs, **{t.output: t.rows for t in self.targets}}
         return (
             f"TrainingStep({targets}, optimizer={self.optimizer!r}, weights={len(self._weights)}, "
+            f"batch_axis={axes}, "
             f"engine={self.engine.name!r}, device={self.device.name!r}, iteration={self.iteration})"
         )
 
@@ -735,6 +891,7 @@ _REBUILT = frozenset(
     {
         "_lock",
         "_sess_options",
+        "_axes",
         "_base",
         "_graphs",
         "_programs",

@@ -63,6 +63,8 @@ class ComposedStep:
         :attr:`state` name outputs that hold these rows only.
     ones : dict of str to int
         Graph input with a one for each row of the batch -> its rank: (rows,) or (1, rows).
+    batch_axis : dict of str to int or None
+        Graph input that comes with every batch -> axis of its rows; None if it is given once a batch.
     plan : ScalarPlan
         What scalar inputs are, and how the loss becomes of what the graph hands out as such.
     """
@@ -88,6 +90,13 @@ class ComposedStep:
     rows: dict[str, str]
     ones: dict[str, int]
     plan: ScalarPlan
+    batch_axis: dict[str, int | None] = dataclasses.field(default_factory=dict)
+
+    @property
+    def counted(self) -> tuple[int, int] | None:
+        """What tells the rows of a batch: place in :attr:`batch` and axis; None where it is always one."""
+        axes = (self.batch_axis[name] for name in self.inputs)
+        return next(((i, axis) for i, axis in enumerate(axes) if axis is not None), None)
 
     @property
     def whole(self) -> dict[str, str]:

@@ -15,6 +15,8 @@ from onnxcustom.graph import constants, replace_constants, replace_weights, weig
 from onnxcustom.optim import BaseLearningRate
 from onnxcustom.optim.serialization import clock_to_dict, load_clock, load_rate, rate_to_dict
 
+from .targets import divided_as
+
 if TYPE_CHECKING:
     from .step import TrainingStep
 
@@ -33,6 +35,8 @@ _KEYS = frozenset(
         "skipped",
     }
 )
+# Whether losses count labels; not there in older checkpoints, whose losses count rows of the batch.
+_POSITIONS = "positions"
 # Counts in files: what a float64 holds exactly.
 _COUNT = "[0, 9e15]"
 
@@ -56,6 +60,7 @@ def export_state(step: TrainingStep) -> tuple[dict[str, np.ndarray], dict[str, A
         "pending": step._pending,
         "pending_rows": step._pending_rows,
         "modes": {**dataclasses.asdict(step.modes), "seed": int(step.modes.seed)},
+        _POSITIONS: {t.output: t.positions for t in step.targets},
     }
 
 
@@ -71,6 +76,7 @@ def import_state(step: TrainingStep, tensors: Mapping[str, np.ndarray], state: M
     vars(step.optimizer).update(vars(optimizer))
     for name in ("iteration", "skipped", "pending", "pending_rows"):
         setattr(step, f"_{name}" if name.startswith("pending") else name, int(state[name]))
+    step._retarget(divided_as(step.targets, state.get(_POSITIONS, {})))
     older = _ages(step, step._born) != _ages(step, state["born"])
     remade = older or modes != step.modes or moved
     step._born, step.modes = {name: int(state["born"][name]) for name in step._weights}, modes
@@ -187,7 +193,7 @@ def _constants(step: TrainingStep, arrays: Mapping[str, np.ndarray]) -> dict[str
 
 def _checked_state(step: TrainingStep, state: Mapping[str, Any]) -> BaseLearningRate:
     """A copy of the optimizer at the saved clock; the rest of the state is as it should be."""
-    if not isinstance(state, Mapping) or set(state) != _KEYS:
+    if not isinstance(state, Mapping) or set(state) - {_POSITIONS} != _KEYS:
         found = sorted(map(str, state)) if isinstance(state, Mapping) else repr(state)
         raise _unfit(f"the state of a step has {sorted(_KEYS)}, not {found}")
     name = type(step.optimizer).__name__
@@ -202,6 +208,7 @@ def _checked_state(step: TrainingStep, state: Mapping[str, Any]) -> BaseLearning
         )
     _check_born(step, state)
     _check_modes(step, state["modes"])
+    _check_positions(step, state.get(_POSITIONS, {}))
     if state["clock"] is None:
         raise _unfit("its clock was not started")
     optimizer = step.optimizer.bound()
@@ -226,6 +233,14 @@ def _check_modes(step: TrainingStep, modes: Any) -> None:
         if modes[name] != here[name]:
             raise _unfit(f"it was trained with {name}={modes[name]!r}, this step has {here[name]!r}")
     _check_number("the seed of the masks", modes["seed"], "(-inf, inf)")
+
+
+def _check_positions(step: TrainingStep, counted: Any) -> None:
+    outputs = {t.output for t in step.targets}
+    if not isinstance(counted, Mapping) or not all(isinstance(v, bool) for v in counted.values()):
+        raise _unfit(f"{_POSITIONS!r} says of every output whether its loss counts labels, it is {counted!r}")
+    if counted and set(counted) != outputs:
+        raise _unfit(f"it has losses of the outputs {sorted(counted)}, this step of {sorted(outputs)}")
 
 
 def _check_count(what: str, value: Any, most: int | None = None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,10 +15,15 @@ from onnxcustom.data import Block, Stream
 from onnxcustom.exceptions import InvalidDataError
 from onnxcustom.runtime import parse_device, to_ortvalue
 
+from .batch_buffers import RowBuffer
 from .data_loader import Batch
-from .validation import TensorSpec, as_inputs, as_sample_weight, as_targets, check_batch_size, count
+from .stream_rows import converted, given_once
+from .validation import TensorSpec, check_batch_size, count, row_count
 
 __all__ = ["StreamLoader"]
+
+# Arrays of a block, and what each is to be.
+_Pairs = list[tuple[Any, TensorSpec]]
 
 
 class StreamLoader:
@@ -109,7 +115,7 @@ class StreamLoader:
 
     def _forget(self) -> None:
         self._turn = 0
-        self._buffers: list[np.ndarray] = []
+        self._buffers: list[RowBuffer] = []
         self._batches: list[Batch] = []
         self._short: dict[tuple[int, int], Batch] = {}
 
@@ -162,11 +168,11 @@ class StreamLoader:
             apply=self._convert,
         )
         with contextlib.closing(blocks):
-            for arrays in blocks:
+            for pairs in blocks:
                 self._check_turn(turn)
-                rows += len(arrays[0])
-                weighs = weighs or not self._weighted(arrays) or bool(arrays[-1].any())
-                for batch in self._filled(arrays):
+                rows += self._count(pairs)
+                weighs = weighs or not self._weighted(pairs) or bool(pairs[-1][0].any())
+                for batch in self._filled(pairs):
                     self._check_turn(turn)
                     yield batch
         if not rows and not skip:
@@ -182,35 +188,29 @@ class StreamLoader:
         if self._turn != turn:
             raise RuntimeError("Another epoch of this loader was begun: its batches overwrote these.")
 
-    def _weighted(self, arrays: Sequence[np.ndarray]) -> bool:
-        return len(arrays) > len(self.inputs) + len(self.targets)
+    def _weighted(self, pairs: _Pairs) -> bool:
+        return len(pairs) > len(self.inputs) + len(self.targets)
+
+    @staticmethod
+    def _count(pairs: _Pairs) -> int:
+        """Rows of a block."""
+        return next(n for n in (row_count(array, spec) for array, spec in pairs) if n is not None)
 
     # -- blocks --------------------------------------------------------------------------------------
 
-    def _convert(self, block: Block) -> list[np.ndarray]:
-        """Inputs, expected values and weights of a block as the model wants them."""
-        if block.X is not None and len(self.inputs) > 1 and not isinstance(block.X, dict):
-            names = [spec.name for spec in self.inputs]
-            raise InvalidDataError(
-                f"The model has the inputs {names}, the stream one array: say with inputs= of stream() which "
-                "columns they are, or give batches with a dict for X."
-            )
-        if block.y is None:
-            raise InvalidDataError(
-                "The stream has no expected values: name their column with target=, or give batches (X, y)."
-            )
+    def _convert(self, block: Block) -> _Pairs:
+        """Inputs, expected values and weights of a block as the model wants them, and what they are to be."""
         try:
-            arrays = list(as_inputs(block.X, self.inputs).values())
-            y = block.y if self.encode is None else self.encode(block.y)
-            expected = as_targets(y, self.targets, len(block))
-            if self.check is not None:
-                self.check(expected)
-            arrays += expected.values()
-            weights = block.sample_weight
-            if self.weigh is not None:
-                weights = self.weigh(block.y, weights)
-            if weights is not None:
-                arrays.append(as_sample_weight(weights, len(block), self.weight_dtype, part=True))
+            pairs = converted(
+                block,
+                self.stream,
+                self.inputs,
+                self.targets,
+                self.encode,
+                self.check,
+                self.weight_dtype,
+                self.weigh,
+            )
         except InvalidDataError as exc:
             if "NaN" not in str(exc) and "infinity" not in str(exc):
                 raise
@@ -222,7 +222,17 @@ class StreamLoader:
                 raise
             raise InvalidDataError(f"{exc} The first is in {where}.") from exc
         self._check_rows(len(block))
-        return arrays
+        self._check_once(pairs)
+        return pairs
+
+    def _check_once(self, pairs: _Pairs) -> None:
+        """Refuse a batch whose rows come with different values of what the model takes once."""
+        for array, spec in pairs:
+            if not spec.is_each(array):
+                continue
+            once = dataclasses.replace(spec, each=False)
+            for start in range(0, len(array), self.batch_size):
+                given_once(array[start : start + self.batch_size], spec, once)
 
     def _check_rows(self, rows: int) -> None:
         """Refuse the short batch at the end where the model fixes the number of rows."""
@@ -234,34 +244,33 @@ class StreamLoader:
                 " of the model's input dynamic."
             )
 
-    def _filled(self, arrays: Sequence[np.ndarray]) -> list[Batch]:
+    def _filled(self, pairs: _Pairs) -> list[Batch]:
         """The batches of a block, once it is in the buffer."""
-        rows, size = len(arrays[0]), self.batch_size
-        if not self._fits(arrays):
-            self._buffers = [np.empty(a.shape, a.dtype) for a in arrays]
+        rows, size = self._count(pairs), self.batch_size
+        if not self._fits(pairs, rows):
+            self._buffers = [RowBuffer(array, spec, rows) for array, spec in pairs]
             self._batches = [self._batch(start, start + size) for start in range(0, rows - size + 1, size)]
             self._short = {}
-        for buffer, array in zip(self._buffers, arrays, strict=True):
-            buffer[:rows] = array
         made = self._batches[: rows // size]
         if rows % size:
             place = rows - rows % size, rows
             if place not in self._short:
                 self._short[place] = self._batch(*place)
             made = [*made, self._short[place]]
+        for buffer, (array, _) in zip(self._buffers, pairs, strict=True):
+            buffer.fill(array, None, rows)
         if self.device.type != "cpu":
             self._upload(made)
         return made
 
-    def _fits(self, arrays: Sequence[np.ndarray]) -> bool:
+    def _fits(self, pairs: _Pairs, rows: int) -> bool:
         """Whether a block can go into the buffers there are."""
-        return len(arrays) == len(self._buffers) and all(
-            len(b) >= len(a) and b.shape[1:] == a.shape[1:] and b.dtype == a.dtype
-            for a, b in zip(arrays, self._buffers, strict=True)
+        return len(pairs) == len(self._buffers) and all(
+            buffer.fits(array, spec, rows) for buffer, (array, spec) in zip(self._buffers, pairs, strict=True)
         )
 
     def _batch(self, start: int, stop: int) -> Batch:
-        values = (to_ortvalue(b[start:stop], self.device)._ortvalue for b in self._buffers)
+        values = (to_ortvalue(b.part(start, stop), self.device)._ortvalue for b in self._buffers)
         return Batch(stop - start, tuple(values))
 
     def _upload(self, batches: Sequence[Batch]) -> None:
@@ -269,7 +278,7 @@ class StreamLoader:
         start = 0
         for batch in batches:
             for value, buffer in zip(batch.values, self._buffers, strict=True):
-                value.update_inplace(buffer[start : start + batch.rows])
+                value.update_inplace(buffer.part(start, start + batch.rows))
             start += batch.rows
 
     # -- looking at it -------------------------------------------------------------------------------

@@ -24,8 +24,9 @@ from sklearn.utils.validation import validate_data
 
 from onnxcustom._parameters import check_flag
 from onnxcustom._versioning import check_version, stamp_version
-from onnxcustom.data import Stream
+from onnxcustom.data import Block, Stream
 from onnxcustom.data.given import as_data
+from onnxcustom.data.sources import UnalignedError
 from onnxcustom.exceptions import CheckpointError, ConvergenceError, EvaluationError, InvalidDataError
 
 from .callbacks import Callback, Callbacks, Checkpoint, PrintLog, ProgressBar
@@ -37,7 +38,7 @@ from .run import Run, deferred_interrupt
 from .splitting import check_fraction, hold_out
 from .step import TrainingStep
 from .stream_loader import StreamLoader
-from .validation import as_inputs, as_sample_weight, as_targets, dimensions, is_named
+from .validation import as_inputs, as_targets, dimensions, is_named, rows_of, weights_of
 
 __all__ = ["Trainer"]
 
@@ -127,7 +128,10 @@ class Trainer(BaseEstimator):
 
     def sample(self, stream: Stream) -> tuple[Any, Any]:
         """Features and expected values to make a step for, of data that is not in memory."""
-        head = stream.head()
+        try:
+            head = stream.head()
+        except UnalignedError as exc:  # the model will tell where the rows are
+            head = Block(exc.given)
         return head.X, head.y
 
     # -- the ladder --------------------------------------------------------------------------------
@@ -238,6 +242,9 @@ class Trainer(BaseEstimator):
         try:
             X, X_val = as_data(X, y), None if X_val is None else as_data(X_val, y_val)
             step = self._step_for(X, y)
+            for data in (X, X_val):
+                if isinstance(data, Stream):
+                    data.place(step.data_axes())
             run = self._prepare(step, X, y, sample_weight, X_val, y_val, sample_weight_val, epochs)
             self._adopt(step, run.seed)
             run.rate = run.rate or step.optimizer.make_schedule()
@@ -444,7 +451,7 @@ class Trainer(BaseEstimator):
         if self.validation_fraction is not None:
             check_fraction(self.validation_fraction)
         if self.validation_fraction is not None and X_val is None and y_val is None:
-            parts = self._hold_out(X, y, sample_weight, seed)
+            parts = self._hold_out(step, X, y, sample_weight, seed)
             X, y, sample_weight, X_val, y_val, sample_weight_val = parts
         weigh = self.weigher(X, y)
         loader = self._loader(step, X, y, sample_weight, seed, weigh)
@@ -489,14 +496,14 @@ class Trainer(BaseEstimator):
                 f"{run.loader.n_batches}."
             )
 
-    def _hold_out(self, X: Any, y: Any, sample_weight: Any, seed: int) -> tuple[Any, ...]:
+    def _hold_out(self, step: TrainingStep, X: Any, y: Any, sample_weight: Any, seed: int) -> tuple[Any, ...]:
         """Part of the rows for validation."""
         fraction = self.validation_fraction
         assert fraction is not None
         if isinstance(X, Stream):
             kept, held = X.split(fraction, seed)
             return kept, None, sample_weight, held, None, None
-        return hold_out(X, y, sample_weight, fraction, seed)
+        return hold_out(X, y, sample_weight, fraction, seed, axes=step.data_axes())
 
     # -- data --------------------------------------------------------------------------------------
 
@@ -543,7 +550,7 @@ class Trainer(BaseEstimator):
         step = self.step_ if step is None else step
         if isinstance(X, Stream):
             X = X.head(1).X
-        if len(step.inputs) > 1 or is_named(X) or dimensions(X) != 2:
+        if len(step.inputs) > 1 or is_named(X) or dimensions(X) != 2 or step.inputs[0].axis != 0:
             return
         nameless = type(X) is np.ndarray and not hasattr(self, "feature_names_in_")
         if nameless and not first and getattr(self, "n_features_in_", None) == X.shape[1]:
@@ -582,12 +589,12 @@ class Trainer(BaseEstimator):
         if X is None or y is None:
             raise InvalidDataError("Validation takes both X_val and y_val; one of them is None.")
         inputs = as_inputs(X, step.inputs)
-        rows = len(next(iter(inputs.values())))
+        rows = rows_of(inputs, step.inputs)
         expected = as_targets(self.encode(y, step), step.expected, rows)
         step.check_expected(expected)
         weights = sample_weight if weigh is None else weigh(y, sample_weight)
         if weights is not None:
-            weights = as_sample_weight(weights, rows, step.scalar_dtype, part=True)
+            weights, _ = weights_of(weights, rows, step.scalar_dtype, step.expected, expected, part=True)
         return ArrayValidation(inputs, expected, weights)
 
     # -- state -------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numbers
 import operator
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,13 @@ __all__ = [
     "dimensions",
     "input_specs",
     "is_named",
+    "of_batch",
+    "row_count",
+    "rows_of",
+    "some_rows",
     "tensor_specs",
+    "weights_of",
+    "with_axis",
 ]
 
 
@@ -59,11 +65,21 @@ class TensorSpec:
         Its dtype; None leaves the data's own.
     shape : tuple, optional
         Its dimensions, int where they are fixed; None leaves them free.
+    axis : int or None, default=0
+        Axis of the rows. Without one, it is given once a batch, as it is.
+    each : bool, default=False
+        Whether, without such an axis, data may have one of it for each row, along an axis in front:
+        where the model takes a single row at a time.
+    weighed : bool, default=False
+        Whether weights may have its shape rather than one number a row.
     """
 
     name: str
     dtype: np.dtype | None = None
     shape: tuple[int | str | None, ...] | None = None
+    axis: int | None = 0
+    each: bool = False
+    weighed: bool = False
 
     @property
     def rank(self) -> int | None:
@@ -73,7 +89,54 @@ class TensorSpec:
     @property
     def rows(self) -> int | None:
         """Number of rows, where the model fixes it."""
-        return self.shape[0] if self.shape and isinstance(self.shape[0], int) else None
+        size = self.shape[self.axis] if self.shape and self.axis is not None else None
+        return size if isinstance(size, int) else None
+
+    def is_each(self, array: Any) -> bool:
+        """Whether an array holds one of it for each row."""
+        return self.each and self.rank is not None and array.ndim == self.rank + 1
+
+
+def with_axis(spec: TensorSpec, axis: int | None, fixed: int | None) -> TensorSpec:
+    """A specification with its rows on an axis, of a model that fixes the rows of a batch, or not."""
+    return replace(spec, axis=axis, each=axis is None and fixed == 1)
+
+
+def row_count(array: Any, spec: TensorSpec) -> int | None:
+    """Rows of an array, None if it is given once a batch."""
+    if spec.is_each(array):
+        return len(array)
+    return None if spec.axis is None else array.shape[spec.axis]
+
+
+def rows_of(arrays: Mapping[str, Any], specs: Iterable[TensorSpec]) -> int:
+    """Rows of a batch: 1 if none of its arrays has an axis of rows."""
+    counts = (row_count(arrays[spec.name], spec) for spec in specs)
+    return next((n for n in counts if n is not None), 1)
+
+
+def some_rows(array: Any, spec: TensorSpec, rows: Any) -> Any:
+    """Some of the rows, a slice or indices, of an array; all of what is given once a batch."""
+    if spec.is_each(array):
+        return array[rows]
+    return array if spec.axis is None else array[(slice(None),) * spec.axis + (rows,)]
+
+
+def of_batch(array: Any, spec: TensorSpec) -> Any:
+    """An array of the rows of one batch as the model takes it.
+
+    Raises
+    ------
+    InvalidDataError
+        It holds one of it for each of several rows.
+    """
+    if not spec.is_each(array):
+        return array
+    if len(array) != 1:
+        raise InvalidDataError(
+            f"The model takes one row at a time; {spec.name!r} has {len(array)}: give one row, or call fit."
+        )
+    return array[0, ...]
 
 
 def tensor_specs(values: Iterable[ir.Value]) -> list[TensorSpec]:
@@ -113,33 +176,27 @@ def as_inputs(X: Any, specs: Sequence[TensorSpec], *, sparse: bool = False) -> d
     Returns
     -------
     dict of str to ndarray
-        C-contiguous arrays of the inputs' dtypes, in the inputs' order, of one length. What fits
+        C-contiguous arrays of the inputs' dtypes, in the inputs' order, with as many rows each. What fits
         already is not copied.
 
     Raises
     ------
     InvalidDataError
-        Empty data, wrong dimensions or lengths, NaN or infinity, numbers that the dtype cannot hold; an
-        input that is a scalar; sparse rows that would take more than 2 GB as dense ones.
+        Empty data, wrong dimensions or lengths, NaN or infinity, numbers that the dtype cannot hold;
+        sparse rows that would take more than 2 GB as dense ones.
 
     Examples
     --------
     >>> as_inputs([[1, 2]], [TensorSpec("x", np.dtype(np.float32), (None, 2))])
     {'x': array([[1., 2.]], dtype=float32)}
     """
-    scalars = [spec.name for spec in specs if spec.shape == ()]
-    if scalars:
-        raise InvalidDataError(
-            f"The inputs {scalars} of the model are scalars, which have no rows to make batches of: make "
-            "constants of the model of them."
-        )
     single = len(specs) == 1 and not is_named(X)
     columns = {specs[0].name: X} if single else _by_name(X, specs, "X", "input")
     arrays = {
         spec.name: _as_tensor(columns[spec.name], spec, f"input {spec.name!r}", single, sparse)
         for spec in specs
     }
-    _same_rows({f"input {name!r}": array for name, array in arrays.items()})
+    _same_rows({f"input {spec.name!r}": row_count(arrays[spec.name], spec) for spec in specs})
     return arrays
 
 
@@ -176,18 +233,24 @@ def as_targets(y: Any, specs: Sequence[TensorSpec], rows: int) -> dict[str, np.n
         spec.name: _as_tensor(columns[spec.name], spec, "y" if single else f"y of {spec.name!r}")
         for spec in specs
     }
-    _same_rows({"X": rows, **{"y" if single else f"y of {k!r}": v for k, v in arrays.items()}})
+    found = {spec.name: row_count(arrays[spec.name], spec) for spec in specs}
+    _same_rows({"X": rows, **{"y" if single else f"y of {k!r}": n for k, n in found.items()}})
     return arrays
 
 
 def as_sample_weight(
-    sample_weight: Any, rows: int, dtype: Any = np.float32, *, part: bool = False
+    sample_weight: Any,
+    rows: int,
+    dtype: Any = np.float32,
+    *,
+    part: bool = False,
+    labels: np.ndarray | None = None,
 ) -> np.ndarray:
-    """The weights of the rows as an array of shape (n,).
+    """The weights of the rows as an array of shape (n,), or those of labels as one of their shape.
 
     Parameters
     ----------
-    sample_weight : number or array_like of shape (n,) or (n, 1)
+    sample_weight : number or array_like of shape (n,) or (n, 1), or of the labels' shape
         Weights, not negative and not all zero. A number counts for every row.
     rows : int
         Number of rows.
@@ -195,6 +258,8 @@ def as_sample_weight(
         Dtype of the result.
     part : bool, default=False
         Whether there are more rows than these, so that all of them may have weight zero.
+    labels : ndarray, optional
+        Labels, several a row, that may have a weight each.
 
     Raises
     ------
@@ -203,16 +268,46 @@ def as_sample_weight(
     """
     if isinstance(sample_weight, numbers.Real):
         sample_weight = np.full(rows, sample_weight)
-    spec = TensorSpec("sample_weight", np.dtype(dtype), (None,))
+    by_label = labels is not None and labels.shape != (rows,) and np.shape(sample_weight) == labels.shape
+    shape = labels.shape if labels is not None and by_label else (None,)
+    spec = TensorSpec("sample_weight", np.dtype(dtype), shape)
     weights = _as_tensor(sample_weight, spec, "sample_weight")
-    _same_rows({"X": rows, "sample_weight": weights})
+    if not by_label:
+        _same_rows({"X": rows, "sample_weight": len(weights)})
     if (weights < 0).any():
-        row = int(np.argmax(weights < 0))
-        where = "there is" if part else f"row {row} has"
-        raise InvalidDataError(f"sample_weight must not be negative: {where} {weights[row]:g}.")
+        row = int(np.argmax(weights < 0)) if not by_label else 0
+        where = "there is" if part or by_label else f"row {row} has"
+        raise InvalidDataError(f"sample_weight must not be negative: {where} {weights[weights < 0][0]:g}.")
     if not part and not weights.any():
         raise InvalidDataError("sample_weight is zero for every row: nothing would be learned from.")
     return weights
+
+
+def weights_of(
+    sample_weight: Any,
+    rows: int,
+    dtype: Any,
+    specs: Iterable[TensorSpec],
+    expected: Mapping[str, np.ndarray],
+    *,
+    part: bool = False,
+) -> tuple[np.ndarray, TensorSpec]:
+    """The weights of the rows or of labels as an array, and what they are laid out like.
+
+    Parameters
+    ----------
+    sample_weight, rows, dtype, part
+        As :func:`as_sample_weight` takes them.
+    specs : iterable of TensorSpec
+        What the losses want.
+    expected : dict of str to ndarray
+        The expected values, converted.
+    """
+    like = next((spec for spec in specs if spec.weighed), None)
+    labels = None if like is None else expected[like.name]
+    weights = as_sample_weight(sample_weight, rows, dtype, part=part, labels=labels)
+    by_label = labels is not None and weights.shape == labels.shape != (rows,)
+    return weights, like if like is not None and by_label else TensorSpec("sample_weight", shape=(None,))
 
 
 def check_batch_size(batch_size: Any, rows: int | None, specs: Sequence[TensorSpec] = ()) -> int:
@@ -246,7 +341,7 @@ def check_batch_size(batch_size: Any, rows: int | None, specs: Sequence[TensorSp
             data = "" if rows is None else f" and the data has {count(rows, 'row')}"
             raise InvalidDataError(
                 f"Input {spec.name!r} takes batches of exactly {count(fixed, 'row')}; batch_size is "
-                f"{size}{data}. Use batch_size={fixed} and a multiple of it in rows, or make the first "
+                f"{size}{data}. Use batch_size={fixed} and a multiple of it in rows, or make that "
                 "dimension of the model's input dynamic."
             )
     return size
@@ -293,9 +388,11 @@ def _as_tensor(data: Any, spec: TensorSpec, what: str, whole: bool = False, spar
     check_not_masked(data, what)
     matrix = whole and (spec.rank is None or spec.rank >= 2)
     if is_sparse(data):
-        return _as_sparse(data, spec, what, sparse)
+        return _as_sparse(data, spec, what, sparse and spec.axis == 0)
+    if spec.shape == () and not (spec.each and np.ndim(data) == 1):
+        return _cast(_as_number(data, spec, what), spec, what)
     array = _checked(_plain(data, spec, what), spec, what, matrix)
-    if not matrix:
+    if not matrix and not spec.each:
         array = _reshaped(array, spec)
     _check_shape(array, spec, what)
     return _cast(array, spec, what)
@@ -313,6 +410,25 @@ def check_not_masked(data: Any, what: str) -> None:
         refuse_masked(data)
     except UnfitError as exc:
         raise InvalidDataError(f"{_capital(what)}: {exc}") from exc
+
+
+def _as_number(data: Any, spec: TensorSpec, what: str) -> np.ndarray:
+    """A tensor without dimensions."""
+    try:
+        array = np.asarray(data)
+    except ValueError as exc:  # lists of several lengths
+        raise InvalidDataError(f"{_capital(what)} wants one number: {exc}") from exc
+    if array.size != 1 or array.dtype.kind not in "fiub":
+        raise InvalidDataError(
+            f"{_capital(what)} wants one number for the batch, the data has shape {array.shape} and dtype "
+            f"{array.dtype}."
+        )
+    floating = spec.dtype is not None and spec.dtype.kind == "f"
+    with np.errstate(over="ignore"):
+        array = array.reshape(()).astype(spec.dtype if floating else array.dtype)
+    if array.dtype.kind == "f" and not np.isfinite(array):
+        raise InvalidDataError(f"{_capital(what)} is {array}: NaN and infinity cannot be trained on.")
+    return array
 
 
 def _as_sparse(data: Any, spec: TensorSpec, what: str, keep: bool) -> Any:
@@ -436,6 +552,8 @@ def _is_ready(data: Any, spec: TensorSpec, matrix: bool) -> bool:
 
 def _reshaped(array: np.ndarray, spec: TensorSpec) -> np.ndarray:
     """(n,) and (n, 1) are the same column; without a specification a matrix is meant."""
+    if array.ndim == 1 and spec.axis == 1 and spec.shape is not None and len(spec.shape) == 2:
+        return array if isinstance(spec.shape[0], int) and spec.shape[0] != 1 else array.reshape(1, -1)
     if array.ndim == 1 and spec.shape is None:
         return array.reshape(-1, 1)
     if array.ndim == 1 and spec.shape is not None and len(spec.shape) == 2:
@@ -450,14 +568,21 @@ def _check_shape(array: np.ndarray, spec: TensorSpec, what: str) -> None:
     if spec.shape is None:
         return
     what = _capital(what)
+    if spec.is_each(array):
+        array = array[0]
     if array.ndim != len(spec.shape):
         raise InvalidDataError(
             f"{what} wants {count(len(spec.shape), 'dimension')} {_text(spec.shape)}, the data has "
             f"{array.ndim}: {array.shape}."
         )
     for axis, (wanted, found) in enumerate(zip(spec.shape, array.shape, strict=True)):
-        if axis == 0 or not isinstance(wanted, int) or wanted == found:
+        if axis == spec.axis or not isinstance(wanted, int) or wanted == found:
             continue
+        if spec.axis is None:
+            raise InvalidDataError(
+                f"{what} is given once a batch, of shape {_text(spec.shape)}; the data has {array.shape}. If "
+                f"one of its axes holds the rows, say so: batch_axis={{{spec.name!r}: ...}}."
+            )
         if array.ndim == 2:
             raise InvalidDataError(f"{what} wants {count(wanted, 'column')}, the data has {found}.")
         raise InvalidDataError(
@@ -500,8 +625,8 @@ def _cast(array: np.ndarray, spec: TensorSpec, what: str) -> np.ndarray:
     return cast
 
 
-def _same_rows(lengths: Mapping[str, Any]) -> None:
-    counts = {name: v if isinstance(v, int) else len(v) for name, v in lengths.items()}
+def _same_rows(lengths: Mapping[str, int | None]) -> None:
+    counts = {name: n for name, n in lengths.items() if n is not None}
     if len(set(counts.values())) > 1:
         text = ", ".join(f"{name} has {count(n, 'row')}" for name, n in counts.items())
         raise InvalidDataError(f"Found arrays with inconsistent numbers of samples: {text}.")
