@@ -10,6 +10,7 @@ from onnxcustom.exceptions import InvalidModelError
 from onnxcustom.graph import passes
 from onnxcustom.graph.checks import check_attributes, check_operands, check_sizes
 from onnxcustom.graph.declared import DeclaredShapesPass
+from onnxcustom.graph.guards import GuardKernelsPass
 from onnxcustom.graph.io import ModelLike, to_ir
 from onnxcustom.graph.ml_operators import ConvertLinearOperatorsPass, is_linear_operator
 from onnxcustom.graph.opsets import ConvertOpsetPass, SetIrVersionPass
@@ -82,6 +83,7 @@ def prepare(
     DeclaredShapesPass()(ir_model)
     check_operands(ir_model.graph)
     check_sizes(ir_model.graph)
+    GuardKernelsPass()(ir_model)
     return ir_model
 
 
