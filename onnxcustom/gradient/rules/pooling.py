@@ -30,6 +30,8 @@ def max_pool(op: GradientBuilder, node: NodeView, dy: Var | None, *_: Any) -> Va
         return None
     (x,) = node.inputs
     window = Window.of(node, x, spatial_rank(node, x))
+    if node.attr("ceil_mode") and window.begin is not None:
+        return _ceil_max_pool(op, node, dy, x, window)
     if node.attr("storage_order"):
         kept = {name: node.attr(name, None) for name in node.node.attributes if name != "storage_order"}
         _, indices = op.MaxPool(x, outputs=2, **kept)
@@ -40,6 +42,32 @@ def max_pool(op: GradientBuilder, node: NodeView, dy: Var | None, *_: Any) -> Va
         return op.MaxUnpool(dy, indices, kernel_shape=window.kernel, strides=window.strides)
     flat = [op.Reshape(part, _FLAT) for part in (op.zeros_like(x), indices, dy)]
     return op.reshape_like(op.scatter_add(*flat), x)
+
+
+def _ceil_max_pool(op: GradientBuilder, node: NodeView, dy: Var, x: Var, window: Window) -> Var:
+    """The same with padding written out, and without windows that begin behind x and its padding in front.
+
+    onnxruntime up to 1.19 makes such windows, and fills them with nothing once Indices are asked for.
+    """
+    n = window.n
+    assert window.begin is not None
+    assert window.end is not None
+    rest = [e + s - 1 for e, s in zip(window.end, window.strides, strict=True)]
+    lowest = float(np.finfo((x.dtype or ir.DataType.FLOAT).numpy()).min)
+    padded = op.Pad(x, np.array([0, 0, *window.begin, 0, 0, *rest]), op.const(lowest, like=x))
+    kept = {k: node.attr(k, None) for k in ("kernel_shape", "strides", "dilations") if node.attr(k, None)}
+    _, indices = op.MaxPool(padded, outputs=2, **kept)
+    indices.value.type, indices.value.shape = ir.TensorType(ir.DataType.INT64), ir.Shape([None] * (n + 2))
+    behind = op.Shape(x, start=2) + np.array(
+        [b + s - 1 for b, s in zip(window.begin, window.strides, strict=True)]
+    )
+    ends, axes = op.Div(behind, np.array(window.strides)), np.arange(2, n + 2)
+    starts = np.zeros(n, dtype=np.int64)
+    parts = [op.Slice(part, starts, ends, axes) for part in (indices, dy)]
+    flat = [op.Reshape(part, _FLAT) for part in (op.zeros_like(padded), *parts)]
+    whole = op.reshape_like(op.scatter_add(*flat), padded)
+    begin = np.array(window.begin)
+    return op.Slice(whole, begin, op.Shape(x, start=2) + begin, axes)
 
 
 def _undone_by_unpool(x: Var, window: Window) -> bool:
