@@ -3,6 +3,7 @@
 import numpy as np
 import onnx
 import onnx.parser
+import onnx_ir as ir
 import pytest
 import skl2onnx
 from sklearn.base import is_regressor
@@ -12,6 +13,7 @@ from sklearn.tree import DecisionTreeClassifier, ExtraTreeRegressor
 
 from onnxcustom.exceptions import InvalidModelError
 from onnxcustom.graph import prepare
+from onnxcustom.graph.ml_checks import ML_CHECKS, ngrams_problem
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(60, 4)).astype(np.float32)
@@ -180,3 +182,130 @@ def test_linear_regressors(attributes):
     )
     with pytest.raises(InvalidModelError, match=r"do not fit|attribute targets"):
         prepare(model)
+
+
+# -- node by node --------------------------------------------------------------------------------------
+
+SVC_OF_TWO = {
+    "classlabels_ints": [0, 1],
+    "vectors_per_class": [1, 1],
+    "support_vectors": [1.0] * 4,
+    "coefficients": [1.0, -1.0],
+    "rho": [0.5],
+    "kernel_params": [1.0, 0.0, 3.0],
+}
+SVC_LINEAR = {"classlabels_ints": [0, 1], "coefficients": [1.0] * 4, "rho": [0.5]}
+SVR_OF_TWO = {"n_supports": 2, "support_vectors": [1.0] * 4, "coefficients": [1.0, 2.0], "rho": [0.5]}
+NGRAMS = {
+    "ngram_counts": [0, 2],
+    "ngram_indexes": [0, 1, 2],
+    "pool_int64s": [4, 5, 6, 7],
+    "min_gram_length": 1,
+    "max_gram_length": 2,
+}
+# A root and two leaves, as TreeEnsembleRegressor has them.
+TREE = {
+    "nodes_treeids": [0] * 3,
+    "nodes_nodeids": [0, 1, 2],
+    "nodes_featureids": [0, 0, 0],
+    "nodes_values": [0.0] * 3,
+    "nodes_modes": ["BRANCH_LEQ", "LEAF", "LEAF"],
+    "nodes_truenodeids": [1, 0, 0],
+    "nodes_falsenodeids": [2, 0, 0],
+    "target_treeids": [0, 0],
+    "target_nodeids": [1, 2],
+    "target_ids": [0, 0],
+    "target_weights": [1.0, 2.0],
+}
+LEAF = {**{k: v[:1] for k, v in TREE.items()}, "nodes_modes": ["LEAF"], "target_nodeids": [0]}
+WHOLE = {
+    "two classes": ("SVMClassifier", SVC_OF_TWO),
+    "a linear machine": ("SVMClassifier", SVC_LINEAR),
+    "with probabilities": ("SVMClassifier", {**SVC_OF_TWO, "prob_a": [1.0], "prob_b": [1.0]}),
+    "two vectors": ("SVMRegressor", SVR_OF_TWO),
+    "no vectors": ("SVMRegressor", {"coefficients": [1.0, 2.0], "rho": [0.5]}),
+    "n-grams": ("TfIdfVectorizer", NGRAMS),
+    "a tree": ("TreeEnsembleRegressor", TREE),
+    "a leaf": ("TreeEnsembleRegressor", LEAF),
+    "a tree with tensors": (
+        "TreeEnsembleRegressor",
+        {**TREE, "nodes_values": [], "nodes_values_as_tensor": np.zeros(3)},
+    ),
+    "targets": ("LinearRegressor", {"coefficients": [1.0] * 4, "intercepts": [0.0, 1.0], "targets": 2}),
+    "labels without intercepts": (
+        "LinearClassifier",
+        {"coefficients": [1.0] * 4, "classlabels_ints": [1, 2]},
+    ),
+    "labels that are texts": (
+        "LinearClassifier",
+        {"coefficients": [1.0] * 4, "intercepts": [0.0, 1.0], "classlabels_strings": ["a", "b"]},
+    ),
+}
+BROKEN = [
+    ("two classes", {"classlabels_ints": []}, "labels or rho are missing"),
+    ("two classes", {"rho": []}, "labels or rho are missing"),
+    ("two classes", {"coefficients": [1.0]}, "do not fit"),
+    ("two classes", {"support_vectors": [1.0] * 6}, "are too few"),
+    ("two classes", {"prob_a": [1.0]}, "parameters of probabilities"),
+    ("two classes", {"prob_a": [1.0, 2.0], "prob_b": [1.0, 2.0]}, "parameters of probabilities"),
+    ("two classes", {"kernel_params": [1.0]}, "parameters of the kernel"),
+    ("a linear machine", {"coefficients": [1.0] * 3}, "do not fit 2 labels"),
+    ("a linear machine", {"coefficients": [1.0] * 6}, "do not fit 2 labels"),
+    ("two vectors", {"rho": []}, "rho is missing"),
+    ("two vectors", {"n_supports": -1}, "fewer than no vectors"),
+    ("two vectors", {"n_supports": 3}, "do not fit 3 vectors"),
+    ("two vectors", {"coefficients": [1.0]}, "do not fit 2 vectors"),
+    ("two vectors", {"support_vectors": [1.0] * 6}, "do not have 2 columns"),
+    ("no vectors", {"coefficients": [1.0]}, "do not have 2 columns"),
+    ("n-grams", {"min_gram_length": 0}, "n-grams of 0 to 2"),
+    ("n-grams", {"max_gram_length": 3}, "do not fit 2 counts"),
+    ("n-grams", {"ngram_indexes": []}, "do not fit"),
+    ("n-grams", {"ngram_counts": [2, 0]}, "do not fit a pool"),
+    ("n-grams", {"ngram_counts": [0, 9]}, "do not fit a pool of 4"),
+    ("n-grams", {"weights": [1.0]}, "do not fit a pool"),
+    ("n-grams", {"ngram_counts": [0, 3]}, "are no n-grams of 2"),
+    ("n-grams", {"ngram_indexes": [0, 1, 1]}, "do not number 3"),
+    ("n-grams", {"ngram_indexes": [0, 1, 3]}, "do not number 3"),
+    ("a tree", {"nodes_hitrates": [1.0]}, "nodes_hitrates differs in length"),
+    ("a tree", {"base_values": [1.0, 2.0]}, "2 base values do not fit 1"),
+    ("a tree", {"target_ids": [0, 1]}, "gives number 1 of 1"),
+    ("a tree with tensors", {"nodes_values_as_tensor": np.zeros(2)}, "differ in length"),
+    ("targets", {"intercepts": [0.0]}, "do not fit 2 targets"),
+    ("targets", {"coefficients": [1.0] * 6}, "are not 2 rows of 2"),
+    ("labels without intercepts", {"coefficients": [1.0] * 6}, "are not 2 rows of 2"),
+    ("labels that are texts", {"classlabels_strings": ["a"]}, "have 1 labels"),
+]
+
+
+def problem(op_type, attributes, columns=2):
+    made = {k: v for k, v in attributes.items() if not isinstance(v, list) or v}
+    tensors = {k: onnx.numpy_helper.from_array(v) for k, v in made.items() if isinstance(v, np.ndarray)}
+    shape = ir.Shape(["N", columns]) if columns else None
+    x = ir.Value(name="x", shape=shape, type=ir.TensorType(ir.DataType.FLOAT))
+    node = ir.from_proto(
+        onnx.helper.make_node(op_type, ["x"], ["y"], domain="ai.onnx.ml", **{**made, **tensors})
+    )
+    node.replace_input_with(0, x)
+    return (ML_CHECKS | {"TfIdfVectorizer": ngrams_problem})[op_type](node)
+
+
+@pytest.mark.parametrize("columns", [2, None, "K"])
+@pytest.mark.parametrize("name", WHOLE)
+def test_whole_tables(name, columns):
+    assert problem(*WHOLE[name], columns) is None
+
+
+@pytest.mark.parametrize(("name", "change", "message"), BROKEN)
+def test_broken_tables(name, change, message):
+    op_type, attributes = WHOLE[name]
+    assert message in problem(op_type, {**attributes, **change})
+
+
+def test_a_circle_beside_a_tree():
+    more = {"nodes_nodeids": [0, 1, 2, 3, 4], "nodes_treeids": [0] * 5, "nodes_featureids": [0] * 5}
+    modes = ["BRANCH_LEQ", "LEAF", "LEAF", "BRANCH_LEQ", "BRANCH_LEQ"]
+    circle = {"nodes_truenodeids": [1, 0, 0, 4, 3], "nodes_falsenodeids": [2, 0, 0, 4, 3]}
+    found = problem(
+        "TreeEnsembleRegressor", {**TREE, **more, **circle, "nodes_modes": modes, "nodes_values": [0.0] * 5}
+    )
+    assert "form a circle" in found
