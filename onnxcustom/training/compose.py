@@ -42,7 +42,7 @@ from .updates import Scalars, Updates, compose_accumulation, compose_updates
 
 __all__ = ["ComposedStep", "compose_forward", "compose_scores", "compose_step"]
 
-Phase = Literal["update", "accumulate"]
+Phase = Literal["update", "accumulate", "apply"]
 # Whether there is a weight for each row, or for each label where a row has several.
 Weighted = bool | Literal["labels"]
 
@@ -185,8 +185,9 @@ def compose_step(
         Where the rows of the inputs are, by default what the model itself tells.
     modes : ModeSettings
         How BatchNormalization and Dropout behave.
-    phase : {'update', 'accumulate'}
-        Whether the step updates the weights, or only adds its gradients to those accumulated.
+    phase : {'update', 'accumulate', 'apply'}
+        Whether the step updates the weights, only adds its gradients to those accumulated, or updates the
+        weights by those accumulated, without a batch.
     check : bool
         Whether the graph says if the gradients are finite.
     born : mapping of str to int, optional
@@ -230,13 +231,15 @@ def compose_step(
     composer = _StepComposer(gradient, weighted, axes, rewritten, weights, tables, prescaled, fed)
     composer.objective(targets)
     composer.penalties(penalties)
-    if check:
+    if phase == "apply":
+        composer.without_batch()
+    elif check:
         composer.look_for_nan()
     composer.updates(optimizer, roles, phase, born or {}, packed)
     composed = composer.finish()
-    if again:
+    if again and phase != "apply":
         recompute(composed.model, composer.seeds)
-    if fed:
+    if fed and phase != "apply":
         composed.ones = bias_products(composed.model, composer.batch_rows, composer.dtype, composer.op.unique)
     if fold:
         fold_updates(composed.model)
@@ -339,6 +342,7 @@ class _StepComposer:
         self.batch_rows = _dimension(self.values, axes) if fed else None
         self.rows: Var | None = None
         self.seeds: list[ir.Value] = []
+        self.reads_batch = True
         self.learning_rate = self.op.input(self.op.unique("learning_rate"), self.dtype, [])
         self.step = self.op.input(self.op.unique("step"), self.dtype, [])
         self.hyper: dict[str, Var] = {}
@@ -426,6 +430,12 @@ class _StepComposer:
         self.finite.value.shape = ir.Shape([len(zeros)])
         self.checked = list(gradients)
 
+    def without_batch(self) -> None:
+        """Leave out everything that reads the batch; names stay as they are with one."""
+        self.loss = self.op.const(0.0, self.dtype)
+        self.heads, self.predicted, self.statistics = [], {}, {}
+        self.reads_batch, self.rows = False, None
+
     def updates(
         self,
         optimizer: BaseLearningRate,
@@ -443,7 +453,10 @@ class _StepComposer:
             gradients = {name: new for name, (_, new) in means.items()}
             handed_out = phase == "accumulate"
             self.accumulated = {n: (old, new if handed_out else None) for n, (old, new) in means.items()}
-        if phase == "update":
+            if phase == "apply":
+                gradients = {name: old for name, (old, _) in means.items()}
+                self.share = None
+        if phase != "accumulate":
             self.hyper = {name: op.input(op.unique(name), self.dtype, []) for name in optimizer.scheduled}
             scalars = Scalars(self.learning_rate, self.step, self.hyper)
             self.updated = compose_updates(
@@ -464,12 +477,15 @@ class _StepComposer:
         assert self.loss is not None
         outputs = _Outputs(self.op)
         inputs = [n for n in self.names.inputs if n not in self.modes.inputs | self.gathered]
+        inputs = inputs if self.reads_batch else []
+        expected = {output: _name(v) for output, v in self.batch.expected.items()}
+        weight = self.batch.sample_weight
         composed = ComposedStep(
             model=self.model,
             inputs=inputs,
             predicted=self.predicted,
-            expected={output: _name(v) for output, v in self.batch.expected.items()},
-            sample_weight=None if self.batch.sample_weight is None else _name(self.batch.sample_weight),
+            expected=expected if self.reads_batch else {},
+            sample_weight=_name(weight) if weight is not None and self.reads_batch else None,
             learning_rate=_name(self.learning_rate),
             step=_name(self.step),
             hyper={name: _name(v) for name, v in self.hyper.items()},
@@ -499,7 +515,8 @@ class _StepComposer:
             },
             ones={},
             plan=NOTHING,
-            batch_axis={n: self.axes.inputs[n] for n in inputs} | self.batch.axes,
+            batch_axis={n: self.axes.inputs[n] for n in inputs}
+            | (self.batch.axes if self.reads_batch else {}),
         )
         self._set_inputs(composed)
         self.graph.outputs[:] = outputs.values
@@ -544,7 +561,8 @@ class _StepComposer:
         means = [old for old, _ in self.accumulated.values()]
         kept = [*self.weights.values(), *states, *self.statistics.values(), *means]
         scalars = [self.learning_rate, self.step, *self.hyper.values()]
-        added = [*self.batch.inputs, *kept, *scalars, *(v for v in (self.share, self.rows) if v is not None)]
+        batch = self.batch.inputs if self.reads_batch else []
+        added = [*batch, *kept, *scalars, *(v for v in (self.share, self.rows) if v is not None)]
         own = [self.values[n] for n in composed.inputs]
         self.graph.inputs[:] = own + [v.value for v in added]
 

@@ -114,7 +114,7 @@ class Program:
         Parameters
         ----------
         values : sequence of OrtValue
-            The batch.
+            The batch; none if the graph takes none.
         hyper : mapping of str to float
             Learning rate, and other hyper-parameters that have a schedule.
         step : int

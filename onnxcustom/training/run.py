@@ -46,6 +46,8 @@ class Run:
         Weights of the rows of training and validation data, as they were given.
     cut : bool
         Whether the epoch was ended before it was through.
+    diverged : bool
+        Whether the objective or a gradient was not finite.
     stop_reason : str or None
         Why training is to end, once something said so.
     final : bool
@@ -85,6 +87,7 @@ class Run:
     sample_weight: Any = None
     sample_weight_val: Any = None
     cut: bool = False
+    diverged: bool = False
     stop_reason: str | None = None
     final: bool = True
     stopped_by: str | None = None

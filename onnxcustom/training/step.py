@@ -256,8 +256,7 @@ class TrainingStep:
     _forward: Forward | None
     _base: ir.Model | None
     _sess_options: Any = None
-    # The last batch of those accumulated, and the program that ran last.
-    _last: Sequence[Any] | None = None
+    # The program that ran last on a batch.
     _ran: Program | None = None
     _batch_axis: Mapping[str, int | None] | None = None
     # Constants of the model that other steps have handed on, so that they are no longer the user's.
@@ -374,7 +373,6 @@ class TrainingStep:
         if optimizer.accumulate > 1:
             rows = self._counted(program, values)
             share = rows / max(1, self._pending_rows + rows)
-            self._last = values
         self._ran = program
         loss = program.run(values, optimizer.values, optimizer.t, share)
         unfit = program.nonfinite() or (self._buffers if updating else self._accumulated).unfit()
@@ -400,6 +398,11 @@ class TrainingStep:
         self._check_options()
         self.optimizer.update_learning_rate(self.iteration)  # a schedule that knows no such step says so
 
+    @property
+    def pending(self) -> int:
+        """Number of batches whose gradients were accumulated since the last update."""
+        return self._pending
+
     def apply_accumulated(self) -> bool:
         """Update the weights by what is accumulated, though it is of fewer batches than ``accumulate`` says.
 
@@ -418,26 +421,15 @@ class TrainingStep:
         optimizer = self.optimizer
         if optimizer.t != self.iteration + 1 + optimizer.begin_num_update:
             self._set_clock()
-        # A batch that has no share of the mean leaves it as it is.
-        values = self._last or self._blank_batch()
-        program = self._program(self._weighting(values), "update")
-        program.run(values, optimizer.values, optimizer.t, 0.0)
-        unfit = program.nonfinite() or self._buffers.unfit()
+        program = self._program(self._weighted, "apply")
+        program.run([], optimizer.values, optimizer.t, 0.0)
+        unfit = self._buffers.unfit()
         if unfit:
             self._refuse(0.0, unfit)
+            self._pending = self._pending_rows = 0  # left out, as a batch would be
         else:
             self._updated(program)
         return True
-
-    def _blank_batch(self) -> list[Any]:
-        """One row of ones, or of zeros where numbers are integers."""
-        specs = [*self.inputs, *self.expected]
-        sizes = [[d if isinstance(d, int) else 1 for d in spec.shape or ()] for spec in specs]
-        arrays = [
-            np.full(size, spec.dtype is not None and spec.dtype.kind == "f", spec.dtype)
-            for size, spec in zip(sizes, specs, strict=True)
-        ]
-        return [to_ortvalue(array, self.device) for array in arrays]
 
     @property
     def head_losses(self) -> dict[str, float]:
@@ -900,7 +892,6 @@ _REBUILT = frozenset(
         "_buffers",
         "_statistics",
         "_accumulated",
-        "_last",
         "_ran",
     }
 )

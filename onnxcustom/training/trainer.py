@@ -277,8 +277,8 @@ class Trainer(BaseEstimator):
             if left > 0 and run.stop_reason is None:
                 with contextlib.nullcontext() if run.store is None else deferred_interrupt(run):
                     self.fit_loop(run.loader, run.validation, left)
-            if self._fit is not None and (run.stop_reason is None or run.final):
-                self.step_.apply_accumulated()
+            if self._fit is not None and not run.diverged:
+                self._apply_accumulated(run)
         except BaseException as exc:
             run.error = exc
             raise
@@ -288,6 +288,15 @@ class Trainer(BaseEstimator):
                 run.callbacks.end(self)
             finally:
                 self.__dict__.pop("_run", None)
+
+    def _apply_accumulated(self, run: Run) -> None:
+        """Update the weights by what is left of ``accumulate``; a checkpoint keeps it, for a longer run."""
+        if not self.step_.pending:
+            return
+        for callback in run.callbacks.items:
+            if isinstance(callback, Checkpoint):
+                callback.on_train_end(self)
+        self.step_.apply_accumulated()
 
     def fit_loop(self, loader: OrtDataLoader, validation: Any = None, epochs: int = 1) -> None:
         """Run epochs on data that was checked, keeping the history."""
@@ -304,6 +313,7 @@ class Trainer(BaseEstimator):
                 if run.stop_reason is not None:
                     break
         except ConvergenceError as exc:
+            run.diverged = True
             error = ConvergenceError(f"Epoch {self.n_iter_ + 1}: {exc}")
             if not run.callbacks.accept(self, error):
                 raise error from exc
