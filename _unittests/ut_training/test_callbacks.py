@@ -326,6 +326,16 @@ def test_what_is_better(make, name, mode, best):
     assert kept.best_epoch_ == best
 
 
+def test_a_measure_of_ones_own_may_be_called_like_the_output(make):
+    X, y = data()
+    weights = []
+    own = {"y_loss": [3.0, 1.0, 2.0, 3.0]}  # measured after an epoch, so of its last weights
+    reg = make(EarlyStopping("y_loss"), Script(**own), lambda t: weights.append(t.weights_), batch_size=23)
+    reg.fit(X, y)
+    for name, array in weights[1].items():
+        np.testing.assert_array_equal(reg.weights_[name], array)
+
+
 def worst(estimator, X, y):
     return float(np.max(np.abs(estimator.predict(X) - y)))
 

@@ -27,7 +27,8 @@ _Kept = tuple[dict[str, np.ndarray], dict[str, np.ndarray]]
 
 def _measured_on_the_way(trainer: Trainer) -> set[str]:
     """Measures that the steps of an epoch give, not its end."""
-    return {"loss", *(f"{target.output}_loss" for target in trainer.step_.targets)}
+    targets = trainer.step_.targets
+    return {"loss", *(f"{target.output}_loss" for target in targets if len(targets) > 1)}
 
 
 class EarlyStopping(Callback):
