@@ -11,7 +11,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from onnxcustom.gradient.report import GradientReport, OperatorRow, gradient_report
+from onnxcustom.gradient.report import GradientReport, OperatorRow, WeightRow, gradient_report
 from onnxcustom.graph import find_logits, hidden_logits, layers, prepare
 from onnxcustom.training.targets import prediction_tensors, where
 
@@ -123,12 +123,15 @@ def describe(
     """
     width = max(width, 60)
     parts = [_operators(report, width), _weights(report, width, levels)]
+    if report.left_out:
+        parts.append(_left_out(report, width))
     if losses:
         lines = [line for text in losses for line in _wrap(text, width, 2)]
         parts.append("\n".join(["Losses, as the outputs suggest them", *lines]))
     if report.refused:
         parts.append(_refused(report, width))
-    parts.append("\n".join([*_engine(report, width), *_verdict(report, width)]))
+    warned = [line for text in report.warnings for line in _wrap(f"Warning: {text}", width, 0)]
+    parts.append("\n".join([*warned, *_engine(report, width), *_verdict(report, width)]))
     return "\n\n".join(parts)
 
 
@@ -157,7 +160,7 @@ def _weights(report: GradientReport, width: int, levels: Mapping[str, int] | Non
         return "Weights\n  none"
     layer = {w.name: [] if levels is None else [str(levels.get(w.name, ""))] for w in report.weights}
     rows = [
-        [w.name, "x".join(map(str, w.shape)) or "scalar", w.dtype, f"{w.size:,}", *layer[w.name], w.how]
+        [w.name, "x".join(map(str, w.shape)) or "scalar", w.dtype, f"{w.size:,}", *layer[w.name], _trained(w)]
         for w in report.weights
     ]
     more, aligned = ([], "") if levels is None else (["layer"], ">")
@@ -166,6 +169,23 @@ def _weights(report: GradientReport, width: int, levels: Mapping[str, int] | Non
     total = sum(w.size for w in report.weights)
     count = len(report.weights)
     return "\n".join(["Weights", *table, f"  {_plural(count, 'weight')}, {_plural(total, 'number')}"])
+
+
+def _trained(weight: WeightRow) -> str:
+    return weight.how if weight.readers == 1 else f"{weight.how}, read by {weight.readers} nodes"
+
+
+def _left_out(report: GradientReport, width: int) -> str:
+    """Constants that are no weights, those of one reason together."""
+    groups: dict[str, list[str]] = {}
+    for row in report.left_out:
+        groups.setdefault(row.reason, []).append(row.name)
+    lines = ["Left out, since it is no weight"]
+    for reason, names in groups.items():
+        more = len(names) - _SHOWN
+        shown = ", ".join(names[:_SHOWN]) + (f" and {more:,} more" if more > 0 else "")
+        lines += _wrap(f"{reason}: {shown}", width, 2)
+    return "\n".join(lines)
 
 
 def _refused(report: GradientReport, width: int) -> str:

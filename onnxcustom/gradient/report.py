@@ -5,16 +5,25 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
-from onnxcustom.graph import find_logits, trainable_values
+from onnxcustom.graph import find_logits, to_ir
+from onnxcustom.graph.finding import array_of, find_weights
+from onnxcustom.graph.left_out import left_out
+from onnxcustom.graph.links import Links
+from onnxcustom.graph.operands import FLOATS
+from onnxcustom.graph.prepare import structure
+from onnxcustom.graph.sites import InitializerSite, site_of, tag
 
 from .flow import Flow, analyse, operands
 from .interface import Engine, Verdict, choose_engine, get_engine, is_float
 
-__all__ = ["GradientReport", "OperatorRow", "Row", "WeightRow", "gradient_report"]
+__all__ = ["GradientReport", "LeftOutRow", "OperatorRow", "Row", "WeightRow", "gradient_report"]
+
+
+_SHOWN = 5  # weights named in a warning
 
 
 @dataclass(frozen=True)
@@ -80,6 +89,8 @@ class WeightRow:
         only step functions lead to the outputs.
     reason : str
         The node in the way, and what to do.
+    readers : int
+        How many nodes read it; it is one weight all the same.
     """
 
     name: str
@@ -87,11 +98,31 @@ class WeightRow:
     dtype: str
     how: str
     reason: str = ""
+    readers: int = 1
 
     @property
     def size(self) -> int:
         """How many numbers it holds."""
         return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class LeftOutRow:
+    """One constant that training leaves as it is.
+
+    Parameters
+    ----------
+    name, shape, dtype
+        As in :class:`WeightRow`.
+    reason : str
+        What it is taken for. What is floating-point is trained by whoever names it, unless it holds NaN or
+        infinity.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    reason: str
 
 
 class GradientReport:
@@ -109,6 +140,10 @@ class GradientReport:
         One per weight, in the order of :func:`onnxcustom.weights`.
     why : str
         Why ``'auto'`` takes this engine; empty if it was asked for by name.
+    left_out : sequence of LeftOutRow
+        Constants that look like weights and are none.
+    warnings : sequence of str
+        What about the weights is probably not meant so.
     """
 
     def __init__(
@@ -118,12 +153,16 @@ class GradientReport:
         problem: str | None = None,
         weights: Sequence[WeightRow] = (),
         why: str = "",
+        left_out: Sequence[LeftOutRow] = (),
+        warnings: Sequence[str] = (),
     ) -> None:
         self.engine = engine
         self.rows = rows
         self.problem = problem
         self.weights = list(weights)
         self.why = why
+        self.left_out = list(left_out)
+        self.warnings = list(warnings)
 
     @property
     def refused(self) -> list[Row]:
@@ -145,6 +184,24 @@ class GradientReport:
         """Whether the engine can be used here and trains every weight, and there are some."""
         fine = all(weight.how in ("trained", "unused") for weight in self.weights)
         return self.problem is None and bool(self.weights) and fine
+
+    @property
+    def untrainable(self) -> str:
+        """Why not every weight can be trained; empty if each can."""
+        held = [w for w in self.weights if w.how not in ("trained", "unused")]
+        if held:
+            text = f"{len(held):,} of {len(self.weights):,} weights cannot be trained"
+            return f"{text}; the first is {held[0].name!r}: {held[0].reason}"
+        if self.weights:
+            return ""
+        integers = [row for row in self.left_out if row.reason.startswith("quantized")]
+        if integers:
+            return (
+                f"the model is quantized: {len(integers)} of its tensors are integers, which are not "
+                "trained, and no floating-point weight is left; train the model it was made from, and "
+                "quantize that"
+            )
+        return "the model holds no floating-point weight"
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -177,6 +234,11 @@ class GradientReport:
         lines.append(f"engine {self.engine!r}: " + ", ".join(f"{n} {how}" for how, n in counts.items()))
         if self.problem:
             lines.append(f"The engine is not available: {self.problem}")
+        lines += [
+            f"{w.name!r} is one weight that {w.readers} nodes read" for w in self.weights if w.readers > 1
+        ]
+        lines += [f"left out: {row.name!r}, {row.reason}" for row in self.left_out]
+        lines += [f"warning: {text}" for text in self.warnings]
         return "\n".join(lines)
 
 
@@ -219,8 +281,13 @@ def gradient_report(model: object, engine: str | Engine = "auto") -> GradientRep
         choice = choose_engine(model)
         report = choice.report or engine_report(model, choice.engine)
         report.why = choice.why
+        report.left_out = _left_out(model)
+        if not (report.trainable or report.refused):
+            report.why = f"the first choice, but {report.untrainable}"
         return report
-    return engine_report(model, engine if isinstance(engine, Engine) else get_engine(engine))
+    report = engine_report(model, engine if isinstance(engine, Engine) else get_engine(engine))
+    report.left_out = _left_out(model)
+    return report
 
 
 def engine_report(model: object, engine: Engine) -> GradientReport:
@@ -235,7 +302,8 @@ def report_of(model: ir.Model, engine: Engine) -> GradientReport:
     graph = model.graph
     targets = _targets(model)
     flow = analyse(model, targets, engine)
-    weights = trainable_values(model)
+    found = find_weights(model)
+    weights = found.weights
     depends: set[ir.Value] = {v for v in graph.inputs if is_float(v)}
     depends.update(weights)
     rows = []
@@ -255,8 +323,55 @@ def report_of(model: ir.Model, engine: Engine) -> GradientReport:
                 verdict.reason,
             )
         )
-    held = [_weight_row(flow, v, bool(targets)) for v in weights]
-    return GradientReport(engine.name, rows, engine.unavailable(), held)
+    links = Links(graph)
+    readers = {v: len({node for node, _ in links.next(v)}) for v in weights}
+    held = [replace(_weight_row(flow, v, bool(targets)), readers=readers[v]) for v in weights]
+    shared = [v for v in weights if readers[v] > 1]
+    return GradientReport(engine.name, rows, engine.unavailable(), held, warnings=_tied(model, shared))
+
+
+def _left_out(model: object) -> list[LeftOutRow]:
+    """What is no weight, under the names of the user's model: an engine's form may have others."""
+    own = to_ir(model)  # type: ignore[arg-type]
+    tag(own)
+    made = own.clone()
+    structure(made)
+    rows = []
+    for value, reason in left_out(made, find_weights(made)).items():
+        name, shape, dtype = _described(value)
+        site = site_of(value)  # integers have other names in the prepared model
+        if isinstance(site, InitializerSite) and value.dtype not in FLOATS:
+            name = site.value.name or name
+        rows.append(LeftOutRow(name, shape, dtype, reason))
+    return rows
+
+
+def _tied(model: ir.Model, shared: Sequence[ir.Value]) -> list[str]:
+    """A warning where weights that were equal by chance have become one, as PyTorch's exporters do it."""
+    if model.producer_name != "pytorch":
+        return []
+    names = []
+    for value in shared:
+        array = array_of(value)
+        if (array == 0).all() or (array == 1).all():
+            names.append(value.name or "")
+    if not names:
+        return []
+    shown = ", ".join(map(repr, names[:_SHOWN])) + (
+        f" and {len(names) - _SHOWN} more" * (len(names) > _SHOWN)
+    )
+    return [
+        f"several nodes read {shown}, all zeros or all ones: PyTorch's exporter keeps one of equal tensors, "
+        "so that weights of a model that was never trained are tied, and training moves them together. "
+        "Export with torch.onnx.export(..., dynamo=True, optimize=False), which keeps them apart, or give "
+        "each node a copy of its own (what onnxcustom.tuning.untie will do, in a later version)."
+    ]
+
+
+def _described(value: ir.Value) -> tuple[str, tuple[int, ...], str]:
+    tensor = value.const_value
+    assert tensor is not None
+    return value.name or "", tuple(int(d) for d in tensor.shape.numpy()), tensor.dtype.numpy().name
 
 
 def _targets(model: ir.Model) -> list[ir.Value]:
@@ -273,9 +388,7 @@ def _targets(model: ir.Model) -> list[ir.Value]:
 
 
 def _weight_row(flow: Flow, value: ir.Value, targets: bool) -> WeightRow:
-    assert value.const_value is not None
-    name, dtype = value.name or "", value.const_value.dtype.numpy().name
-    shape = tuple(int(d) for d in value.const_value.shape.numpy())
+    name, shape, dtype = _described(value)
     if not targets:
         reason = "the model has no floating-point output, and none that holds probabilities."
         return WeightRow(name, shape, dtype, "non-differentiable", reason)

@@ -1,0 +1,119 @@
+# ruff: noqa: E501 - a node of ONNX text stays on its line
+"""What reports say beside the weights: what was left out and why, who reads one, what is tied by chance."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+from onnx import helper, numpy_helper
+
+from onnxcustom import gradient_report
+from onnxcustom.inspect import describe
+
+NORM = """net (float[N, 4] x) => (float[N, 4] y) <float[4, 4] w = {1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1},
+  float[4] mean = {0, 1, 2, 3}, float[4] var = {1, 1, 2, 1}, float[4] power = {1, 2, 1, 2}> {
+    a = MatMul(x, w)  n = BatchNormalization(a, one, zero, mean, var)
+    b = MatMul(n, w)  o = BatchNormalization(b, one, zero, mean, var)
+    p = Pow(o, power)  y = Mul(p, hole) }"""
+
+
+def made(producer: str, one: float = 1.0) -> onnx.ModelProto:
+    model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["": 18]> {NORM}')
+    for name, array in {
+        "one": np.full(4, one),
+        "zero": np.zeros(4),
+        "hole": np.array([1, 1, np.nan, 1]),
+    }.items():
+        model.graph.initializer.append(numpy_helper.from_array(array.astype(np.float32), name))
+    model.producer_name = producer
+    return model
+
+
+def test_left_out_and_readers() -> None:
+    report = gradient_report(made("somebody"))
+    assert {w.name: w.readers for w in report.weights} == {"w": 2, "one": 2, "zero": 2}
+    assert {row.name: row.reason for row in report.left_out} == {
+        "mean": "a mean of BatchNormalization",
+        "var": "a variance of BatchNormalization",
+        "power": "an exponent",
+        "hole": "it holds NaN or infinity",
+    }
+    assert [(row.shape, row.dtype) for row in report.left_out] == [((4,), "float32")] * 4
+    assert report.trainable
+    for text in (str(report), describe(report)):
+        assert "an exponent" in text
+        assert "2 nodes read" in text or "read by 2 nodes" in text
+        assert "arning" not in text
+
+
+@pytest.mark.parametrize(
+    ("producer", "one", "tied"),
+    [("pytorch", 1.0, ["one", "zero"]), ("pytorch", 0.5, ["zero"]), ("tf2onnx", 1.0, [])],
+)
+def test_tied_by_the_exporter(producer: str, one: float, tied: list[str]) -> None:
+    report = gradient_report(made(producer, one))
+    assert len(report.warnings) == bool(tied)
+    for text in (*report.warnings, *([str(report), describe(report)] if tied else [])):
+        text = " ".join(text.split())
+        assert all(word in text for word in ("tuning.untie", "dynamo=True, optimize=False"))
+        start = text[text.index("several nodes read") :][:40]
+        assert [name for name in ("one", "zero", "w") if repr(name) in start] == tied
+
+
+@pytest.mark.filterwarnings("ignore")  # of PyTorch, about itself
+def test_the_exporters_way_out(tmp_path) -> None:
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("onnxscript")
+    nn = torch.nn
+    module = nn.Sequential(
+        nn.Linear(4, 4), nn.LayerNorm(4), nn.Tanh(), nn.Linear(4, 4), nn.LayerNorm(4)
+    ).eval()
+    found = {}
+    for optimize in (True, False):
+        path = tmp_path / f"{optimize}.onnx"
+        torch.onnx.export(module, (torch.randn(3, 4),), path, dynamo=True, optimize=optimize, verbose=False)
+        found[optimize] = gradient_report(path)
+    assert len(found[False].weights) == len(list(module.parameters())) == 8
+    assert not found[False].warnings
+    assert len(found[True].weights) < 8
+    assert found[True].warnings
+
+
+def quantized(op_type: str) -> onnx.ModelProto:
+    integers = numpy_helper.from_array(np.ones((4, 4), np.int8), "q")
+    scale, zero = numpy_helper.from_array(np.float32(0.1), "s"), numpy_helper.from_array(np.int8(0), "z")
+    if op_type == "DequantizeLinear":
+        nodes = [
+            helper.make_node(op_type, ["q", "s", "z"], ["w"]),
+            helper.make_node("MatMul", ["x", "w"], ["y"]),
+        ]
+    else:
+        nodes = [
+            helper.make_node("DynamicQuantizeLinear", ["x"], ["i", "si", "zi"]),
+            helper.make_node(op_type, ["i", "q", "zi", "z"], ["o"]),
+            helper.make_node("Cast", ["o"], ["f"], to=1),
+            helper.make_node("Mul", ["f", "s"], ["y"]),
+        ]
+    ends = [helper.make_tensor_value_info(name, 1, ["N", 4]) for name in "xy"]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], [integers, scale, zero])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+
+
+@pytest.mark.parametrize("op_type", ["DequantizeLinear", "MatMulInteger"])
+def test_quantized(op_type: str) -> None:
+    report = gradient_report(quantized(op_type))
+    assert not report.trainable
+    assert [(row.name, row.dtype) for row in report.left_out] == [("q", "int8")]
+    assert "quantized" in report.why
+    assert "covers" not in report.why
+    assert "quantized" in describe(report)
+
+
+def test_held_weights_are_why() -> None:
+    text = "g (float[N, 2] x) => (float[N, 2] y) <float[2, 2] w = {1, 0, 0, 1}> { a = MatMul(x, w) i = Cast<to = 7>(a) y = Cast<to = 1>(i) }"
+    report = gradient_report(onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["": 18]> {text}'))
+    assert not report.trainable
+    assert "'w'" in report.why
+    assert "covers" not in report.why
