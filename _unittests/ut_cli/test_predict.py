@@ -168,6 +168,7 @@ def test_all_outputs_as_they_are(tmp_path, monkeypatch, command, fails) -> None:
     assert not Path("o.npy").exists()
 
 
+@pytest.mark.filterwarnings("ignore:.*The format of the columns of the 'remainder':FutureWarning")  # 1.6
 def test_text_features(tmp_path, monkeypatch, command) -> None:
     monkeypatch.chdir(tmp_path)
     frame = pd.DataFrame(

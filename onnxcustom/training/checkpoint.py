@@ -285,7 +285,7 @@ class CheckpointStore:
     def _write(self, data: bytes, text: bytes) -> Path:
         temporary = self._temporary("tmp")
         try:
-            temporary.mkdir()
+            os.mkdir(temporary)
             _write_file(temporary / _TENSORS, data)
             _write_file(temporary / _STATE, text)
             _sync_folder(temporary)
