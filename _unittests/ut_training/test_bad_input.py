@@ -135,7 +135,9 @@ def test_a_model_without_weights(regressor):
 def test_a_model_with_weights_that_are_not_finite(regressor, linear_model):
     model = linear_model(3)
     model.graph.initializer[0].raw_data = np.full(3, np.inf, np.float32).tobytes()
-    regressor.refuses(InvalidModelError, r"'w'.* NaN or infinity", {"model": model})
+    regressor.refuses(
+        InvalidModelError, r"'w'.* NaN or infinity", {"model": model, "weights_to_train": ["w"]}
+    )
 
 
 @pytest.mark.parametrize(

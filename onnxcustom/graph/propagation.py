@@ -58,16 +58,6 @@ def infer_with_values(proto: ModelProto, check_type: bool = False, strict_mode: 
     ------
     onnx.shape_inference.InferenceError
         As onnx has it.
-
-    Examples
-    --------
-    >>> import onnx.parser
-    >>> model = onnx.parser.parse_model('''<ir_version: 8, opset_import: ["": 17]>
-    ...     g (float[N, 3] x) => (float[A, B] y) <int64[1] two = {2}> {
-    ...         s = Shape(x)  t = Mul(s, two)  y = Expand(x, t) }''')
-    >>> inferred = infer_with_values(model)
-    >>> inferred.graph.output[0].type.tensor_type.shape.dim[1]
-    dim_value: 6
     """
     infer = functools.partial(
         onnx.shape_inference.infer_shapes, check_type=check_type, strict_mode=strict_mode
