@@ -281,3 +281,28 @@ def test_alone():
     ]
     for one, two in zip(*results, strict=True):
         np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_strings_on_the_way(again: bool) -> None:
+    """A model that turns categories into strings and those into numbers: a string has no size in bytes."""
+    proto = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 17, "ai.onnx.ml": 3]>
+        g (int64[N, 2] c) => (float[N, 1] y) <float[2, 3] w = {1, 2, 3, 4, 5, 6}, float[3, 1] v = {1, 1, 1}> {
+            s = ai.onnx.ml.LabelEncoder<keys_int64s = [0, 1], values_strings = ["a", "b"]>(c)
+            f = ai.onnx.ml.LabelEncoder<keys_strings = ["a", "b"], values_floats = [0.1, 0.2]>(s)
+            z = MatMul(f, w) t = Tanh(z) q = Mul(t, t) y = MatMul(q, v) }"""
+    )
+    rows = np.array([[0, 1], [1, 1], [1, 0]])
+    step = TrainingStep(proto, learning_rate=0.1, recompute=again)
+    # The same on floats, without strings.
+    numbers = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 17]>
+        g (float[N, 2] f) => (float[N, 1] y) <float[2, 3] w = {1, 2, 3, 4, 5, 6}, float[3, 1] v = {1, 1, 1}> {
+            z = MatMul(f, w) t = Tanh(z) q = Mul(t, t) y = MatMul(q, v) }"""
+    )
+    other = TrainingStep(numbers, learning_rate=0.1)
+    target = np.ones((3, 1), np.float32)
+    for _ in range(3):
+        found = step.run(rows, target)
+        assert found == pytest.approx(other.run(np.float32([0.1, 0.2])[rows], target), rel=1e-6)

@@ -182,7 +182,7 @@ def intermediate_bytes(model: ir.Model, rows: int, place: int = 0, axis: int = 0
     total = 0.0
     for node in model.graph:
         for value in node.outputs:
-            if value.shape is None or value.dtype is None:
+            if value.shape is None or value.dtype in (None, ir.DataType.STRING):
                 return math.inf
             sizes = [d if isinstance(d, int) else known.get(d.value or "", math.inf) for d in value.shape]
             total += value.dtype.itemsize * math.prod(sizes)

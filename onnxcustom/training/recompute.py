@@ -311,7 +311,8 @@ def _sizes(nodes: Iterable[ir.Node]) -> dict[ir.Value, int]:
         )
         for value in node.outputs:
             numbers[value] = largest
-            itemsize = 8 if value.dtype is None else value.dtype.itemsize
+            # A string is a pointer and more; of any length, so of none that could be asked for.
+            itemsize = 8 if value.dtype in (None, ir.DataType.STRING) else value.dtype.itemsize
             found[value] = math.ceil(count(value) * itemsize)
     return found
 
