@@ -65,8 +65,8 @@ def left_out(model: ir.Model, found: Findings) -> dict[ir.Value, str]:
 def quantized(value: ir.Value) -> bool:
     """Whether a constant holds the integers, or floats of few bits, that stand for a weight."""
     tensor = value.const_value
-    # A scalar is a zero point, and so are vectors beside a scale. Strings and truth values stand for no weight,
-    # and a string has no size in bytes to ask for.
+    # A scalar is a zero point, and so are vectors beside a scale. Strings and truth values stand for no
+    # weight, and a string has no size in bytes to ask for.
     if tensor is None or tensor.size <= 1 or tensor.dtype in FLOATS | {ir.DataType.STRING, ir.DataType.BOOL}:
         return False
     if tensor.dtype.itemsize > 1:
