@@ -330,3 +330,33 @@ def test_shapes_declared_in_between_may_be_wrong():
         model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
     values = {v.name: v for node in prepare(model).graph for v in node.outputs}
     assert [str(d) for d in values["a"].shape] == [str(d) for d in values["b"].shape] == ["N", "3"]
+
+
+@pytest.mark.parametrize(
+    ("opset", "target", "last"),
+    [
+        (11, 18, "c = Unsqueeze <axes = [1]> (b) y = ReduceMean <axes = [0]> (c)"),
+        (17, 18, "c = Unsqueeze (b, axes) y = ReduceMean <axes = [0]> (c)"),
+        (18, 17, "c = Unsqueeze (b, axes) y = ReduceMean (c, axes)"),
+    ],
+)
+def test_every_integer_has_a_name_that_nobody_makes_again(opset, target, last):
+    """Those that the conversion adds as well: onnxruntime's fusions call theirs by fixed names."""
+    model = onnx.parser.parse_model(
+        f"""<ir_version: 8, opset_import: ["": {opset}]>
+        g (float[N, 4] x) => (float y) <float[4] w = {{1, 2, 3, 4}}, int64[1] axes = {{1}},
+          int64[2] gemm_output_shape = {{-1, 4}}> {{
+            a = Mul(x, w)
+            b = Reshape(a, gemm_output_shape)
+            {last}
+        }}"""
+    )
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    made = prepare(model, opset=target, max_opset=target)
+    assert made.opset_imports[""] == target
+    assert "w" in made.graph.initializers
+    integers = [n for n, v in made.graph.initializers.items() if v.dtype != ir.DataType.FLOAT]
+    assert integers
+    assert all(name.endswith("_constant") for name in integers), integers
+    assert list(weights(model)) == ["w"]
+    assert list(prepare(to_proto(made)).graph.initializers) == list(made.graph.initializers)

@@ -12,6 +12,8 @@ from sklearn.neural_network import MLPRegressor
 from onnxcustom import optim
 from onnxcustom.optim import LearningRateSGD, LearningRateSGDNesterov
 
+from .rule_cases import one_update
+
 
 def regression(n=60, d=3, seed=0):
     rng = np.random.default_rng(seed)
@@ -129,3 +131,27 @@ def test_the_state_of_the_test_rule_repeats_the_weight():
         rule.update_weights(0, "cpu", w, np.array([2.0, -4.0]), 1, copy)
         np.testing.assert_array_equal(copy, w)
     np.testing.assert_array_equal(w, [3.0, -2.0])
+
+
+def test_multipliers_of_the_test_rule():
+    r"""MXNet's ``w += rescale_grad * grad`` has a rate of 1, which `lr_mult` multiplies."""
+    rng = np.random.default_rng(0)
+    gradients = rng.normal(size=(10, 3, 2))
+    for factor, wd in [(1.0, 0.0), (0.25, 0.0), (3.0, 0.1), (0.0, 0.1)]:
+        rule = optim.Test(rescale_grad=-0.5, wd=wd, lr_mult={"a": factor})
+        updater = optim.Updater(rule)
+        arrays = {name: rng.normal(size=(3, 2)) for name in "ab"}
+        expected = {name: array.copy() for name, array in arrays.items()}
+        for g in gradients:
+            for name, times in (("a", factor), ("b", 1.0)):
+                updater(name, g.copy(), arrays[name])
+                expected[name] += times * (-0.5 * g - wd * expected[name])
+        for name, array in arrays.items():
+            np.testing.assert_allclose(array, expected[name], rtol=1e-12, err_msg=name)
+
+
+@pytest.mark.parametrize("name", optim.rule_names())
+def test_a_multiplier_of_zero_holds_a_weight(name):
+    rule = optim.create(name, lr_mult={"w": 0.0})
+    w = np.array([[1.0, -2.0], [0.5, 3.0]])
+    np.testing.assert_array_equal(one_update(rule, w, np.ones((2, 2)), name="w"), w)

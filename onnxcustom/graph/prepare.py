@@ -84,6 +84,7 @@ def prepare(
     check_operands(ir_model.graph)
     check_sizes(ir_model.graph)
     GuardKernelsPass()(ir_model)
+    passes.RenameIntegersPass()(ir_model)  # those of all that went before
     return ir_model
 
 
@@ -114,7 +115,6 @@ def structure(model: ir.Model, default_opset: int = _DEFAULT_OPSET) -> None:
     SeparateStatisticsPass()(model)
     passes.UniqueNamesPass()(model)
     passes.RemoveUnusedPass()(model)
-    passes.RenameIntegersPass()(model)
     opset = model.opset_imports[""]
     common.RemoveUnusedOpsetsPass()(model)
     model.opset_imports[""] = opset

@@ -50,7 +50,7 @@ def apply_rule(
     elif prescaled and not is_zero(wd):
         hyper["wd"] = op.once(("times", lr.value, once_key(wd)), lambda: lr * wd)
     hyper.update(_kept_from_zero(rule, w))
-    view = rule.bound(role=role, stream=_stream(name, index), **hyper)
+    view = rule.bound(role=role, stream=_stream(name, index), bound_lr_mult=lr_mult, **hyper)
 
     g = _prepared(view, op, w, g)
     if decoupled:

@@ -239,11 +239,11 @@ class Test(BaseLearningRate):
 
     .. math::
 
-        w &\leftarrow w + g - wd\,w \\
+        w &\leftarrow w + lr\_mult\,(g - wd\,w) \\
         c &\leftarrow w
 
-    Where no other option is given, :math:`g = rescale\_grad \cdot \nabla`. The learning rate is used by
-    `l1` and decoupled decay only.
+    Where no other option is given, this is :math:`w + rescale\_grad \cdot \nabla`: the rate is 1, and
+    `lr_mult` multiplies it as any other. The learning rate is used by `l1` and decoupled decay only.
 
     Variant: MXNet's, which knows no option but `rescale_grad`.
 
@@ -263,10 +263,12 @@ class Test(BaseLearningRate):
     __test__ = False  # for pytest, which takes a class of this name for tests
     order = ("rescale", "clip")
     state = ("copy",)
+    bound_lr_mult = 1.0
 
     def init_state(self, weight: np.ndarray) -> dict[str, np.ndarray]:
         return {"copy": np.array(weight)}
 
     def update(self, op: Builder, w: Var, g: Var, s: State, lr: Var, t: Var) -> tuple[Var, dict[str, Var]]:
-        new = w + (g if is_zero(self.wd) else g - self.wd * w)
+        change = g if is_zero(self.wd) else g - self.wd * w
+        new = w + (change if self.bound_lr_mult == 1 else self.bound_lr_mult * change)
         return new, {"copy": new}
