@@ -207,7 +207,7 @@ def test_run_is_there_during_training_only(make):
 def test_the_users_callbacks_stay_as_they_are(make):
     X, y = data()
     stop = EarlyStopping(patience=0)
-    reg = make(stop).fit(X, y)
+    reg = make(stop, batch_size=23).fit(X, y)
     assert not hasattr(stop, "best_")
     assert reg.callbacks_[0].best_epoch_ == 4
     assert repr(reg.callbacks_[0]) == repr(stop)
@@ -390,6 +390,7 @@ class Rates(Callback):
         self.seen.append(trainer.step_.optimizer.value)
 
 
+@pytest.mark.filterwarnings("ignore:EarlyStopping cannot put back")
 @pytest.mark.parametrize(("validation", "name"), [(True, "val_loss"), (False, "loss")])
 def test_what_is_watched_by_default(make, validation, name):
     X, y = data()
@@ -654,7 +655,7 @@ def test_the_log_says_why_training_ended(make, capsys):
 def test_callbacks_of_two_threads_do_not_meet(make):
     """One list of callbacks for two estimators."""
     X, y = data()
-    shared = [EarlyStopping("loss", patience=1), Score("r2", on="train")]
+    shared = [EarlyStopping("loss", patience=1, restore_best=False), Score("r2", on="train")]
     alone = [make(*shared, random_state=i).fit(X, y) for i in range(2)]
     together = [make(*shared, random_state=i) for i in range(2)]
     threads = [threading.Thread(target=reg.fit, args=(X, y)) for reg in together]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 
 from onnxcustom.data import Stream
 from onnxcustom.data.blocks import Key
+from onnxcustom.exceptions import InvalidDataError
 
 from .fingerprint import hash_arrays
 from .stream_rows import converted, features, given_once
@@ -27,6 +29,11 @@ class ArrayValidation:
         By input and by output of the model.
     weights : ndarray, optional
         Of the rows.
+
+    Raises
+    ------
+    InvalidDataError
+        Weights that are all zero.
     """
 
     def __init__(
@@ -36,6 +43,8 @@ class ArrayValidation:
         weights: np.ndarray | None = None,
     ) -> None:
         self.inputs, self.expected, self.weights = inputs, expected, weights
+        if weights is not None and not weights.any():
+            raise _weightless()
 
     def mean_loss(self, validate: Callable[..., float]) -> float:
         """Mean loss over the rows; `validate` computes it for arrays."""
@@ -64,6 +73,11 @@ class StreamValidation:
         Of the weights of the rows.
     weigh : callable, optional
         Makes these, of expected values and weights as the stream has them.
+
+    Raises
+    ------
+    InvalidDataError
+        Rows that do not fit, or that all weigh nothing.
     """
 
     def __init__(
@@ -80,7 +94,15 @@ class StreamValidation:
         self.specs = inputs, expected
         self.encode, self.check = encode, check
         self.weight_dtype, self.weigh = weight_dtype, weigh
-        self._arrays(stream.head())  # what is wrong with all rows is said before training
+        _, _, weights = self._arrays(stream.head())  # what is wrong with all rows is said before training
+        if weights is not None and not weights.any() and stream.source.repeatable:
+            self._look_for_weights()
+
+    def _look_for_weights(self) -> None:
+        """Refuse rows that all weigh nothing; no more of them are read than it takes to see."""
+        with contextlib.closing(self.stream.blocks(apply=self._arrays)) as blocks:
+            if not any(weights is None or weights.any() for _, _, weights in blocks):
+                raise _weightless()
 
     def _arrays(self, block: Any) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], np.ndarray | None]:
         inputs, expected = self.specs
@@ -110,24 +132,35 @@ class StreamValidation:
         return self.stream.fingerprint()
 
 
+def _weightless() -> InvalidDataError:
+    return InvalidDataError(
+        "Every row of the validation data weighs 0, by sample_weight or class_weight: nothing would be measured. "
+        "Give weights above 0 (sample_weight_val), or other rows."
+    )
+
+
 def _validated(validate: Callable[..., float], X: Any, y: Any, weights: np.ndarray | None) -> float:
     """What `validate` says; overrides of older programs know nothing of weights."""
     return validate(X, y) if weights is None else validate(X, y, weights)
 
 
-def score_stream(scorer: Any, estimator: Any, stream: Stream) -> Any:
+def score_stream(scorer: Any, estimator: Any, stream: Stream, weighs: bool = False) -> Any:
     """What a scorer of scikit-learn says of an estimator on the rows of a stream.
 
-    Targets and predictions are held in memory, features are not.
+    Targets, weights and predictions are held in memory, features are not. With `weighs` the scorer is given
+    the weights of the rows, if the stream has some.
     """
-    parts = []
+    parts, weights = [], []
     for block in stream.blocks():
+        if weighs and block.sample_weight is not None:
+            weights.append(np.asarray(block.sample_weight))
         if isinstance(block.y, Mapping):
             parts.append({name: np.asarray(y) for name, y in block.y.items()})
         else:
             parts.append({"": np.asarray(block.y)})
     joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    return scorer(_OfStream(estimator, stream), stream, joined.get("", joined))
+    given = {"sample_weight": np.concatenate(weights)} if weights else {}
+    return scorer(_OfStream(estimator, stream), stream, joined.get("", joined), **given)
 
 
 class _OfStream:

@@ -36,6 +36,8 @@ class Run:
         Number of epochs, counted from the first fit, at which it is through.
     measures : list of str
         Names that the history will have.
+    on_the_way : list of str
+        Those of them that the steps of an epoch give, not its end: objective and losses of outputs.
     batches : int
         Batches done in the present epoch.
     total, rows : float, int
@@ -79,6 +81,7 @@ class Run:
     callbacks: Callbacks
     epochs: int = 0
     measures: list[str] = field(default_factory=list)
+    on_the_way: list[str] = field(default_factory=list)
     batches: int = 0
     total: float = 0.0
     rows: int = 0

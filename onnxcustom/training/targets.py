@@ -33,6 +33,10 @@ __all__ = [
 ]
 
 
+# What names of measures begin with that are of validation data, of training data, or better when larger.
+_TAKEN = ("val", "train", "neg")
+
+
 @dataclasses.dataclass(frozen=True)
 class Target:
     """One output of the model with the loss it is trained on.
@@ -82,6 +86,12 @@ class Target:
     def counts_positions(self) -> bool:
         """Whether it divides by the number of labels, in place of that of rows of the batch."""
         return self.positions and self.loss.counts_positions
+
+    @property
+    def curve(self) -> str:
+        """Name of its loss in a history, which is that of no other measure."""
+        begins = self.output.partition("_")[0]
+        return f"output_{self.output}_loss" if begins in _TAKEN else f"{self.output}_loss"
 
     def label_axes(self, rank: int) -> list[int]:
         """Axes of a prediction of so many dimensions that labels have as well, in their order."""

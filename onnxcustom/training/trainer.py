@@ -77,7 +77,9 @@ class Trainer(BaseEstimator):
     history_ : dict of str to list of float
         ``'loss'``, the mean objective over the rows, ``'val_loss'`` if there is validation data, the same of
         every output as ``'<output>_loss'`` and ``'val_<output>_loss'`` if several are trained, and what
-        callbacks measure: lists of one number an epoch, NaN where it was not measured.
+        callbacks measure: lists of one number an epoch, NaN where it was not measured. Outputs whose names
+        begin with ``val``, ``train`` or ``neg``, as those of other measures do, have
+        ``'output_<output>_loss'``.
     n_iter_ : int
         Epochs done.
     callbacks_ : list of Callback
@@ -326,12 +328,13 @@ class Trainer(BaseEstimator):
         for name in {**self.history_, **dict.fromkeys(run.measures)}:
             self.record(name, math.nan)
         self.record("loss", loss)
+        curves = {target.output: target.curve for target in self.step_.targets}
         for name, value in heads.items():
-            self.record(f"{name}_loss", value)
+            self.record(curves[name], value)
         if validation is not None and self.validation_due():
             self.record("val_loss", validation.mean_loss(self.validate))
             for name, value in self._validated_heads(validation).items():
-                self.record(f"val_{name}_loss", value)
+                self.record(f"val_{curves[name]}", value)
         if self.step_.optimizer.report_epoch(loss):
             run.stop("the schedule of the learning rate sees no use in going on")
 
@@ -469,9 +472,9 @@ class Trainer(BaseEstimator):
         run = Run(X, y, X_val, y_val, loader, validation, self._all_callbacks(), seed=seed)
         run.sample_weight, run.sample_weight_val = sample_weight, sample_weight_val
         run.epochs = getattr(self, "n_iter_", 0) + epochs
-        heads = [f"{t.output}_loss" for t in step.targets] if len(step.targets) > 1 else []
-        measured = ["loss", *heads]
-        run.callbacks.prepare(run, measured + ([] if validation is None else [f"val_{m}" for m in measured]))
+        run.on_the_way = ["loss", *(t.curve for t in step.targets if len(step.targets) > 1)]
+        held_out = [] if validation is None else [f"val_{name}" for name in run.on_the_way]
+        run.callbacks.prepare(run, run.on_the_way + held_out)
         if resumed is not None:
             self._take_place(resumed, step, run)
         return run
@@ -673,9 +676,17 @@ class Trainer(BaseEstimator):
         """What a checkpoint of the training that goes on holds: tensors, and what JSON holds."""
         return capture(self, self.run)
 
-    def score_with(self, scorer: Any, X: Any, y: Any) -> Any:
-        """What a scorer ``(estimator, X, y) -> float`` says of the present weights; `X` may be a stream."""
-        return score_stream(scorer, self, X) if isinstance(X, Stream) else scorer(self, X, y)
+    def score_with(
+        self, scorer: Any, X: Any, y: Any, sample_weight: Any = None, *, weighs: bool = False
+    ) -> Any:
+        """What a scorer ``(estimator, X, y) -> float`` says of the present weights; `X` may be a stream.
+
+        With `weighs` it is given the weights of the rows, if there are some; those of a stream are its own.
+        """
+        if isinstance(X, Stream):
+            return score_stream(scorer, self, X, weighs)
+        given = {"sample_weight": sample_weight} if weighs and sample_weight is not None else {}
+        return scorer(self, X, y, **given)
 
     def __getstate__(self) -> dict[str, Any]:
         kept = {k: v for k, v in super().__getstate__().items() if k != "_run"}

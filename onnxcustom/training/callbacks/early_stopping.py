@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from onnxcustom._parameters import check_flag, check_number
+from onnxcustom._warnings import warn_user
 from onnxcustom.exceptions import UnknownNameError
 
 from .base import Callback, is_better, is_loss, monitored
@@ -20,15 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EarlyStopping"]
 
-logger = logging.getLogger("onnxcustom")
-
 _Kept = tuple[dict[str, np.ndarray], dict[str, np.ndarray]]
-
-
-def _measured_on_the_way(trainer: Trainer) -> set[str]:
-    """Measures that the steps of an epoch give, not its end."""
-    targets = trainer.step_.targets
-    return {"loss", *(f"{target.output}_loss" for target in targets if len(targets) > 1)}
 
 
 class EarlyStopping(Callback):
@@ -51,7 +43,7 @@ class EarlyStopping(Callback):
         Whether weights and running statistics of the best epoch are put back when training ends, for
         whatever reason it does. What is measured after an epoch is of its last weights. ``'loss'`` is
         measured on the way, before each update: of an epoch of one batch it is that of the weights it began
-        with, which are put back; of several batches it is that of no weights, which the log says, and the
+        with, which are put back; of several batches it is that of no weights: a warning says so, and the
         last ones of the epoch are put back.
 
     Attributes
@@ -90,6 +82,13 @@ class EarlyStopping(Callback):
                 f"monitor names {name!r}, which a function of yours measures: say with mode='min' or "
                 "mode='max' whether less or more of it is better."
             )
+        if self._is_on_the_way(run) and run.loader.n_batches != 1:
+            warn_user(
+                f"EarlyStopping cannot put back weights that have the best {name!r}: in an epoch of several "
+                "batches it is measured before each update, so that no weights have it. Those after the best "
+                "epoch are put back. Watch validation data, or give restore_best=False.",
+                UserWarning,
+            )
 
     def on_train_begin(self, trainer: Trainer) -> None:
         """Nothing was measured yet."""
@@ -100,15 +99,11 @@ class EarlyStopping(Callback):
         self._weights: dict[str, np.ndarray] = {}
         self._statistics: dict[str, np.ndarray] = {}
         self._before: _Kept | None = None
-        on_the_way = self.restore_best and self._name in _measured_on_the_way(trainer)
-        self._first = on_the_way and trainer.run.loader.n_batches == 1
-        if on_the_way and not self._first:
-            logger.warning(
-                "EarlyStopping(%r): the loss of an epoch of several batches is measured before each "
-                "update, so that no weights have it. Those after the best epoch are put back; give "
-                "validation data, or restore_best=False.",
-                self._name,
-            )
+        self._first = self._is_on_the_way(trainer.run) and trainer.run.loader.n_batches == 1
+
+    def _is_on_the_way(self, run: Run) -> bool:
+        """Whether weights are put back for what the steps of an epoch give."""
+        return self.restore_best and monitored(self.monitor, run) in run.on_the_way
 
     def on_epoch_begin(self, trainer: Trainer) -> None:
         """Keep the weights that an epoch of one batch measures."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -35,7 +34,8 @@ class Score(Callback):
     ----------
     scoring : str or callable
         Name of a scorer, as ``sklearn.metrics.get_scorer_names`` lists them, or a function
-        ``(estimator, X, y) -> float``. Scorers by name that can weigh rows do so, if training does.
+        ``(estimator, X, y) -> float``. Scorers by name that can weigh rows do so, by the weights that arrays
+        or the stream came with.
     on : {'validation', 'train', 'both'}, optional
         Which data: by default the validation data if there is any, else the training data.
     every : int, default=1
@@ -145,10 +145,7 @@ class Score(Callback):
     def _measure(self, trainer: Trainer) -> dict[str, float]:
         found = {}
         for name, (X, y, weights) in self._parts(trainer.run).items():
-            scorer = self._scorer
-            if weights is not None and _takes_weights(scorer):
-                scorer = functools.partial(scorer, sample_weight=weights)
-            value = trainer.score_with(scorer, X, y)
+            value = trainer.score_with(self._scorer, X, y, weights, weighs=_takes_weights(self._scorer))
             if not isinstance(value, (int, float, np.number)):
                 raise TypeError(f"The scorer {self._key()!r} returned {value!r}, which is no number.")
             found[name] = float(value)
