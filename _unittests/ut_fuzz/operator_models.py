@@ -15,17 +15,52 @@ import numpy as np
 import onnx.parser
 import pytest
 
-__all__ = ["operator_models"]
+__all__ = ["Made", "Row", "operator_models", "operator_rows"]
 
 _TABLES = Path(__file__).parents[1] / "ut_gradient" / "rules"
+
+Made = tuple[onnx.ModelProto, dict[str, np.ndarray]]
+"""A model and values for its inputs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A case of a table.
+
+    Attributes
+    ----------
+    name : str
+        Module and case.
+    operator : str
+        What the case is about.
+    make : callable
+        From 'static', 'dynamic' or 'unranked' to the model, whose second floating-point operand and those
+        behind it are initializers, and its feeds. An exception where there is no such model.
+    """
+
+    name: str
+    operator: str
+    make: Callable[[str], Made]
 
 
 def operator_models() -> dict[str, bytes]:
     """Models of one node; its second floating-point operand and those behind it are weights."""
-    sys.path[:0] = [str(_TABLES), str(_TABLES.parent)]
-    from rule_cases import Case
-
     found: dict[str, bytes] = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for row in operator_rows():
+            for shapes in ("static", "dynamic"):
+                try:
+                    found.setdefault(f"{row.name}-{shapes}", row.make(shapes)[0].SerializeToString())
+                except Exception:
+                    continue
+    return found
+
+
+def operator_rows() -> list[Row]:
+    """The rows of all tables, each name once."""
+    sys.path[:0] = [str(_TABLES), str(_TABLES.parent)]
+    found: dict[str, Row] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for path in sorted(_TABLES.glob("test_*.py")):
@@ -33,39 +68,89 @@ def operator_models() -> dict[str, bytes]:
                 module = importlib.import_module(path.stem)
             except (Exception, pytest.skip.Exception):  # a table that needs a package which is not installed
                 continue
-            for name, make in _makers(module, Case).items():
-                for shapes in ("static", "dynamic"):
-                    try:
-                        found.setdefault(f"{path.stem}-{name}-{shapes}", make(shapes))
-                    except Exception:
-                        continue
-    return found
+            for row in _rows(module):
+                found.setdefault(row.name, row)
+        for row in _variants():
+            found.setdefault(row.name, row)
+    return list(found.values())
 
 
-def _makers(module: Any, kind: type) -> dict[str, Callable[[str], bytes]]:
-    """Functions that make the models of a module's tables."""
+def _rows(module: Any) -> list[Row]:
+    """The rows of a module's tables."""
+    from rule_cases import Case
+
+    name = module.__name__
     lists = [value for value in vars(module).values() if isinstance(value, list)]
-    cases = [case for found in lists for case in found if isinstance(case, kind)]
-    made: dict[str, Callable[[str], bytes]] = {str(case): functools.partial(_model, case) for case in cases}
+    cases = [case for found in lists for case in found]
+    made = [
+        Row(f"{name}-{case}", case.op_type, functools.partial(_model, case))
+        for case in cases
+        if isinstance(case, Case)
+    ]
+    made += [
+        Row(f"{name}-{case}", case.op_type, functools.partial(_recurrent, case))
+        for case in cases
+        if type(case).__name__ == "Recurrent"
+    ]
     table = getattr(module, "CASES", None)
     if isinstance(table, dict):
         for key, row in table.items():
             if hasattr(module, "case_model"):  # operators of com.microsoft
-                made["-".join(key)] = functools.partial(_microsoft, module, key, row)
+                make: Callable[[str], Made] = functools.partial(_microsoft, module, key, row)
+                made.append(Row(f"{name}-{'-'.join(key)}", key[0], make))
             elif hasattr(module, "HEADER"):  # control flow
-                made[str(key)] = functools.partial(_parsed, module.HEADER + row[0])
+                text = module.HEADER + row[0]
+                operator = next(op for op in ("Scan", "Loop", "If") if f"{op} " in text or f"{op}(" in text)
+                made.append(Row(f"{name}-{key}", operator, functools.partial(_parsed, text, row[1])))
     return made
 
 
-def _model(case: Any, shapes: str) -> bytes:
+def _variants() -> list[Row]:
+    """The table that engines are compared on, with outputs that nobody reads and operands that are one."""
+    import operator_cases
+
+    made = []
+    for case in operator_cases.CASES:
+        for variant in (case, *operator_cases.variants(case)):
+            opsets = list(variant.opsets(oldest=13))
+            for opset in sorted({*opsets[:1], *opsets[-1:]}):
+                make = functools.partial(_variant, variant, opset)
+                made.append(Row(f"engines-{variant.id}-{opset}", variant.op, make))
+    return made
+
+
+# -- one function for each kind of row -------------------------------------------------------------------
+
+
+def _model(case: Any, shapes: str) -> Made:
     floats = [i for i, x in enumerate(case.inputs) if x is not None and np.asarray(x).dtype.kind == "f"]
     constant = sorted({*case.constant, *floats[1:]})
-    return dataclasses.replace(case, constant=constant, dtype=np.float32).model(shapes).SerializeToString()
+    case = dataclasses.replace(case, constant=constant, dtype=np.float32)
+    return case.model(shapes), case.feeds()
 
 
-def _microsoft(module: Any, key: tuple[str, ...], row: Any, shapes: str) -> bytes:
-    return module.case_model(key[0], *row, shapes=shapes)[0].SerializeToString()
+def _variant(case: Any, opset: int, shapes: str) -> Made:
+    floats = [i for i, x in enumerate(case.feeds) if x is not None and x.dtype == np.float64]
+    if case.same is None:
+        case = dataclasses.replace(case, constant=tuple(sorted({*case.constant, *floats[1:]})))
+    kind = "unknown" if shapes == "unranked" else shapes
+    return case.model(opset, np.float32, kind), case.inputs(np.float32, kind)
 
 
-def _parsed(text: str, _shapes: str) -> bytes:
-    return onnx.parser.parse_model(text).SerializeToString()
+def _recurrent(case: Any, shapes: str) -> Made:
+    model, feeds = case.model(np.float32, shapes), case.feeds(np.float32)
+    weights = [name for name, value in feeds.items() if value.dtype.kind == "f"][1:]
+    kept = [i for i in model.graph.input if i.name not in weights]
+    del model.graph.input[:]
+    model.graph.input.extend(kept)
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(feeds.pop(name), name) for name in weights)
+    return model, feeds
+
+
+def _microsoft(module: Any, key: tuple[str, ...], row: Any, shapes: str) -> Made:
+    model, feeds = module.case_model(key[0], *row, shapes=shapes)
+    return model, feeds
+
+
+def _parsed(text: str, feeds: dict[str, np.ndarray], _shapes: str) -> Made:
+    return onnx.parser.parse_model(text), feeds

@@ -11,7 +11,7 @@ import numpy as np
 from onnxcustom.data.columns import Plan
 from onnxcustom.exceptions import InvalidDataError, InvalidModelError
 from onnxcustom.runtime import create_session
-from onnxcustom.training.inference import loadable
+from onnxcustom.training.inference import guarded
 
 from .models import InputSpec, Model, of_file
 from .tables import Features, Table, checked_head, reshaped
@@ -147,7 +147,7 @@ class Predictor:
     def __init__(self, model: Model, task: str, device: str = "cpu", threads: int | None = None) -> None:
         self.model, self.task = model, task
         with of_file(model.path):
-            self._session = create_session(loadable(model.proto), device, threads=threads)
+            self._session = create_session(guarded(model.proto), device, threads=threads)
         self._names = [output.name for output in self._session.get_outputs()]
         self._rows = next(
             (s.shape[0] for s in model.inputs if s.shape and isinstance(s.shape[0], int) and s.shape[0]), None

@@ -18,6 +18,7 @@ from onnxcustom.exceptions import (
 from onnxcustom.graph import load, prepare, to_proto, trainable_values, training_info
 from onnxcustom.graph.builder import Builder
 from onnxcustom.graph.finding import check_finite, find_weights, warn_nonfinite
+from onnxcustom.graph.guards import GiveBiasesPass
 from onnxcustom.graph.passes import RemoveUnusedPass
 from onnxcustom.graph.traversal import all_names
 
@@ -174,6 +175,7 @@ def differentiate(
     own_outputs = [v if v in graph.inputs else graph.outputs[k] for k, v in enumerate(own_outputs)]
     _finish(model, names, sources, seeds, gradients, own_outputs)
     engine.finish(model)
+    GiveBiasesPass()(model)
     return model
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 from onnxcustom.graph.builder import Builder, Var
-from onnxcustom.graph.passes import InferShapesPass, constant_array
-from onnxcustom.graph.traversal import all_names
+from onnxcustom.graph.passes import InferShapesPass, InlineFunctionsPass, constant_array
+from onnxcustom.graph.traversal import all_names, unique_name, value_names
 
-__all__ = ["DIVISION", "GuardKernelsPass"]
+__all__ = ["DIVISION", "GiveBiasesPass", "GuardKernelsPass", "NameOutputsPass", "guard"]
 
 DIVISION = "integer division by zero"
 """Part of the name of a node that fails, rather than the division that it guards."""
@@ -19,6 +20,96 @@ DIVISION = "integer division by zero"
 _STANDARD = ("", "ai.onnx")
 _SIGNED = frozenset({ir.DataType.INT8, ir.DataType.INT16, ir.DataType.INT32, ir.DataType.INT64})
 _UNSIGNED = frozenset({ir.DataType.UINT8, ir.DataType.UINT16, ir.DataType.UINT32, ir.DataType.UINT64})
+
+
+def guard(model: ir.Model) -> bool:
+    """Keep a model that is run as it is from ending the process, in place.
+
+    What :func:`onnxcustom.graph.prepare` does for what is trained, and nothing else of it.
+
+    Parameters
+    ----------
+    model : onnx_ir.Model
+        Any model; one without anything that could do so is left alone.
+
+    Returns
+    -------
+    bool
+        Whether it was changed.
+    """
+    nodes = [n for g in (*model.graphs(), *model.functions.values()) for n in g]
+    if not any(_guard_of(node) or not all(v.name for v in node.outputs) for node in nodes):
+        return False
+    InlineFunctionsPass()(model)
+    InferShapesPass()(model)
+    changed = [NameOutputsPass()(model).modified, GuardKernelsPass()(model).modified]
+    return any(changed)
+
+
+def _guard_of(node: ir.Node) -> _Guard | None:
+    return _GUARDS.get(node.op_type) if node.domain in _STANDARD else None
+
+
+class NameOutputsPass(ir.passes.InPlacePass):
+    """Name the outputs without a name that are not optional.
+
+    onnxruntime refuses most of them, and reads what is not there for one of a Split.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Name in place."""
+        taken: set[str] | None = None
+        for node in ir.traversal.RecursiveGraphIterator(model.graph):
+            if all(value.name for value in node.outputs):
+                continue
+            domain = node.domain if node.domain not in _STANDARD else ""
+            wanted = _outputs_wanted(node.op_type, model.opset_imports.get(domain, 1), domain)
+            for k, value in enumerate(node.outputs):
+                if not value.name and wanted and wanted[min(k, len(wanted) - 1)]:
+                    taken = value_names(model) if taken is None else taken
+                    value.name = unique_name(f"{node.name or node.op_type}_output_{k}", taken)
+        return ir.passes.PassResult(model, modified=taken is not None)
+
+
+def _outputs_wanted(op_type: str, opset: int, domain: str) -> list[bool]:
+    """Which outputs an operator has to have, the last one for those that follow; none of one not known."""
+    try:
+        schema = onnx.defs.get_schema(op_type, opset, domain)
+    except onnx.defs.SchemaError:
+        return []
+    return [o.option != onnx.defs.OpSchema.FormalParameterOption.Optional for o in schema.outputs]
+
+
+class GiveBiasesPass(ir.passes.InPlacePass):
+    """Give every LayerNormalization a bias: a fusion of onnxruntime up to 1.18 reads it without asking.
+
+    For graphs that are handed out, when all else is done: zeros would be taken for a weight. Sessions of our
+    own do without that fusion.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Add in place."""
+        bare = [n for graph in model.graphs() for n in graph if _lacks_bias(n)]
+        taken = all_names(model.graph) if bare else set()
+        for node in bare:
+            scale = node.inputs[1]
+            assert node.graph is not None
+            assert scale is not None
+            op = Builder(opset=model.opset_imports[""], taken=taken)
+            zero = ir.tensor([0.0], dtype=scale.dtype)
+            bias = op.ConstantOfShape(op.Shape(scale), value=zero).value
+            node.graph.insert_before(node, op.nodes)
+            node.resize_inputs(3)
+            node.replace_input_with(2, bias)
+        return ir.passes.PassResult(model, modified=bool(bare))
+
+
+def _lacks_bias(node: ir.Node) -> bool:
+    if node.op_type != "LayerNormalization" or node.domain not in _STANDARD or len(node.inputs) < 2:
+        return False
+    scale = node.inputs[1]
+    known = scale is not None and scale.dtype is not None
+    return known and (len(node.inputs) < 3 or node.inputs[2] is None)
 
 
 class GuardKernelsPass(ir.passes.InPlacePass):
@@ -33,11 +124,11 @@ class GuardKernelsPass(ir.passes.InPlacePass):
         modified = False
         for graph in [model.graph, *(g for g in model.graphs() if g is not model.graph)]:
             for node in list(graph):
-                guard = _GUARDS.get(node.op_type) if node.domain in _STANDARD else None
-                if guard is None:
+                insert = _guard_of(node)
+                if insert is None:
                     continue
-                op = Builder(opset=model.opset_imports[""], taken=taken)
-                if guard(op, node):
+                op = Builder(opset=model.opset_imports.get("", 1), taken=taken)
+                if insert(op, node):
                     modified = True
                     graph.insert_before(node, op.nodes)
                     for value in op.initializers:
@@ -95,5 +186,16 @@ def _checked(op: Builder, node: ir.Node, wrong: Var) -> Var:
     return zeros
 
 
-_GUARDS: dict[str, Callable[[Builder, ir.Node], bool]] = {"Div": _division, "Mod": _division}
+def _indices(op: Builder, node: ir.Node) -> bool:
+    """Indices of MaxUnpool of a known rank, that of its data: inference up to 1.19.2 takes it for granted."""
+    indices = node.inputs[1] if len(node.inputs) > 1 else None
+    window = node.attributes.get_ints("kernel_shape", ())
+    if indices is None or indices.shape is not None or not window:
+        return False
+    node.replace_input_with(1, op.Reshape(indices, [0] * (len(window) + 2)).value)
+    return True
+
+
+_Guard = Callable[[Builder, ir.Node], bool]
+_GUARDS: dict[str, _Guard] = {"Div": _division, "MaxUnpool": _indices, "Mod": _division}
 """By operator; each says whether it changed the node, and appends what goes before it."""

@@ -10,7 +10,7 @@ from onnxcustom.exceptions import InvalidModelError
 from onnxcustom.graph import passes
 from onnxcustom.graph.checks import check_attributes, check_operands, check_sizes
 from onnxcustom.graph.declared import DeclaredShapesPass
-from onnxcustom.graph.guards import GuardKernelsPass
+from onnxcustom.graph.guards import GuardKernelsPass, NameOutputsPass
 from onnxcustom.graph.io import ModelLike, to_ir
 from onnxcustom.graph.ml_operators import ConvertLinearOperatorsPass, is_linear_operator
 from onnxcustom.graph.opsets import ConvertOpsetPass, SetIrVersionPass
@@ -114,6 +114,7 @@ def structure(model: ir.Model, default_opset: int = _DEFAULT_OPSET) -> None:
     passes.MergeSharedConstantsPass()(model)
     SeparateStatisticsPass()(model)
     passes.UniqueNamesPass()(model)
+    NameOutputsPass()(model)
     passes.RemoveUnusedPass()(model)
     opset = model.opset_imports[""]
     common.RemoveUnusedOpsetsPass()(model)

@@ -13,13 +13,14 @@ import onnx_ir as ir
 from onnxcustom.exceptions import InvalidModelError
 from onnxcustom.graph import prepare, to_ir, to_proto, training_info
 from onnxcustom.graph.finding import keep_trained
+from onnxcustom.graph.guards import guard
 from onnxcustom.graph.opsets import SetIrVersionPass
 from onnxcustom.graph.traversal import rename_twins
 from onnxcustom.runtime import Device, create_session, ort_limits, run_values, to_ortvalue
 
 logger = logging.getLogger("onnxcustom")
 
-__all__ = ["Forward", "loadable", "runnable", "without_numbers"]
+__all__ = ["Forward", "guarded", "loadable", "runnable", "without_numbers"]
 
 
 def runnable(model: Any) -> ir.Model:
@@ -61,6 +62,13 @@ def loadable(model: onnx.ModelProto) -> onnx.ModelProto:
     except InvalidModelError as exc:
         logger.warning("The trained model stays at opset %d, IR version %d: %s", opset, model.ir_version, exc)
         return model
+
+
+def guarded(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A model to be run as it is: :func:`loadable`, and kept from what ends the process of onnxruntime."""
+    made = loadable(model)
+    own = to_ir(made)
+    return to_proto(own) if guard(own) else made
 
 
 class Forward:

@@ -1,0 +1,281 @@
+"""Every model of the tests, by every way of differentiating it, as cases for child processes.
+
+A case is a number; what became of it is 'ok', or 'refused' and the name of one of our errors. Any other
+exception is a fault, and so is a process that ends.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from fuzz_models import MODELS, model
+from operator_models import Made, operator_rows
+
+from onnxcustom import OrtGradientForwardBackward, TrainingStep, gradient_graph, weights
+from onnxcustom.exceptions import EvaluationError, InvalidDataError, InvalidModelError, OnnxCustomError
+from onnxcustom.gradient import GradientNames
+from onnxcustom.graph import to_proto
+from onnxcustom.runtime import create_session, run_values, session_options, to_ortvalue
+from onnxcustom.training.inference import runnable
+
+__all__ = ["SHAPES", "WAYS", "Subject", "Sweep", "subjects"]
+
+SHAPES = ("static", "dynamic", "unranked")
+_WEIGHT = "sweep_weight"
+_GRADIENT = Path(__file__).parents[1] / "ut_gradient"
+Feeds = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """A model to differentiate.
+
+    Attributes
+    ----------
+    name : str
+        Where it comes from.
+    operator : str
+        What it is about; 'models' for whole ones.
+    make : callable
+        The model and its feeds.
+    """
+
+    name: str
+    operator: str
+    make: Callable[[], Made]
+
+
+# -- models ------------------------------------------------------------------------------------------
+
+
+def subjects(shapes: Sequence[str] = SHAPES) -> list[Subject]:
+    """Every row of the tables of operators, its inputs known in so many ways, and whole models."""
+    made = [
+        Subject(f"{row.name}-{kind}", row.operator, functools.partial(_weighted, row.make, kind))
+        for row in operator_rows()
+        for kind in shapes
+    ]
+    return made + _whole()
+
+
+def _weighted(make: Callable[[str], Made], shapes: str) -> Made:
+    """The model, its first floating-point input times a weight: there is one, and the operand is computed."""
+    model, feeds = make(shapes)
+    floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE)
+    first = next((i for i in model.graph.input if i.type.tensor_type.elem_type in floats), None)
+    if first is None:
+        return model, feeds
+    array = feeds[first.name]
+    scale = np.full((1,) * min(array.ndim, 1), 1.01, array.dtype)
+    for node in model.graph.node:
+        _read_instead(node, first.name, f"{first.name}_scaled")
+    node = onnx.helper.make_node("Mul", [first.name, _WEIGHT], [f"{first.name}_scaled"], name="sweep")
+    model.graph.node.insert(0, node)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(scale, _WEIGHT))
+    return model, feeds
+
+
+def _read_instead(node: onnx.NodeProto, name: str, other: str) -> None:
+    """Let a node and its bodies read another value."""
+    for k, read in enumerate(node.input):
+        if read == name:
+            node.input[k] = other
+    for attribute in node.attribute:
+        for inner in attribute.g.node:
+            _read_instead(inner, name, other)
+
+
+def _whole() -> list[Subject]:
+    """Whole models of the tests of gradients, and those that are mutated beside this file."""
+    sys.path[:0] = [str(_GRADIENT), str(_GRADIENT.parent)]
+    from random_graphs import random_graph
+
+    made = {f"fuzz-{name}": functools.partial(_fuzzed, name) for name in MODELS}
+    for seed in range(20):
+        made[f"random-{seed}"] = lambda seed=seed: _filled(random_graph(seed).model())
+    models = importlib.import_module("test_models")
+    for opset in (13, 17, 21):
+        made[f"lenet-{opset}"] = lambda opset=opset: _filled(models.lenet("N", opset))
+    made["attention"] = lambda: _filled(models.attention())
+    networks = importlib.import_module("test_engines_agree").NETWORKS
+    for name, network in networks.items():
+        for batch in ("dynamic", "static"):
+            make = functools.partial(_network, network, batch)
+            made[f"network-{name}-{batch}"] = make
+    light = importlib.import_module("test_light_models")
+    for name, size in light.SIZES.items():
+        made[f"light-{name}"] = functools.partial(_light, light, name, size)
+    return [Subject(name, "models", make) for name, make in made.items()]
+
+
+def _fuzzed(name: str) -> Made:
+    return _filled(onnx.load_model_from_string(model(name)))
+
+
+def _network(network: Any, batch: str) -> Made:
+    return _filled(network.model(np.float32, batch))
+
+
+def _light(module: Any, name: str, size: int) -> Made:
+    return _filled(module.shrunk(onnx.load(module.FOLDER / f"light_{name}.onnx"), size))
+
+
+def _filled(model: onnx.ModelProto) -> Made:
+    """A model and three rows of numbers."""
+    rng = np.random.default_rng(0)
+    fixed = {tensor.name for tensor in model.graph.initializer}
+    feeds = {}
+    for info in model.graph.input:
+        if info.name in fixed:
+            continue
+        tensor = info.type.tensor_type
+        shape = [d.dim_value or 3 for d in tensor.shape.dim]
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
+        if tensor.elem_type == onnx.TensorProto.STRING:
+            feeds[info.name] = np.full(shape, "a", dtype=object)
+        elif np.dtype(dtype).kind == "f":
+            feeds[info.name] = rng.normal(size=shape).astype(dtype)
+        else:
+            feeds[info.name] = rng.integers(0, 2, size=shape).astype(dtype)
+    return model, feeds
+
+
+# -- ways --------------------------------------------------------------------------------------------
+
+
+def _names(model: onnx.ModelProto) -> list[str]:
+    """The weights to train: those that look like some, and the one put before an operator."""
+    own = [_WEIGHT] if any(t.name == _WEIGHT for t in model.graph.initializer) else []
+    return list(dict.fromkeys([*weights(model), *own]))
+
+
+def _outputs(model: onnx.ModelProto, feeds: Feeds) -> dict[str, Any]:
+    """What the model computes, prepared."""
+    session = create_session(to_proto(runnable(model)), threads=1)
+    names = [o.name for o in model.graph.output]
+    return dict(zip(names, run_values(session, _values(session, feeds), names), strict=True))
+
+
+def _values(session: Any, feeds: Feeds) -> dict[str, Any]:
+    return {i.name: to_ortvalue(feeds[i.name]) for i in session.get_inputs()}
+
+
+def forward_backward(model: onnx.ModelProto, feeds: Feeds, engine: str) -> None:
+    """Both halves of the gradient."""
+    made = OrtGradientForwardBackward(model, _names(model), engine=engine, sess_options=session_options(1))
+    function = made.new_instance()
+    inputs = [feeds[n] for n in made.input_names] + [made.get_initializer(n) for n in made.weights_to_train]
+    outputs = function.forward(inputs, training=True)
+    gradients = made.cls_type_._split.names.seeds
+    values = dict(zip(made.output_names, outputs, strict=True))
+    function.backward([np.ones_like(values[n].numpy()) for n in made.output_names if n in gradients])
+
+
+def graph(model: onnx.ModelProto, feeds: Feeds, engine: str) -> None:
+    """The gradient graph, as it is, by a session of somebody else's."""
+    import onnxruntime
+
+    made = gradient_graph(model, wrt=_names(model), engine=engine)
+    names = GradientNames.of(made)
+    found = weights(model)
+    given = {**feeds, **{n: _initializer(model, n, found) for n in names.weights}}
+    outputs = _outputs(model, feeds)
+    given |= {seed: np.ones_like(outputs[output].numpy()) for output, seed in names.seeds.items()}
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(
+        made.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    try:
+        session.run(None, {i.name: given[i.name] for i in session.get_inputs()})
+    except Exception as error:
+        if all(array.size for array in given.values()):
+            raise
+        raise EvaluationError(f"onnxruntime computes nothing of nothing: {error}") from error
+
+
+def _initializer(model: onnx.ModelProto, name: str, found: Feeds) -> np.ndarray:
+    if name in found:
+        return found[name]
+    return next(onnx.numpy_helper.to_array(t) for t in model.graph.initializer if t.name == name)
+
+
+def step(model: onnx.ModelProto, feeds: Feeds, engine: str) -> None:
+    """Three steps of training, and the model that comes of them."""
+    options = {"weights": _names(model), "engine": engine, "threads": 1, "learning_rate": 1e-3}
+    outputs = _outputs(model, feeds)
+    try:
+        made = TrainingStep(model, **options)
+        _train(made, feeds, outputs)
+    except (
+        EvaluationError,
+        InvalidDataError,
+        InvalidModelError,
+    ):  # no rows that can be told: all of it is one
+        made = TrainingStep(model, batch_axis=dict.fromkeys([*feeds, *outputs]), **options)
+        _train(made, feeds, outputs)
+    made.trained_model()
+
+
+def _train(made: TrainingStep, feeds: Feeds, outputs: dict[str, Any]) -> None:
+    x = {spec.name: feeds[spec.name] for spec in made.inputs}
+    y = {t.output: np.zeros_like(outputs[t.output].numpy()) for t in made.targets}
+    for _ in range(3):
+        made.run(x, y)
+
+
+WAYS: dict[str, Callable[[onnx.ModelProto, Feeds, str], None]] = {
+    "forward/backward": forward_backward,
+    "gradient_graph": graph,
+    "TrainingStep": step,
+}
+
+
+class Sweep:
+    """Cases by number: every subject in every way.
+
+    Parameters
+    ----------
+    found : list of Subject
+        What is differentiated.
+    engine : str
+        By which engine.
+    """
+
+    def __init__(self, found: Sequence[Subject], engine: str) -> None:
+        self.subjects, self.engine = found, engine
+
+    def __len__(self) -> int:
+        """Return the number of cases."""
+        return len(self.subjects) * len(WAYS)
+
+    def subject(self, number: int) -> Subject:
+        """The model of a case."""
+        return self.subjects[number // len(WAYS)]
+
+    def way(self, number: int) -> str:
+        """What is done with it."""
+        return list(WAYS)[number % len(WAYS)]
+
+    def __call__(self, number: int) -> str:
+        """Do a case: 'ok', 'refused ...' or 'none' where the table has no such model."""
+        warnings.simplefilter("ignore")
+        try:
+            model, feeds = self.subject(number).make()
+        except Exception:
+            return "none"
+        try:
+            WAYS[self.way(number)](model, feeds, self.engine)
+        except OnnxCustomError as error:
+            return f"refused {type(error).__name__}: {str(error)[:300]}"
+        return "ok"
