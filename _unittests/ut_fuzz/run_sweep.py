@@ -1,6 +1,6 @@
 """Differentiate every model of the tests in every way, and look whether a process ends.
 
-``python _unittests/ut_fuzz/run_sweep.py --engine onnx --table`` runs each operator of the tables and the whole
+``python _unittests/ut_fuzz/run_sweep.py --engine onnx --table`` runs each operator of the tables and whole
 models through forward and backward, ``gradient_graph`` and ``TrainingStep``, on the onnxruntime of the
 interpreter, in child processes. It prints how many came to which end, and every signal and every exception
 that is not ours by name.
