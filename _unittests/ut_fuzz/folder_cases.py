@@ -60,7 +60,8 @@ def _regressor(name: str, folder: str | os.PathLike[str], epochs: int) -> OnnxRe
     more = [EarlyStopping("val_loss", patience=50)] if words["early"] else []
     return OnnxRegressor(
         onnx.parser.parse_model(MODEL), optimizer=words["optimizer"], max_iter=epochs, batch_size=4,
-        random_state=0, engine="onnx", validation_fraction=0.2 if more else None, callbacks=[*more, Checkpoint(folder, batches=2)],
+        random_state=0, engine="onnx", validation_fraction=0.2 if more else None,
+        callbacks=[*more, Checkpoint(folder, batches=2)],
     )  # fmt: skip
 
 

@@ -134,8 +134,8 @@ class StreamValidation:
 
 def _weightless() -> InvalidDataError:
     return InvalidDataError(
-        "Every row of the validation data weighs 0, by sample_weight or class_weight: nothing would be measured. "
-        "Give weights above 0 (sample_weight_val), or other rows."
+        "Every row of the validation data weighs 0, by sample_weight or class_weight: nothing would be "
+        "measured. Give weights above 0 (sample_weight_val), or other rows."
     )
 
 
