@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
 import math
 import numbers
+from collections.abc import Mapping
 from dataclasses import MISSING
 from typing import Any
 
@@ -23,6 +25,7 @@ __all__ = [
     "integer",
     "number",
     "optional",
+    "own_parameters",
 ]
 
 
@@ -181,6 +184,27 @@ class Parameters:
     def __repr__(self) -> str:
         values = ", ".join(f"{k}={v!r}" for k, v in self.get_params(deep=False).items())
         return f"{type(self).__name__}({values})"
+
+
+def own_parameters(value: Any) -> Any:
+    """Copies of :class:`Parameters`, alone or in a dict, as they are now; the rest as it is.
+
+    Examples
+    --------
+    >>> from onnxcustom.objective import HuberLearningLoss
+    >>> given = HuberLearningLoss(delta=2)
+    >>> own = own_parameters({"y": given})
+    >>> given.delta = 3
+    >>> own
+    {'y': HuberLearningLoss(delta=2)}
+    """
+    if isinstance(value, Mapping):
+        return {key: own_parameters(item) for key, item in value.items()}
+    if not isinstance(value, Parameters):
+        return value
+    made = copy.copy(value)
+    vars(made).update({name: own_parameters(item) for name, item in vars(made).items()})
+    return made
 
 
 def _is_cache(name: str) -> bool:

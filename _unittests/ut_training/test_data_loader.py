@@ -94,9 +94,9 @@ def test_same_seed_same_bits_whatever_the_block():
 # -- memory ------------------------------------------------------------------------------------
 
 
-def test_unshuffled_batches_share_the_users_memory():
+def test_unshuffled_batches_share_the_users_memory_if_asked_to():
     X = np.zeros((10, 2), np.float32)
-    loader = OrtDataLoader(X, np.zeros(10), batch_size=4, random_iter=False)
+    loader = OrtDataLoader(X, np.zeros(10), batch_size=4, random_iter=False, copy=False)
     pointers = [b.values[0].data_ptr() for b in loader.epoch(0)]
     assert pointers == [X.ctypes.data + 8 * i for i in (0, 4, 8)]
 

@@ -15,6 +15,7 @@ from .blocks import Block, Key
 from .columns import Plan, Selection
 from .fingerprints import hash_array, hash_rows
 from .frames import UnfitError, as_array, column_getter, column_names, is_frame, slice_rows
+from .owned import owned
 from .sparse import SparseRows, is_sparse
 
 __all__ = ["ArraySource", "Axes", "FrameSource", "IterableSource", "Part", "Source", "UnalignedError"]
@@ -320,7 +321,8 @@ class IterableSource(Source):
         iterator = self._iterator()
         try:
             for number, batch in enumerate(iterator):
-                block = self._as_block(batch, number, part, row, targets_only)
+                # Who makes the batches may make the next one in the same memory, while this one waits.
+                block = self._as_block(batch, number, part, row, targets_only).map(np.array)
                 row += len(block)
                 if len(block):
                     yield block
@@ -345,7 +347,7 @@ class IterableSource(Source):
                 return block
         while True:
             try:
-                self._first.append(next(self._batches))
+                self._first.append(owned(next(self._batches)))
             except StopIteration:
                 return None
             except OnnxCustomError:

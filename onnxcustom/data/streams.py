@@ -19,6 +19,7 @@ from .blocks import Block, recut, row_bytes
 from .columns import Plan
 from .files import FileSource, find_files
 from .frames import is_frame
+from .owned import owned_parts
 from .reader import read_ahead
 from .shuffling import Share, Windows, part_order, shuffled
 from .sources import ArraySource, Axes, FrameSource, IterableSource, Part, Source
@@ -54,7 +55,8 @@ def stream(
         - a ``pyarrow.dataset.Dataset``;
         - a frame in memory, of pandas, polars or pyarrow, or a dict of columns;
         - a tuple of arrays, mapped into memory or not: ``(X,)``, ``(X, y)`` or ``(X, y, sample_weight)``;
-          X and y may be dicts of arrays, X a sparse matrix of scipy;
+          X and y may be dicts of arrays, X a sparse matrix of scipy. Up to 256 MB of arrays or of a frame are
+          copied; what is mapped for reading only, and more than that, is read where it is at every epoch;
         - batches: an iterable such as ``torch.utils.data.DataLoader``, or a function that returns an
           iterator, of such tuples of arrays of any length, or of frames. An iterator can be read once only.
     target : str, list of str or dict of str to either, optional
@@ -136,9 +138,9 @@ def _source(source: Any, plan: Plan) -> Source:
             raise ValueError(
                 "A tuple of arrays has no columns to name: X, y and sample_weight are where they stand."
             )
-        return ArraySource(source)
+        return ArraySource(owned_parts(source, watched=False))
     if is_frame(source) or isinstance(source, Mapping):
-        return FrameSource(source, plan)
+        return FrameSource(owned_parts([source], watched=False)[0], plan)
     if _is_dataset(source):
         from .arrow_files import DatasetSource
 
@@ -249,7 +251,7 @@ class Stream:
         def made() -> Iterator[Any]:
             found = self._blocks(epoch, seed, shuffle, rows, multiple, skip)
             with contextlib.closing(found):
-                yield from found if apply is None else map(apply, found)
+                yield from map(apply or _copied, found)
 
         return read_ahead(made, self.prefetch)
 
@@ -382,7 +384,7 @@ class Stream:
                 found = next(recut(kept, rows), None)
         if found is None or not len(found):
             raise self.empty()
-        return found[:rows]
+        return _copied(found[:rows])
 
     def labels(self) -> np.ndarray:
         """The different values of the target, sorted, as :meth:`label_counts` finds them.
@@ -553,6 +555,11 @@ class Stream:
             f", {len(self._shares)} splits" if len(self._shares) > 1 else ", split" if self._shares else ""
         )
         return f"<Stream of {self.source.name}{known}{shares}>"
+
+
+def _copied(block: Block) -> Block:
+    """A block that may be written to, and kept."""
+    return block.map(np.array)
 
 
 def _peeled(blocks: Iterator[Block]) -> tuple[Block | None, Iterator[Block]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import os
 import shutil
@@ -93,6 +94,12 @@ def load(model: ModelLike, *, limits: Limits | None = None) -> onnx.ModelProto:
         assert read.folder is not None
         read_external(read.external, read.folder, read.label)
     return read.proto
+
+
+def load_own(model: ModelLike) -> onnx.ModelProto:
+    """Load a model that its owner may change afterwards: as :func:`load`, but always a copy."""
+    proto = load(model)
+    return copy.deepcopy(proto) if proto is model else proto
 
 
 def to_ir(model: ModelLike, *, trusted: bool = False) -> ir.Model:

@@ -13,8 +13,9 @@ from onnx_ir.traversal import RecursiveGraphIterator
 
 from onnxcustom.exceptions import InvalidDataError, InvalidModelError, UnknownNameError
 from onnxcustom.gradient import ENGINES, gradient_graph
-from onnxcustom.graph import load, prepare, to_ir
+from onnxcustom.graph import prepare, to_ir
 from onnxcustom.graph.builder import Builder, Var
+from onnxcustom.graph.io import load_own
 from onnxcustom.graph.traversal import all_names
 
 from .base import Loss, LossTarget, LossTerms, flat_weight, register_loss
@@ -143,7 +144,7 @@ class CustomLoss(Loss):
     def _model(self) -> ir.Model:
         """A private copy of the user's model, its functions inlined."""
         if "_proto" not in self.__dict__:
-            self.__dict__["_proto"] = load(self.loss)
+            self.__dict__["_proto"] = load_own(self.loss)
         return to_ir(self.__dict__["_proto"])
 
     def _sub_builder(self, op: Builder, predicted: Var, expected: Var) -> tuple[Builder, Var, Var]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import numbers
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ import numpy as np
 from onnxcustom._parameters import check_flag
 from onnxcustom._versioning import check_version, stamp_version
 from onnxcustom.data.fingerprints import hash_array
+from onnxcustom.data.owned import owned_parts, sealed
 from onnxcustom.data.sparse import SparseRows
 from onnxcustom.exceptions import InvalidDataError
 from onnxcustom.runtime import Device, owned_copy, parse_device, plain_array, to_ortvalue
@@ -28,7 +30,7 @@ from .validation import (
     weights_of,
 )
 
-__all__ = ["Batch", "OrtDataLoader", "draw_seed", "permutation"]
+__all__ = ["Batch", "LentBatch", "OrtDataLoader", "draw_seed", "permutation"]
 
 # So many batches are prepared at most; beyond that they are made while iterating.
 _PREPARED = 16384
@@ -47,6 +49,53 @@ class Batch(NamedTuple):
 
     rows: int
     values: tuple[Any, ...]
+
+    def copy(self) -> Batch:
+        """The batch in memory of its own."""
+        return Batch(self.rows, tuple(map(owned_copy, self.values)))
+
+
+class LentBatch:
+    """A batch that callbacks look at: what they keep of its values, or write to, are copies.
+
+    Parameters
+    ----------
+    batch : Batch
+        The batch that is trained on, whose memory a later one overwrites.
+
+    Attributes
+    ----------
+    rows : int
+        Number of rows.
+    """
+
+    def __init__(self, batch: Batch) -> None:
+        self.rows = batch.rows
+        self._batch: Batch | None = batch
+
+    @functools.cached_property
+    def values(self) -> tuple[Any, ...]:
+        """As those of a :class:`Batch`, in memory of their own; made when they are first asked for.
+
+        Raises
+        ------
+        RuntimeError
+            That is after the batch.
+        """
+        if self._batch is None:
+            raise RuntimeError(
+                "The memory of this batch holds another one by now: read batch.values in on_batch_begin or "
+                "on_batch_end."
+            )
+        return self._batch.copy().values
+
+    def take_back(self) -> None:
+        """Let nobody read the values from here on who did not before."""
+        self._batch = None
+
+    def __iter__(self) -> Iterator[Any]:
+        """The number of rows and the values, as of a :class:`Batch`."""
+        return iter((self.rows, self.values))
 
 
 def permutation(seed: int, epoch: int, rows: int) -> np.ndarray:
@@ -94,9 +143,10 @@ def draw_seed(random_state: Any = None) -> int:
 class OrtDataLoader:
     """Iterates over a data set in batches of OrtValues.
 
-    Data is checked and converted once. Batches share the memory of the data, or, when shuffling, of a
-    buffer that is refilled in place at the start of each epoch (data sets larger than `block_bytes`
-    block by block), so that the OrtValues are made once and a batch costs next to nothing.
+    Data is checked and converted once, into memory of the loader's own. The batches of :meth:`epoch` share
+    that memory, or, when shuffling, that of a buffer that is refilled in place at the start of each epoch
+    (data sets larger than `block_bytes` block by block), so that the OrtValues are made once and a batch
+    costs next to nothing. Those of the other iterators are copies.
 
     Parameters
     ----------
@@ -126,6 +176,9 @@ class OrtDataLoader:
         Dtype of the weights of the rows: by default that of the first floating-point array.
     block_bytes : int, default=2**23
         Size of the buffer.
+    copy : bool, default=True
+        Whether arrays that need no conversion are copied. Without, the loader shares their memory, and they
+        must stay as they are while it lives. What is mapped for reading only is never copied.
 
     Attributes
     ----------
@@ -145,8 +198,8 @@ class OrtDataLoader:
 
     Notes
     -----
-    OrtValues of batches are valid while the loader lives and, when shuffling, until the next epoch or
-    block: use them, don't collect them. :meth:`iter_numpy` yields copies when shuffling.
+    OrtValues of the batches of :meth:`epoch` are valid while the loader lives and, when shuffling, until the
+    next epoch or block: use them, don't collect them; :meth:`Batch.copy` keeps one.
 
     Examples
     --------
@@ -173,7 +226,11 @@ class OrtDataLoader:
         targets: Sequence[TensorSpec] | None = None,
         weight_dtype: Any = None,
         block_bytes: int = 2**23,
+        copy: bool = True,
     ) -> None:
+        check_flag("copy", copy)
+        if copy:
+            X, y, sample_weight = owned_parts((X, y, sample_weight), watched=True)
         given = _names("X", X) if inputs is None else list(inputs)
         arrays = as_inputs(X, given, sparse=True)
         specs = list(given)
@@ -351,24 +408,27 @@ class OrtDataLoader:
         return [of_batch(some_rows(a, spec, rows), spec) for a, spec in pairs]
 
     def __iter__(self) -> Iterator[Batch]:
-        """The batches of the next epoch."""
+        """Copies of the batches of the next epoch."""
+        return map(Batch.copy, self._next_epoch())
+
+    def _next_epoch(self) -> Iterator[Batch]:
         epoch = self._epoch
         self._epoch += 1
         return self.epoch(epoch)
 
     def iter_ortvalue(self) -> Iterator[tuple[Any, ...]]:
-        """The next epoch as tuples of C OrtValues: inputs, expected values, weights."""
+        """The next epoch as tuples of C OrtValues, copies: inputs, expected values, weights."""
         for batch in self:
             yield batch.values
 
     def iter_numpy(self) -> Iterator[tuple[np.ndarray, ...]]:
-        """The next epoch as tuples of arrays: inputs, expected values, weights."""
+        """The next epoch as tuples of arrays, copies: inputs, expected values, weights."""
         order = self.order(self._epoch)
         self._epoch += 1
         for start in range(0, self._rows, self.batch_size):
             stop = start + self.batch_size
             rows: Any = slice(start, stop) if order is None else order[start:stop]
-            yield tuple(self._cut(rows))
+            yield tuple(np.array(part) for part in self._cut(rows))
 
     def iter_bind(self, bind: Any, names: Sequence[str]) -> Iterator[int]:
         """Bind the batches of the next epoch to inputs, one after the other.
@@ -391,7 +451,7 @@ class OrtDataLoader:
                 f"{len(self.arrays)} arrays {list(self.arrays)} need as many names, not {names}."
             )
         target = getattr(bind, "_iobinding", bind)
-        for batch in self:
+        for batch in self._next_epoch():
             for name, value in zip(names, batch.values, strict=False):
                 target.bind_ortvalue_input(name, value)
             yield batch.rows
@@ -404,8 +464,9 @@ class OrtDataLoader:
 
     @property
     def data_np(self) -> tuple[np.ndarray, ...]:
-        """The data as arrays; sparse rows as :class:`~onnxcustom.data.sparse.SparseRows`."""
-        return tuple(self.arrays.values())
+        """The data as arrays, read only; sparse rows as :class:`~onnxcustom.data.sparse.SparseRows`."""
+        views = {name: a if isinstance(a, SparseRows) else a.view() for name, a in self.arrays.items()}
+        return tuple(sealed(views).values())
 
     @property
     def data_ort(self) -> tuple[Any, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -124,16 +125,16 @@ def capture(trainer: Trainer, run: Run) -> tuple[dict[str, np.ndarray], dict[str
         plain = _split(callback.state_dict(), f"callbacks/{i}", tensors)
         callbacks.append({"class": type(callback).__name__, "state": plain})
     state = {
-        "fingerprint": run.fingerprint,
+        "fingerprint": copy.deepcopy(run.fingerprint),
         "seed": run.seed,
         "n_iter": trainer.n_iter_,
         "epochs": run.epochs,
-        "history": trainer.history_,
+        "history": {name: [*values] for name, values in trainer.history_.items()},
         "position": {
             "batches": run.batches,
             "total": run.total,
             "rows": run.rows,
-            "heads": run.heads,
+            "heads": dict(run.heads),
             "head_rows": run.head_rows,
         },
         "stopped": run.stop_reason if run.final else None,
@@ -180,7 +181,7 @@ def restore_callbacks(saved: Saved, trainer: Trainer, run: Run) -> None:
 def _split(value: Any, path: str, tensors: dict[str, np.ndarray]) -> Any:
     """What JSON holds of a state; arrays go to `tensors` and leave their names."""
     if isinstance(value, np.ndarray):
-        tensors[path] = value
+        tensors[path] = np.array(value)
         return {"tensor": path}
     if isinstance(value, Mapping):
         return {"items": [[k, _split(v, f"{path}/{k}", tensors)] for k, v in value.items()]}

@@ -23,7 +23,7 @@ class Run:
     Attributes
     ----------
     X, y : array_like, dict or Stream
-        Training data as it was given, without the part held out for validation.
+        Training data as it was given, without the part held out for validation; arrays are read only.
     X_val, y_val : array_like, dict, Stream or None
         Validation data.
     loader : OrtDataLoader or StreamLoader

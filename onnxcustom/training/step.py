@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import math
@@ -13,7 +14,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from onnxcustom._parameters import check_flag
+from onnxcustom._parameters import check_flag, own_parameters
 from onnxcustom._versioning import check_version, stamp_version
 from onnxcustom.data.blocks import Key
 from onnxcustom.exceptions import (
@@ -28,7 +29,6 @@ from onnxcustom.gradient.interface import select_engine
 from onnxcustom.graph import (
     Selection,
     constants,
-    load,
     prepare,
     replace_constants,
     replace_weights,
@@ -37,6 +37,7 @@ from onnxcustom.graph import (
 from onnxcustom.graph import weights as graph_weights
 from onnxcustom.graph.batch_axis import BatchAxes
 from onnxcustom.graph.finding import array_of
+from onnxcustom.graph.io import load_own
 from onnxcustom.graph.selection import Catalog
 from onnxcustom.objective import select_penalties
 from onnxcustom.optim import BaseLearningRate, select_optimizer
@@ -201,7 +202,8 @@ class TrainingStep:
         self.passes = bool(passes)
         self.recompute = bool(recompute)
         self._sess_options = sess_options
-        self._proto = load(model)
+        self._proto = load_own(model)
+        loss, penalty = own_parameters(loss), own_parameters(penalty)
         self.device: Device = parse_device(device)
         self.threads = threads
         self.optimizer = select_optimizer(optimizer, learning_rate).init_learning_rate()
@@ -898,8 +900,9 @@ _REBUILT = frozenset(
 
 
 def _options(optimizer: BaseLearningRate) -> dict[str, Any]:
-    """The options that graphs are made with: the learning rate is fed to them."""
-    return {k: v for k, v in optimizer.get_params().items() if k not in ("learning_rate", "eta0")}
+    """The options that graphs are made with, as they are now: the learning rate is fed to them."""
+    options = {k: v for k, v in optimizer.get_params().items() if k not in ("learning_rate", "eta0")}
+    return {k: copy.copy(v) if isinstance(v, (dict, list, set)) else v for k, v in options.items()}
 
 
 def _without_frozen(

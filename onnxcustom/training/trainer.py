@@ -26,12 +26,13 @@ from onnxcustom._parameters import check_flag
 from onnxcustom._versioning import check_version, stamp_version
 from onnxcustom.data import Block, Stream
 from onnxcustom.data.given import as_data
+from onnxcustom.data.owned import owned_parts, sealed
 from onnxcustom.data.sources import UnalignedError
 from onnxcustom.exceptions import CheckpointError, ConvergenceError, EvaluationError, InvalidDataError
 
 from .callbacks import Callback, Callbacks, Checkpoint, PrintLog, ProgressBar
 from .checkpoint import CheckpointStore, Saved
-from .data_loader import Batch, OrtDataLoader, draw_seed
+from .data_loader import Batch, LentBatch, OrtDataLoader, draw_seed
 from .held_out import ArrayValidation, StreamValidation, score_stream
 from .resuming import capture, check_same, checked, fingerprint, restore, restore_callbacks
 from .run import Run, deferred_interrupt
@@ -243,6 +244,9 @@ class Trainer(BaseEstimator):
         saved = None if self._resumed is None else self._resumed.saved
         try:
             X, X_val = as_data(X, y), None if X_val is None else as_data(X_val, y_val)
+            given = X, y, sample_weight, X_val, y_val, sample_weight_val
+            own = owned_parts(given, watched=bool(self.callbacks) or not _is_ours(self))
+            X, y, sample_weight, X_val, y_val, sample_weight_val = own
             step = self._step_for(X, y)
             for data in (X, X_val):
                 if isinstance(data, Stream):
@@ -342,10 +346,14 @@ class Trainer(BaseEstimator):
         """Train once on every row, or on those that are left; the mean objective over the rows."""
         run = self.run
         observed, several = bool(run.callbacks.of_batches), len(self.step_.targets) > 1
+        overridden = type(self).train_step is not Trainer.train_step
         total, rows, batches = run.total, run.rows, run.batches
         for batch in loader.epoch(self.n_iter_, batches):
+            if overridden:
+                batch = batch.copy()
             if observed:
-                run.callbacks.begin_batch(self, batch)
+                lent = LentBatch(batch)
+                run.callbacks.begin_batch(self, lent)
             loss = self.train_step(batch)
             batches += 1
             if math.isfinite(loss):  # else the step was skipped
@@ -354,7 +362,8 @@ class Trainer(BaseEstimator):
                     run.add_heads(self.step_.head_losses, batch.rows)
             if observed:
                 run.batches, run.total, run.rows = batches, total, rows
-                run.callbacks.end_batch(self, batch, loss)
+                run.callbacks.end_batch(self, lent, loss)
+                lent.take_back()
             if run.stop_reason is not None and batches != loader.n_batches:
                 run.batches, run.total, run.rows = batches, total, rows
                 run.cut = True
@@ -469,8 +478,9 @@ class Trainer(BaseEstimator):
         weigh = self.weigher(X, y)
         loader = self._loader(step, X, y, sample_weight, seed, weigh)
         validation = self._validation(step, X_val, y_val, sample_weight_val, weigh)
-        run = Run(X, y, X_val, y_val, loader, validation, self._all_callbacks(), seed=seed)
-        run.sample_weight, run.sample_weight_val = sample_weight, sample_weight_val
+        callbacks = self._all_callbacks()
+        run = Run(sealed(X), sealed(y), sealed(X_val), sealed(y_val), loader, validation, callbacks, seed=seed)
+        run.sample_weight, run.sample_weight_val = sealed(sample_weight), sealed(sample_weight_val)
         run.epochs = getattr(self, "n_iter_", 0) + epochs
         run.on_the_way = ["loss", *(t.curve for t in step.targets if len(step.targets) > 1)]
         held_out = [] if validation is None else [f"val_{name}" for name in run.on_the_way]
@@ -548,7 +558,7 @@ class Trainer(BaseEstimator):
                 **options,
             )
         weights = sample_weight if weigh is None else weigh(y, sample_weight)
-        loader = OrtDataLoader(X, self.encode(y, step), weights, random_state=seed, **options)
+        loader = OrtDataLoader(X, self.encode(y, step), weights, random_state=seed, copy=False, **options)
         n = len(step.inputs)
         names = [spec.name for spec in step.expected]
         step.check_expected(dict(zip(names, list(loader.arrays.values())[n:], strict=False)))
@@ -711,6 +721,11 @@ class Trainer(BaseEstimator):
         return shown
 
 
+def _is_ours(thing: Any) -> bool:
+    """Whether an object's class is one of this library."""
+    return type(thing).__module__.partition(".")[0] == __name__.partition(".")[0]
+
+
 def _check_brings_weights(sample_weight: Any) -> None:
     if sample_weight is not None:
         raise InvalidDataError(
@@ -726,7 +741,9 @@ def _frozen(value: Any) -> Any:
     """What a parameter is now: objects with parameters of their own may be changed in place."""
     if hasattr(value, "get_params") and not isinstance(value, type):
         return type(value), {k: _frozen(v) for k, v in value.get_params(deep=False).items()}
-    return {k: _frozen(v) for k, v in value.items()} if isinstance(value, Mapping) else value
+    if isinstance(value, Mapping):
+        return {k: _frozen(v) for k, v in value.items()}
+    return [*value] if isinstance(value, list) else value
 
 
 def _same(a: Any, b: Any) -> bool:

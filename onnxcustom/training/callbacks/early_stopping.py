@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -138,20 +139,19 @@ class EarlyStopping(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The best and its weights."""
-        return {
-            "name": self._name,
-            "best": self.best_,
-            "best_epoch": self.best_epoch_,
-            "waited": self._waited,
+        kept = {
             "weights": self._weights,
             "statistics": self._statistics,
             "before": dict(zip(("weights", "statistics"), self._before or (), strict=False)),
         }
+        numbers = {"best": self.best_, "best_epoch": self.best_epoch_, "waited": self._waited}
+        return {"name": self._name, **numbers, **copy.deepcopy(kept)}
 
     def load_state_dict(self, trainer: Trainer, state: Mapping[str, Any]) -> None:
         """Go on with the best of before, if it is of the same measure."""
         if state["name"] != self._name:
             return
+        state = copy.deepcopy(dict(state))
         self.best_, self.best_epoch_, self._waited = state["best"], state["best_epoch"], state["waited"]
         self._weights, self._statistics = dict(state["weights"]), dict(state["statistics"])
         if self._first and state.get("before"):

@@ -72,7 +72,7 @@ class HistoryFile(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Rates and times of the epochs."""
-        return {"rates": self._rates, "seconds": self._seconds}
+        return {"rates": [*self._rates], "seconds": [*self._seconds]}
 
     def load_state_dict(self, trainer: Trainer, state: Mapping[str, Any]) -> None:
         """Go on behind them."""

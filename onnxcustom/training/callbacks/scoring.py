@@ -154,7 +154,7 @@ class Score(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """What was measured."""
-        return {"records": self.records_, "batch": self._batch}
+        return {"records": [dict(r) for r in self.records_], "batch": self._batch}
 
     def load_state_dict(self, trainer: Trainer, state: Mapping[str, Any]) -> None:
         """Go on behind it."""
