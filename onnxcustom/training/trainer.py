@@ -478,8 +478,8 @@ class Trainer(BaseEstimator):
         weigh = self.weigher(X, y)
         loader = self._loader(step, X, y, sample_weight, seed, weigh)
         validation = self._validation(step, X_val, y_val, sample_weight_val, weigh)
-        callbacks = self._all_callbacks()
-        run = Run(sealed(X), sealed(y), sealed(X_val), sealed(y_val), loader, validation, callbacks, seed=seed)
+        callbacks, shown = self._all_callbacks(), (sealed(X), sealed(y), sealed(X_val), sealed(y_val))
+        run = Run(*shown, loader, validation, callbacks, seed=seed)
         run.sample_weight, run.sample_weight_val = sealed(sample_weight), sealed(sample_weight_val)
         run.epochs = getattr(self, "n_iter_", 0) + epochs
         run.on_the_way = ["loss", *(t.curve for t in step.targets if len(step.targets) > 1)]
