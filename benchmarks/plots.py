@@ -87,7 +87,7 @@ def draw_steps(found: dict[str, Any], title: str) -> Any:
         for label, name in zip(axes.get_yticklabels(), names, strict=True):
             label.set_color(colour(name))
     figure.supxlabel(
-        "time of a step / that of run_batch: right of 1 is slower than ours. "
+        "time of a step / that of ours, run_batch, for a whole fit() fit(): right of 1 is slower than ours. "
         "Medians and quartiles of the rounds; black bars are aims",
         fontsize=9,
     )
@@ -97,7 +97,7 @@ def draw_steps(found: dict[str, Any], title: str) -> Any:
 
 def draw_ratio(axes: Any, place: int, row: dict[str, Any]) -> None:
     """One line of a panel: quartiles, median, aim, number."""
-    ratio, shade = row["ratio_to_run_batch"], colour(row["contender"])
+    ratio, shade = row[f"ratio_to_{row['against']}"], colour(row["contender"])
     axes.plot([ratio["low"], ratio["high"]], [place, place], color=shade, linewidth=3, alpha=0.4)
     axes.plot(ratio["median"], place, "o", color=shade, markersize=6)
     if row["aim"]:

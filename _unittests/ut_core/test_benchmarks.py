@@ -17,7 +17,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 # What each row of a subject's JSON must say.
 KEYS = {
-    "bench_step": {"case", "optimizer", "contender", "microseconds", "ratio_to_run_batch", "aim"},
+    "bench_step": {"case", "optimizer", "contender", "microseconds", "ratio_to_run_batch", "against", "aim"},
     "bench_loop": {"case", "microseconds", "inside", "share_outside"},
     "bench_logistic": {"contender", "seconds", "ratio_to_ours", "accuracy"},
     "bench_memory": {"case", "contender", "peak", "training"},
@@ -64,6 +64,7 @@ def test_subject(
         assert found == {
             (o, c) for o in ("SGD", "Adam") for c in ("run_batch", "fit", "partial_fit", "sklearn fit")
         }
+        assert {r["contender"]: r["against"] for r in rows}["sklearn fit"] == "fit"  # like with like
     if subject == "bench_loop":
         assert 0 < rows[0]["inside"] < rows[0]["microseconds"]
 
@@ -131,7 +132,7 @@ def test_pictures(benchmarks: ModuleType, tmp_path: Path) -> None:
     step = [
         {
             "case": "1-1-1-1, batch 1", "optimizer": optimizer, "threads": 1, "contender": name, "aim": 1.1,
-            "microseconds": 10.0, "ratio_to_run_batch": ratio, "ratio_to_fit": ratio,
+            "against": "run_batch", "microseconds": 10.0, "ratio_to_run_batch": ratio, "ratio_to_fit": ratio,
         }
         for optimizer in ("SGD", "Adam") for name in ("run_batch", "scan")
     ]  # fmt: skip

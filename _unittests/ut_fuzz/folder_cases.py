@@ -128,6 +128,14 @@ def _strangers(files: _Files, random: Random) -> None:
         files[name] = random.choice((b"", b"{}", b"\xff" * 20, *files.values()))
 
 
+def _foreign(files: _Files, random: Random) -> None:
+    """Checkpoints of a training with other settings: all there are, or some of them among ours."""
+    other = random.choice([_files(name) for name in FOLDERS])
+    if random.random() < 0.5:
+        files.clear()
+    files.update((name, other[name]) for name in other if random.random() < 0.7)
+
+
 def _edit(files: _Files, random: Random) -> None:
     """Another state, with the checksum that belongs to it: written by somebody who knows the format."""
     name = _file(files, random, "state.json")
@@ -184,7 +192,7 @@ def _signed(document: dict[str, Any]) -> bytes:
 
 
 MUTATIONS: tuple[Callable[[_Files, Random], None], ...] = (
-    _change_bytes, _remove, _exchange, _strangers, _edit, _edit, _edit, _edit_tensors,
+    _change_bytes, _remove, _exchange, _strangers, _foreign, _edit, _edit, _edit, _edit_tensors,
 )  # fmt: skip
 
 
@@ -233,9 +241,13 @@ def _links(folder: Path, random: Random) -> None:
 
 @contextlib.contextmanager
 def _faults(folder: Path, random: Random) -> Iterator[None]:
-    """In half of the cases a call of the system that fails, once or from then on."""
+    """In half of the cases a call of the system fails, once or from then on; or nothing can be written."""
     if random.random() < 0.5:
         yield
+        return
+    if random.random() < 0.2:
+        with _read_only(folder, random.choice((errno.EROFS, errno.EACCES, errno.ENOSPC))):
+            yield
         return
     name, number = random.choice(CALLS), random.choice(ERRORS)
     at, once = random.randrange(12), random.random() < 0.5
@@ -250,4 +262,24 @@ def _faults(folder: Path, random: Random) -> Iterator[None]:
         return original(path, *args, **kwargs)
 
     with mock.patch.object(os, name, failing):
+        yield
+
+
+@contextlib.contextmanager
+def _read_only(folder: Path, number: int) -> Iterator[None]:
+    """Whatever would write to the folder fails, for root as well, to whom rights of files mean nothing."""
+
+    def refusing(original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(path: Any, *args: Any, **kwargs: Any) -> Any:
+            reads = original is opened and not (args and args[0] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
+            if not reads and str(path).startswith(str(folder)):
+                raise OSError(number, os.strerror(number), str(path))
+            return original(path, *args, **kwargs)
+
+        return call
+
+    opened = os.open
+    with contextlib.ExitStack() as stack:
+        for name in ("open", "mkdir", "rename", "replace", "unlink", "rmdir"):
+            stack.enter_context(mock.patch.object(os, name, refusing(getattr(os, name))))
         yield

@@ -22,6 +22,8 @@ from collections.abc import Callable, Iterator, Sequence
 __all__ = ["Result", "run_cases"]
 
 Case = Callable[[int], str]
+# What waits uses no time of the processor, and is given so many times as long: others may need it, too.
+PATIENCE = 6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +74,7 @@ def run_cases(
     numbers : sequence of int
         Which ones.
     seconds : float, default=20
-        How long one may take.
+        How long one may take, of the processor; by the clock it is `PATIENCE` times as long.
     memory : int, default=6 GiB
         Address space of a child.
     batch : int, default=20
@@ -133,7 +135,7 @@ def _results(pipe: object, seconds: float) -> Iterator[Result]:
     selector = selectors.DefaultSelector()
     selector.register(pipe, selectors.EVENT_READ)  # type: ignore[arg-type]
     rest = b""
-    while selector.select(seconds + 5.0):
+    while selector.select(PATIENCE * seconds + 5.0):
         found = pipe.read(1 << 16)  # type: ignore[attr-defined]
         if not found:
             return
