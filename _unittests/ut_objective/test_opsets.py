@@ -11,6 +11,7 @@ from onnxcustom.objective.penalties import PENALTIES, PerWeightLearningPenalty
 from onnxcustom.objective.standalone import loss_model
 from onnxcustom.runtime import create_session, ort_limits
 
+from ..opset_forms import distinct
 from .test_base import PARAMS
 
 TOP = min(23, ort_limits()[0])
@@ -25,11 +26,14 @@ def test_losses(loss, data, shape, formula, dtype):
     w = rng.uniform(0.5, 2, size=len(p)).astype(dtype)
     exact = np.asarray(formula(y, p.astype(np.float64))).reshape(len(p), -1).sum(1) * w
     specs = [(ir.DataType.from_numpy(a.dtype), list(a.shape)) for a in (p, y, w)]
-    made = {}
-    for opset in range(7, TOP + 1):
-        model = loss_model(loss, *specs, outputs=("scores", "loss", "gradient"), opset=opset)
+    models = {
+        opset: loss_model(loss, *specs, outputs=("scores", "loss", "gradient"), opset=opset)
+        for opset in range(7, TOP + 1)
+    }
+    for model in models.values():
         onnx.checker.check_model(model, full_check=True)
-        feeds = {"expected": y, "predicted": p, "weight": w}
+    feeds, made = {"expected": y, "predicted": p, "weight": w}, {}
+    for opset, model in distinct(models).items():
         made[opset] = create_session(model).run(None, feeds)
         np.testing.assert_allclose(made[opset][0], exact, rtol=1e-4, atol=1e-5, err_msg=f"opset {opset}")
     for opset, arrays in made.items():
@@ -41,11 +45,10 @@ def test_losses(loss, data, shape, formula, dtype):
 @pytest.mark.parametrize("kind", [k for k in PENALTIES.classes() if k is not PerWeightLearningPenalty])
 def test_penalties(kind, dtype):
     w = np.array([[1, -2, 0.5], [0, 3, -1]], dtype)
-    made = {}
-    for opset in range(7, TOP + 1):
-        model = kind().to_onnx(dtype=dtype, opset=opset)
+    models = {opset: kind().to_onnx(dtype=dtype, opset=opset) for opset in range(7, TOP + 1)}
+    for model in models.values():
         onnx.checker.check_model(model, full_check=True)
-        made[opset] = create_session(model).run(None, {"weight": w})
+    made = {opset: create_session(m).run(None, {"weight": w}) for opset, m in distinct(models).items()}
     for opset, arrays in made.items():
         for found, wanted in zip(arrays, made[18], strict=True):
             np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6, err_msg=f"opset {opset}")

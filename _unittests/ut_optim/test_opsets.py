@@ -10,6 +10,7 @@ import pytest
 from onnxcustom.optim.function import build_update
 from onnxcustom.runtime import create_session, ort_limits
 
+from ..opset_forms import distinct
 from .test_rules import EACH, Case
 
 TOP = min(23, ort_limits()[0])
@@ -27,12 +28,12 @@ def test_every_opset_updates_alike(case: Case, dtype):
     for name, state in rule.create_state(w).items():
         array = np.asarray(state)
         feeds[name] = rng.uniform(0.1, 1, size=array.shape).astype(array.dtype)
-    made = {}
+    models = {}
     for opset in range(case.opset, TOP + 1):
-        model = ir.to_proto(build_update(rule, np.dtype(dtype), w.shape, opset))
-        onnx.checker.check_model(model, full_check=True)
-        assert model.opset_import[0].version == opset
-        made[opset] = create_session(model, optimize=False).run(None, feeds)
+        models[opset] = ir.to_proto(build_update(rule, np.dtype(dtype), w.shape, opset))
+        onnx.checker.check_model(models[opset], full_check=True)
+        assert models[opset].opset_import[0].version == opset
+    made = {k: create_session(m, optimize=False).run(None, feeds) for k, m in distinct(models).items()}
     for opset, arrays in made.items():
         for found, wanted in zip(arrays, made[18], strict=True):
             np.testing.assert_allclose(found, wanted, rtol=2e-5, atol=2e-6, err_msg=f"opset {opset}")
