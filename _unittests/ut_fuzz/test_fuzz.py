@@ -29,7 +29,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 @pytest.mark.parametrize(
-    ("kind", "cases"), [("models", 250), ("operators", 250), ("data", 300), ("checkpoints", 120)]
+    ("kind", "cases"), [("models", 100), ("operators", 100), ("data", 150), ("checkpoints", 80)]
 )
 def test_only_our_errors(kind, cases):
     pytest.importorskip("onnxruntime")

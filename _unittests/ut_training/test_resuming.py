@@ -94,16 +94,16 @@ def same(one, other):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="children are made by fork")
 def test_killed_at_any_moment(record_property):
-    """SIGKILL after random times, fifty of them."""
+    """SIGKILL after random times, twenty-five of them."""
     script = Path(__file__).with_name("killed_training.py")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     run = subprocess.run(
-        [sys.executable, script, "50", "0"], capture_output=True, text=True, env=environment, timeout=300
+        [sys.executable, script, "25", "0"], capture_output=True, text=True, env=environment, timeout=900
     )
     assert run.returncode == 0, run.stderr
     found = json.loads(run.stdout)
     record_property("kills", found["killed"])
-    assert found["killed"] >= 50
+    assert found["killed"] >= 25
     assert found["others"] == []
 
 

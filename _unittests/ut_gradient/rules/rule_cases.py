@@ -1,7 +1,7 @@
 """Cases of gradient rules and the one way they are all checked.
 
 A case is one node and its inputs. :func:`check_case` compares the gradient graph with directional
-finite differences in float64, with static and with erased shapes, for every subset of inputs.
+finite differences in float64, with static and with erased shapes, for subsets of inputs.
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ def _array(value: Any) -> np.ndarray | None:
 
 
 def check_case(case: Case) -> None:
-    """Gradients against finite differences: static, dynamic, unranked, and every subset of inputs."""
+    """Gradients against finite differences: static, dynamic, unranked, and subsets of inputs."""
     feeds, names = case.feeds(), case.differentiable()
     rng = np.random.default_rng(0)
     forward = case.evaluator(case.model())
@@ -247,9 +247,9 @@ def _compare(case: Case, shapes: str, expected: dict, found: dict[str, np.ndarra
 def _check_subsets(
     case: Case, feeds: dict, names: list[str], gradients: dict[str, np.ndarray] | None
 ) -> None:
-    """Asking for fewer gradients changes none of them."""
+    """Asking for fewer gradients changes none of them; of more than three, for one, and for all but one."""
     assert gradients is not None
-    for size in range(1, len(names)):
+    for size in range(1, len(names)) if len(names) <= 3 else (1, len(names) - 1):
         for subset in itertools.combinations(names, size):
             proto = case.gradient("static", subset)
             needed = {i.name for i in proto.graph.input}
