@@ -117,6 +117,26 @@ def test_scores_share_a_panel_and_others_do_not():
     assert legend(axes)[:2] == ["accuracy", "f1"]
 
 
+def test_losses_of_outputs_share_a_panel():
+    parts = {
+        "a_loss": [0.6, 0.2, 0.1, 0.08],
+        "val_a_loss": [0.7, 0.4, 0.3, 0.4],
+        "b_loss": [30.0, 3.0, 0.3, 0.2],
+    }
+    history = {**parts, **ONE, "val_f1": [0.1, 0.2, 0.3, 0.4]}
+    axes = drawn(plot_history(history))
+    assert [ax.get_ylabel() for ax in axes] == ["loss", "loss of each output", "score"]
+    assert [list(line.get_ydata()) for line in curves(axes[1])] == list(parts.values())
+    assert [line.get_color() for line in curves(axes[1])] == [COLORS[1], COLORS[1], COLORS[2]]
+    assert [line.get_color() for line in curves(axes[2])] == [COLORS[3], COLORS[3], COLORS[4]]
+    assert axes[1].get_yscale() == "log"
+    assert legend(axes)[:4] == ["a_loss", "b_loss", "accuracy", "f1"]
+    (alone,) = drawn(plot_history({"a_loss": parts["a_loss"], "neg_log_loss": [-3.0, -2.0, -1.0, 0.0]}))[:1]
+    assert alone.get_ylabel() == "a_loss"
+    compared = plot_history({"one": {**ONE, **parts}, "two": {**ONE, **parts}})
+    assert [ax.get_ylabel() for ax in compared] == ["loss", "accuracy", "a_loss", "b_loss"]
+
+
 def test_chosen_metrics():
     assert len(plot_history(ONE, metrics=[])) == 1
     assert len(curves(plot_history(ONE, metrics="val_accuracy")[1])) == 1

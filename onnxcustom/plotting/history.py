@@ -12,7 +12,7 @@ import numpy as np
 from onnxcustom._parameters import check_number
 from onnxcustom.exceptions import InvalidDataError
 
-from .history_data import Run, Series, chosen_metrics, read_runs
+from .history_data import Run, Series, chosen_metrics, is_part, read_runs
 from .style import COLORS, matplotlib_module, new_axes, plain, save
 
 __all__ = ["plot_history"]
@@ -76,8 +76,8 @@ def plot_history(
     Returns
     -------
     list of matplotlib.axes.Axes
-        The losses, then the metrics: those of one training that stay in [0, 1] share a panel, every other
-        one has its own. ``axes[0].figure`` is the figure.
+        The losses, then the metrics: the losses of several outputs of one training share a panel, so do
+        metrics that stay in [0, 1], every other one has its own. ``axes[0].figure`` is the figure.
 
     Raises
     ------
@@ -126,17 +126,24 @@ def _panels(runs: Sequence[Run], metrics: Sequence[str]) -> list[_Panel]:
         name: _lines(runs, [key for key in metrics if any(_is(run, key, name) for run in runs)])
         for name in names
     }
-    shared = [name for name in names if all(0 <= v <= 1 for series, _ in found[name] for v in series.values)]
-    if len(runs) > 1 or len(shared) < 2:
-        shared = []
+    parts = [name for name in names if is_part(name)]
+    scores = [name for name in names if name not in parts and _is_share(found[name])]
+    groups = {"loss of each output": parts, "score": scores} if len(runs) == 1 else {}
+    # Blue stays the colour of what has a panel of its own.
+    colors = {
+        n: _color(k) for k, n in enumerate((n for g in groups.values() if len(g) > 1 for n in g), start=1)
+    }
     for name in names:
-        if name not in shared:
-            panels.append(_Panel(name, found[name]))
-        elif name == shared[0]:
-            # Blue stays the colour of what has a panel of its own.
-            colored = [(series, _color(k)) for k, n in enumerate(shared, start=1) for series, _ in found[n]]
-            panels.append(_Panel("score", colored))
+        label, group = next((g for g in groups.items() if name in g[1] and len(g[1]) > 1), (name, [name]))
+        if name == group[0]:
+            lines = [(series, colors.get(n, color)) for n in group for series, color in found[n]]
+            panels.append(_Panel(label, lines, loss=is_part(name)))
     return panels or [_Panel("loss", [])]
+
+
+def _is_share(lines: Sequence[tuple[Series, str]]) -> bool:
+    """Whether all of it is in [0, 1], as of most scores."""
+    return all(0 <= v <= 1 for series, _ in lines for v in series.values)
 
 
 def _is(run: Run, key: str, quantity: str) -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 
 from onnxcustom.exceptions import InvalidDataError, UnknownNameError
 
-__all__ = ["Run", "Series", "chosen_metrics", "read_runs"]
+__all__ = ["Run", "Series", "chosen_metrics", "is_part", "read_runs"]
 
 #: What is in a history and no measure of the model: drawn only if asked for.
 BESIDES = frozenset({"epoch", "learning_rate", "seconds"})
@@ -112,6 +112,11 @@ def chosen_metrics(runs: Sequence[Run], metrics: Iterable[str] | None) -> list[s
 
 def _numbers(value: Any) -> bool:
     return isinstance(value, (list, tuple, np.ndarray)) or hasattr(value, "__array__")
+
+
+def is_part(quantity: str) -> bool:
+    """Whether it is the loss of one of several outputs, by its name."""
+    return quantity.endswith("_loss") and not quantity.startswith("neg_")
 
 
 def _is_loss(key: str) -> bool:
