@@ -30,6 +30,7 @@ from onnxcustom.exceptions import (
     NoTrainableWeightError,
     OnnxCustomError,
     ProviderError,
+    RowsWarning,
     UnknownNameError,
     UnknownOperatorError,
 )
@@ -61,6 +62,7 @@ __all__ = [
     "OnnxRegressor",
     "OrtGradientForwardBackward",
     "ProviderError",
+    "RowsWarning",
     "TrainingStep",
     "UnknownNameError",
     "UnknownOperatorError",

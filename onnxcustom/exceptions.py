@@ -21,6 +21,7 @@ __all__ = [
     "NonDifferentiableError",
     "OnnxCustomError",
     "ProviderError",
+    "RowsWarning",
     "UnknownNameError",
     "UnknownOperatorError",
 ]
@@ -116,6 +117,10 @@ class ConvergenceError(OnnxCustomError, RuntimeError):
 
 class ConvergenceWarning(UserWarning):
     """The loss or a weight stopped being finite and training ended early."""
+
+
+class RowsWarning(UserWarning):
+    """The loss of a row depends on other rows of its batch, and which these are is left to chance."""
 
 
 class CheckpointError(OnnxCustomError, ValueError):

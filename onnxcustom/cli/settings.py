@@ -42,7 +42,7 @@ class Settings:
     warmup: int
     epochs: int
     batch_size: int
-    shuffle: bool
+    shuffle: bool | None
     seed: int
     metrics: tuple[str, ...]
     early_stopping: int | None

@@ -171,10 +171,9 @@ _DATA, _MODEL, _TRAINING, _RESULTS = "Data", "Model", "Training", "Results"
 )
 @option(
     "--shuffle/--no-shuffle",
-    default=True,
-    show_default=True,
+    default=None,
     section=_TRAINING,
-    help="Another order in each epoch.",
+    help="Another order in each epoch.  [default: shuffle]",
 )
 @option(
     "--seed",

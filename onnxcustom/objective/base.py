@@ -15,8 +15,10 @@ import onnx_ir as ir
 from onnxcustom._parameters import Parameters
 from onnxcustom._registry import Registry
 from onnxcustom.exceptions import InvalidModelError
+from onnxcustom.graph import to_ir
 from onnxcustom.graph.builder import Builder, Var
 
+from .mixing import find_mixing
 from .rows import match_shape, scale_rows, shaped, sum_rows
 from .standalone import loss_model, run_loss
 
@@ -175,6 +177,23 @@ class Loss(Parameters, ABC):
         return self
 
     # -- graphs --------------------------------------------------------------------------------
+
+    def mixes_rows(self, dtype: Any, shape: Sequence | None) -> str | None:
+        """The operator that makes the loss of a row depend on other rows of its batch, None if none is found.
+
+        A loss that wants its rows in any order, as one on all pairs of a batch may, says None itself.
+
+        Parameters
+        ----------
+        dtype : onnx_ir.DataType
+            Of the prediction.
+        shape : sequence or None
+            Its dimensions, the rows first.
+        """
+        target = self.target(dtype, None if shape is None else len(shape), shape)
+        wanted = (target.dtype, target.shape)
+        model = loss_model(self, (dtype, shape), wanted, outputs=["scores"], opset=self.opset)
+        return find_mixing(to_ir(model))
 
     def build(self, op: Builder, predicted: Var, expected: Var, weight: Var | None = None) -> LossTerms:
         """Emit the loss.

@@ -20,6 +20,7 @@ from onnxcustom.graph.traversal import all_names
 
 from .base import Loss, LossTarget, LossTerms, flat_weight, register_loss
 from .classification import label_target
+from .mixing import find_mixing
 from .rows import match_shape, shaped, sum_rows
 from .standalone import make_model
 
@@ -250,6 +251,18 @@ class CustomLoss(Loss):
         opset = model.opset_imports.get("", 1)
         fit = [e for e in ENGINES.values() if e.unavailable() is None and e.min_opset(model) <= opset]
         return fit[0].name if fit and len(fit) < len(ENGINES) else "auto"
+
+    def mixes_rows(self, dtype: Any, shape: Sequence | None) -> str | None:
+        """The operator that makes the loss of a row depend on other rows; see :meth:`Loss.mixes_rows`."""
+        op = Builder(self.opset)
+        target = self.target(dtype, None if shape is None else len(shape), shape)
+        p, y = op.input("predicted", dtype, shape), op.input("expected", target.dtype, target.shape)
+        if not self._is_function():
+            return find_mixing(self._user_model(op, p)[0])
+        pair, losses = self._probe(op, p, y)
+        if pair:
+            return super().mixes_rows(dtype, shape)
+        return find_mixing(self._function_model(op, p, self.match(op, y, p), losses)[0])
 
     def _differentiate(
         self, op: Builder, model: ir.Model, weighted: bool, predicted: Var, expected: Var, weight: Var | None

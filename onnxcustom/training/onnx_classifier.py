@@ -88,8 +88,9 @@ class OnnxClassifier(ClassifierMixin, OnnxEstimator):
         Rows in a batch; the last one of an epoch may be shorter.
     max_iter : int, default=20
         Epochs of :meth:`fit`.
-    shuffle : bool, default=True
-        Whether each epoch takes the rows in another order.
+    shuffle : bool, optional
+        Whether each epoch takes the rows in another order. By default it does, with a warning if the loss
+        of a row depends on other rows of its batch.
     random_state : int, RandomState or None, default=None
         Seed of that order.
     warm_start : bool, default=False
@@ -166,7 +167,7 @@ class OnnxClassifier(ClassifierMixin, OnnxEstimator):
         learning_rate: Any = None,
         batch_size: int = 32,
         max_iter: int = 20,
-        shuffle: bool = True,
+        shuffle: bool | None = None,
         random_state: Any = None,
         warm_start: bool = False,
         engine: str = "auto",

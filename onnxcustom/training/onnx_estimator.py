@@ -56,7 +56,7 @@ class OnnxEstimator(Trainer):
         learning_rate: Any = None,
         batch_size: int = 32,
         max_iter: int = 20,
-        shuffle: bool = True,
+        shuffle: bool | None = None,
         random_state: Any = None,
         warm_start: bool = False,
         engine: str = "auto",

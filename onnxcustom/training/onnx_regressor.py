@@ -39,8 +39,9 @@ class OnnxRegressor(RegressorMixin, OnnxEstimator):
         Rows in a batch; the last one of an epoch may be shorter.
     max_iter : int, default=20
         Epochs of :meth:`fit`.
-    shuffle : bool, default=True
-        Whether each epoch takes the rows in another order.
+    shuffle : bool, optional
+        Whether each epoch takes the rows in another order. By default it does, with a warning if the loss
+        of a row depends on other rows of its batch.
     random_state : int, RandomState or None, default=None
         Seed of that order.
     warm_start : bool, default=False

@@ -69,8 +69,9 @@ class OrtGradientForwardBackwardOptimizer(Trainer):
     exc : bool, default=True
         Whether a loss that is not finite is a :class:`ConvergenceError`; if not, a
         :class:`ConvergenceWarning`, and the last finite weights are kept.
-    shuffle : bool, default=True
-        Whether each epoch takes the rows in another order.
+    shuffle : bool, optional
+        Whether each epoch takes the rows in another order. By default it does, with a warning if the loss
+        of a row depends on other rows of its batch.
     random_state : int, RandomState or None, default=None
         Seed of that order.
     engine : {'auto', 'ort', 'onnx'}, default='auto'
@@ -122,7 +123,7 @@ class OrtGradientForwardBackwardOptimizer(Trainer):
         learning_penalty: Any = None,
         exc: bool = True,
         *,
-        shuffle: bool = True,
+        shuffle: bool | None = None,
         random_state: Any = None,
         engine: str = "auto",
     ) -> None:

@@ -41,6 +41,7 @@ _FREE = frozenset(
 def fingerprint(trainer: Trainer, run: Run) -> dict[str, Any]:
     """What makes a training what it is: estimator, model, data and parameters."""
     parameters = trainer.get_params(deep=False)
+    parameters["shuffle"] = trainer.shuffles
     model = trainer._step_parameters[0]
     return {
         "estimator": type(trainer).__name__,

@@ -36,6 +36,7 @@ from onnxcustom.graph import (
 )
 from onnxcustom.graph import weights as graph_weights
 from onnxcustom.graph.batch_axis import BatchAxes
+from onnxcustom.graph.builder import Builder
 from onnxcustom.graph.finding import array_of
 from onnxcustom.graph.io import load_own
 from onnxcustom.graph.selection import Catalog
@@ -54,6 +55,7 @@ from onnxcustom.runtime import (
 from .buffers import DoubleBuffer
 from .compose import ComposedStep, Phase, Weighted, compose_forward, compose_scores, compose_step, trunk
 from .inference import Forward, loadable, runnable, without_numbers
+from .layout import Layout
 from .modes import ModeSettings
 from .program import Program
 from .step_state import export_state, import_state, shared_constants
@@ -561,6 +563,16 @@ class TrainingStep:
                 axes[Key("y", spec.name)][rank] = target.rows  # one-hot
         return axes
 
+    def mixing(self, target: Target) -> str | None:
+        """The operator by which the loss of a target mixes rows of a batch, None if none is found."""
+        if target.rows is None:
+            return None
+        value = _tensor(self._model(), target.value)
+        op = Builder(target.loss.opset)
+        predicted = op.input("predicted", value.dtype or ir.DataType.FLOAT, target.shape)
+        moved = Layout(op, target, predicted).moved
+        return target.loss.mixes_rows(predicted.dtype, moved.shape)
+
     def settle(self, X: Any, y: Any) -> None:
         """Let the shape of labels decide which axis of a prediction holds the classes, if nothing else does.
 
@@ -897,6 +909,11 @@ _REBUILT = frozenset(
         "_ran",
     }
 )
+
+
+def _tensor(model: ir.Model, name: str) -> ir.Value:
+    values = (*model.graph.inputs, *(v for node in model.graph for v in node.outputs))
+    return next(v for v in values if v.name == name)
 
 
 def _options(optimizer: BaseLearningRate) -> dict[str, Any]:

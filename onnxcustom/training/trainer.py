@@ -24,11 +24,18 @@ from sklearn.utils.validation import validate_data
 
 from onnxcustom._parameters import check_flag
 from onnxcustom._versioning import check_version, stamp_version
+from onnxcustom._warnings import warn_user
 from onnxcustom.data import Block, Stream
 from onnxcustom.data.given import as_data
 from onnxcustom.data.owned import owned_parts, sealed
 from onnxcustom.data.sources import UnalignedError
-from onnxcustom.exceptions import CheckpointError, ConvergenceError, EvaluationError, InvalidDataError
+from onnxcustom.exceptions import (
+    CheckpointError,
+    ConvergenceError,
+    EvaluationError,
+    InvalidDataError,
+    RowsWarning,
+)
 
 from .callbacks import Callback, Callbacks, Checkpoint, PrintLog, ProgressBar
 from .checkpoint import CheckpointStore, Saved
@@ -94,7 +101,7 @@ class Trainer(BaseEstimator):
     warm_start: bool
     verbose: int
     random_state: Any = None
-    shuffle: bool = True
+    shuffle: bool | None = None
     callbacks: Any = None
     checkpoint_dir: Any = None
     validation_fraction: float | None = None
@@ -113,6 +120,11 @@ class Trainer(BaseEstimator):
     n_iter_: int
 
     # -- what a subclass writes ------------------------------------------------------------------
+
+    @property
+    def shuffles(self) -> bool:
+        """Whether each epoch takes the rows in another order: unless :attr:`shuffle` is False."""
+        return self.shuffle is None or bool(self.shuffle)
 
     @abstractmethod
     def make_step(self, X: Any, y: Any) -> TrainingStep:
@@ -429,7 +441,9 @@ class Trainer(BaseEstimator):
     def _check_flags(self) -> None:
         """Refuse words that Python would take for True."""
         for name in self._flags:
-            check_flag(name, getattr(self, name))
+            value = getattr(self, name)
+            if name != "shuffle" or value is not None:
+                check_flag(name, value)
         if not isinstance(self.verbose, (int, np.integer, np.bool_)) or self.verbose < 0:
             raise ValueError(f"verbose must be 0, 1 or 2, not {self.verbose!r}.")
 
@@ -482,6 +496,8 @@ class Trainer(BaseEstimator):
         run = Run(*shown, loader, validation, callbacks, seed=seed)
         run.sample_weight, run.sample_weight_val = sealed(sample_weight), sealed(sample_weight_val)
         run.epochs = getattr(self, "n_iter_", 0) + epochs
+        if self.shuffle is None:
+            _warn_of_mixing(step)
         run.on_the_way = ["loss", *(t.curve for t in step.targets if len(step.targets) > 1)]
         held_out = [] if validation is None else [f"val_{name}" for name in run.on_the_way]
         run.callbacks.prepare(run, run.on_the_way + held_out)
@@ -542,7 +558,7 @@ class Trainer(BaseEstimator):
         options: dict[str, Any] = {
             "batch_size": self.batch_size,
             "device": step.device,
-            "shuffle": self.shuffle,
+            "shuffle": self.shuffles,
             "inputs": step.inputs,
             "targets": step.expected,
             "weight_dtype": step.scalar_dtype,
@@ -731,6 +747,20 @@ def _check_brings_weights(sample_weight: Any) -> None:
         raise InvalidDataError(
             "A stream brings the weights of its rows: name their column in stream(..., sample_weight='w')."
         )
+
+
+def _warn_of_mixing(step: TrainingStep) -> None:
+    """Say of losses that depend on the order of the rows that nobody has said anything about that."""
+    for target in step.targets:
+        operator = step.mixing(target)
+        if operator is not None:
+            warn_user(
+                f"The loss {target.loss!r} of output {target.output!r} mixes rows: by its {operator}, the "
+                "loss of a row depends on the other rows of the batch, and each epoch takes the rows in "
+                "another order. Say which is meant: shuffle=False keeps the order of the data, shuffle=True "
+                "accepts other rows in every batch.",
+                RowsWarning,
+            )
 
 
 def _is_count(value: Any) -> bool:
