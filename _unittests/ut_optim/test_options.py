@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
 from types import SimpleNamespace
 from typing import Any
 
@@ -321,6 +322,66 @@ def test_schedulers(cls):
     assert at(cls(lr_scheduler=Exp(0.5, 0.5), lr=0.8), 3) == pytest.approx(factor * 0.8 * 0.5**3)
     assert at(cls(lr_scheduler=lambda t: 0.25), 1) == pytest.approx(factor * 0.25)
     assert at(cls(lr_scheduler=ReduceOnPlateau(0.1), lr=0.8), 1) == pytest.approx(factor * 0.8)
+
+
+def places_of(cls: Any) -> list[str]:
+    """Options that the constructor takes by position."""
+    parameters = inspect.signature(cls).parameters.values()
+    return [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+
+
+@EACH
+def test_options_by_position(cls):
+    """The same as by name, whatever is given by name beside them."""
+    plain, places = cls(), places_of(cls)
+    values = [getattr(plain, name) for name in places]
+    shared = {
+        "weight_decay": 0.5,
+        "grad_clip": 2,
+        "rescale_grad": 3.0,
+        "frozen": ["b"],
+        "lr_mult": {"w": 2.0},
+    }
+    for n in range(len(places) + 1):
+        placed = dict(zip(places, values[:n], strict=False))
+        assert cls(*values[:n], **shared).get_params() == cls(**placed, **shared).get_params()
+    rate = "eta0" if "eta0" in places else "learning_rate"
+    before = values[: places.index(rate)]
+    assert getattr(cls(*before, 0.25), rate) == 0.25
+    assert cls(*before, None).get_params() == plain.get_params() if rate == "learning_rate" else True
+    for name in {rate, "lr"}:
+        with pytest.raises(TypeError, match=rf"{cls.__name__}|twice"):
+            cls(*before, 0.25, **{name: 0.5})
+    with pytest.raises(UnknownOptionError, match=f"got the option {places[0]!r} by position and by name"):
+        cls(values[0], **{places[0]: values[0]})
+    many = rf"takes \[.*{places[-1]!r}\] by position, not {len(places) + 1} values"
+    with pytest.raises(UnknownOptionError, match=many):
+        cls(*values, 1)
+
+
+@EACH
+def test_a_rate_by_position_is_the_base_of_a_scheduler(cls):
+    places = places_of(cls)
+    rate = "eta0" if "eta0" in places else "learning_rate"
+    before = [getattr(cls(), name) for name in places[: places.index(rate)]]
+    for scheduler in (Exp(0.5, 0.5), Fixed(0.1), None):
+        one, other = cls(*before, 0.8, lr_scheduler=scheduler), cls(lr=0.8, lr_scheduler=scheduler)
+        assert list(one.loop(4)) == list(other.loop(4))
+    with pytest.raises(TypeError, match=r"lr_scheduler is a function, .* has no base to replace by 0\.8"):
+        cls(*before, 0.8, lr_scheduler=lambda t: 0.5 / t)
+
+
+def test_a_momentum_by_position_gives_way_to_its_scheduler():
+    assert SGD(0.3, 0.9, momentum_scheduler=Fixed(0.5)).momentum == Fixed(0.5)
+    assert SGD(0.3, 0.9, momentum_scheduler=None).momentum == 0.9
+
+
+def test_a_constructor_of_its_own_takes_what_it_says():
+    class Loud(SGD):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+
+    assert Loud(0.3).learning_rate == 0.3
 
 
 @pytest.mark.parametrize("name", [c.__name__ for c in RULES.classes() if "momentum" in c.parameter_names()])

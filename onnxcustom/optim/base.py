@@ -25,7 +25,7 @@ from .clock import Clock
 from .function import State
 from .in_place import InPlaceUpdates
 from .options import SharedOptions
-from .registry import RULES, SELECTED, UnknownOptionError, create, resolve_options, rule_names
+from .registry import RULES, SELECTED, UnknownOptionError, create, named_options, resolve_options, rule_names
 from .schedules import Null, Schedule
 
 __all__ = ["BaseLearningRate", "State"]
@@ -37,7 +37,8 @@ class RuleType(ABCMeta):
     """Classes whose constructor understands options under their other names."""
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-        return super().__call__(*args, **resolve_options(cls, kwargs))  # type: ignore[arg-type]
+        args, given = named_options(cls, args, kwargs)  # type: ignore[arg-type]
+        return super().__call__(*args, **resolve_options(cls, given))  # type: ignore[arg-type]
 
     @property
     def __signature__(cls) -> inspect.Signature:

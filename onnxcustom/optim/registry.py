@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from onnxcustom._registry import Registry
 from onnxcustom.exceptions import UnknownNameError
 
-from .schedules import with_rate
+from .schedules import Schedule, with_rate
 
 if TYPE_CHECKING:
     from .base import BaseLearningRate
 
-__all__ = ["RULES", "SELECTED", "UnknownOptionError", "create", "register", "resolve_options", "rule_names"]
+__all__ = [
+    "RULES",
+    "SELECTED",
+    "UnknownOptionError",
+    "create",
+    "named_options",
+    "register",
+    "resolve_options",
+    "rule_names",
+]
 
 Rule = TypeVar("Rule", bound="type[BaseLearningRate]")
 
@@ -111,6 +121,35 @@ def create(name: str, **kwargs: Any) -> BaseLearningRate:
     return RULES.find(name)(**kwargs)
 
 
+def named_options(
+    cls: type[BaseLearningRate], args: tuple[Any, ...], given: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Options that were given by position under their names, with those that were given by name.
+
+    Returns
+    -------
+    tuple of (tuple, dict of str to object)
+        What is left of the positions: all of it where a rule's own constructor takes any number.
+
+    Raises
+    ------
+    UnknownOptionError
+        More than the rule has places for, or an option by position and by name.
+    """
+    parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
+    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        return args, dict(given)
+    places = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    if len(args) > len(places):
+        raise UnknownOptionError(
+            f"{cls.__name__} takes {places} by position, not {len(args)} values: give other options by name."
+        )
+    placed = dict(zip(places, args, strict=False))
+    if twice := [name for name in placed if name in given]:
+        raise UnknownOptionError(f"{cls.__name__} got the option {twice[0]!r} by position and by name.")
+    return (), {**placed, **given}
+
+
 def resolve_options(cls: type[BaseLearningRate], given: Mapping[str, Any]) -> dict[str, Any]:
     """Options under the names of the constructor.
 
@@ -150,4 +189,9 @@ def _take_scheduler(options: dict[str, Any]) -> None:
     if scheduler is None:
         return
     rate = options.get("learning_rate", options.pop("eta0", None))
+    if rate is not None and not isinstance(scheduler, Schedule):
+        raise TypeError(
+            f"lr_scheduler is a function, or something like it, and has no base to replace by {rate!r}: leave "
+            "the learning rate out, or give a schedule."
+        )
     options["learning_rate"] = scheduler if rate is None else with_rate(scheduler, rate)
