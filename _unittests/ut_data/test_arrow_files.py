@@ -267,3 +267,57 @@ for _ in range(300):
         counts[1] += 1
 print(*counts)
 """
+
+
+CUT = """
+import os, sys
+import numpy as np
+import pyarrow as pa
+from onnxcustom.data import arrow_files, stream
+from onnxcustom.exceptions import InvalidDataError
+
+kind, prefetch = sys.argv[1], int(sys.argv[2])
+arrow_files._LARGE_BATCH = 1000  # so that the file is mapped
+rows = 200_000
+text = pa.array([str(i % 7) for i in range(rows)])
+table = pa.table({
+    "x": np.arange(rows, dtype=np.float64),
+    "pair": pa.FixedSizeListArray.from_arrays(np.arange(2.0 * rows), 2),
+    "y": text.dictionary_encode() if kind == "dictionary" else text,
+})
+options = pa.ipc.IpcWriteOptions(compression="lz4" if kind == "compressed" else None)
+make = pa.ipc.new_stream if kind == "stream" else pa.ipc.new_file
+name = "rows.arrows" if kind == "stream" else "rows.arrow"
+with make(name, table.schema, options=options) as writer:
+    writer.write_table(table)
+kept = []
+try:
+    for block in stream(name, target="y", prefetch=prefetch, block_rows=1000).blocks():
+        kept.append(block)
+        if len(kept) == 3:
+            os.truncate(name, 4096)
+except InvalidDataError as exc:
+    print("refused:", exc)
+found = np.concatenate([block.X for block in kept])
+assert (found[:, 0] == np.arange(len(found))).all() and (found[:, 2] == 2 * found[:, 0] + 1).all()
+assert [y for block in kept for y in block.y] == [str(i % 7) for i in range(len(found))]
+print(len(found))
+"""
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+@pytest.mark.parametrize("kind", ["file", "dictionary", "compressed", "stream"])
+def test_a_mapped_file_that_is_cut_does_not_end_the_process(tmp_path, kind, prefetch):
+    """In a child process: touching a page behind the end of a mapped file is a signal, not an error."""
+    child = subprocess.run(
+        [sys.executable, "-c", CUT, kind, str(prefetch)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert child.returncode == 0, child.stderr
+    *refused, rows = child.stdout.splitlines()
+    assert 3000 <= int(rows) < 200_000
+    assert len(refused) == 1
+    assert "was cut while it was read" in refused[0]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import IO, Any, ClassVar
 
 import numpy as np
 
@@ -128,21 +128,56 @@ class ArrowFile(DataFile):
             return
         with _reading(self.path, "Arrow"), open(self.path, "rb") as file:
             mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            yield from self._mapped(file, mapping, key, rows)
+
+    def _mapped(self, file: IO[bytes], mapping: mmap.mmap, key: Any, rows: int) -> Iterator[Any]:
+        """Pieces in memory of their own: pages behind the end of a file that was cut end the process."""
+
+        def check() -> None:
+            if os.fstat(file.fileno()).st_size < len(mapping):
+                raise InvalidDataError(f"{self.path} was cut while it was read: make a new stream of it.")
+
+        check()
         with self._reader(mapping=mapping) as reader:
-            for batch in _slices(reader, key, rows):
-                yield batch
+            for batch in _slices(reader, key, rows, check):
+                piece = _copied(batch)
+                yield piece
                 if hasattr(mmap, "MADV_DONTNEED"):  # what was read need not stay in memory
                     mapping.madvise(mmap.MADV_DONTNEED)
 
 
-def _slices(reader: Any, key: int | None, rows: int) -> Iterator[Any]:
-    """A record batch, or all of a stream, in pieces; a file may say anything of itself."""
-    for batch in reader if key is None else [reader.get_batch(key)]:
+def _slices(
+    reader: Any, key: int | None, rows: int, check: Callable[[], None] = lambda: None
+) -> Iterator[Any]:
+    """A record batch, or all of a stream, in pieces; a file may say anything of itself.
+
+    `check` is called before anything of the file is looked at.
+    """
+    batches = iter(reader) if key is None else map(reader.get_batch, [key])
+    while True:
+        check()
+        batch = next(batches, None)
+        if batch is None:
+            return
         batch.validate()
         for start in range(0, batch.num_rows, rows):
+            check()
             piece = batch.slice(start, rows)
             piece.validate(full=True)
             yield piece
+
+
+def _copied(batch: Any) -> Any:
+    """A record batch that shares no memory with the file."""
+    pa = optional("pyarrow", "Copying rows")
+
+    def copied(column: Any) -> Any:
+        if pa.types.is_dictionary(column.type):
+            parts = copied(column.indices), copied(column.dictionary)
+            return pa.DictionaryArray.from_arrays(*parts, ordered=column.type.ordered)
+        return column.take(pa.array(np.arange(len(column))))
+
+    return pa.RecordBatch.from_arrays([copied(c) for c in batch.columns], schema=batch.schema)
 
 
 def _stamp(fragment: Any) -> Any:

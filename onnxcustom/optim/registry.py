@@ -191,7 +191,7 @@ def _take_scheduler(options: dict[str, Any]) -> None:
     rate = options.get("learning_rate", options.pop("eta0", None))
     if rate is not None and not isinstance(scheduler, Schedule):
         raise TypeError(
-            f"lr_scheduler is a function, or something like it, and has no base to replace by {rate!r}: leave "
-            "the learning rate out, or give a schedule."
+            f"lr_scheduler is a function, or something like it, and has no base to replace by {rate!r}: "
+            "leave the learning rate out, or give a schedule."
         )
     options["learning_rate"] = scheduler if rate is None else with_rate(scheduler, rate)
