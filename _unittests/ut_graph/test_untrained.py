@@ -158,6 +158,7 @@ ANGLES = np.arange(1, 4)[:, None] * np.array([1.0, 0.1])
 WIDE = np.concatenate([ANGLES, ANGLES], -1)
 ROTATED = {
     "rotate_half": (f"{HALVES} n = Neg(q2) r = Concat<axis = -1>(n, q1) a = Mul(q, c) b = Mul(r, s) y = Add(a, b)", WIDE),
+    "as a sequence": ("q = MatMul(x, w) size = Constant<value_int = 2>() h = SplitToSequence<axis = -1>(q, size) i = Constant<value_int = 0>() j = Constant<value_int = 1>() q1 = SequenceAt(h, i) q2 = SequenceAt(h, j) n = Neg(q2) r = Concat<axis = -1>(n, q1) a = Mul(q, c) b = Mul(r, s) y = Add(a, b)", WIDE),
     "complex pairs": (f"{HALVES} a1 = Mul(q1, c) b1 = Mul(q2, s) d1 = Sub(a1, b1) a2 = Mul(q1, s) b2 = Mul(q2, c) d2 = Add(a2, b2) y = Concat<axis = -1>(d1, d2)", ANGLES),
     "gathered": (f"{HALVES} n = Neg(q2) r = Concat<axis = -1>(n, q1) cg = Gather(c, positions) sg = Gather(s, positions) a = Mul(q, cg) b = Mul(r, sg) y = Add(a, b)", WIDE),
     "unsqueezed": (f"{HALVES} n = Neg(q2) r = Concat<axis = -1>(n, q1) cg = Unsqueeze(c, zero) sg = Unsqueeze(s, zero) a = Mul(cg, q) b = Mul(sg, r) y = Add(b, a)", WIDE),

@@ -16,9 +16,9 @@ __all__ = ["MOVES", "End", "Paths", "single"]
 # Operands whose numbers are those of the result, in another place.
 MOVES: dict[str, tuple[int, ...]] = dict.fromkeys(
     "Identity Cast CastLike Reshape Flatten Squeeze Unsqueeze Transpose Expand Slice Tile Split Pad Trilu "
-    "Dropout Gather GatherElements GatherND".split(),
+    "Dropout Gather GatherElements GatherND SplitToSequence SequenceAt ConcatFromSequence".split(),
     (0,),
-) | {"Concat": tuple(range(4096)), "Where": (1, 2)}
+) | {"Concat": tuple(range(4096)), "SequenceConstruct": tuple(range(4096)), "Where": (1, 2)}
 _PICKS = ("Gather", "GatherElements", "GatherND")
 
 # What attention scores go through between the product that makes them and their Softmax.
