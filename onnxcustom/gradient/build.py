@@ -126,7 +126,7 @@ def prepared(model: object, engine: Engine) -> ir.Model:
 def _restore(model: ir.Model, original: onnx.ModelProto, names: Iterable[str]) -> None:
     """Bring back initializers that were dropped because nothing reads them, where they are asked for."""
     asked = set(names)
-    present = {_name(v) for v in model.graph.inputs} | set(model.graph.initializers)
+    present = all_names(model.graph)  # an output that is a weight has its name, and the weight another
     for tensor in original.graph.initializer:
         if tensor.name in asked and tensor.name not in present:
             made = ir.from_proto(tensor)
