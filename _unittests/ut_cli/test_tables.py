@@ -77,9 +77,11 @@ def test_a_card_names_columns(table: Table, tmp_path: Path) -> None:
     card = Card("regression", {"x": ["b", "z"]}, ["y"], "y")
     with pytest.raises(InvalidDataError, match="trained on column 'z'"):
         features_of(model(tmp_path, ANY, card), table, (), (), [])
-    # Of another file, or for another target, it is no help.
-    card = Card("regression", {"x": ["q", "z"]}, ["y"], "y")
-    assert features_of(model(tmp_path, ANY, card), table, (), (), []).columns == {"x": ["a", "b", "c,d"]}
+    card = Card("regression", {"x": ["A", "z"]}, ["y"], "y")
+    with pytest.raises(InvalidDataError, match=r"trained on column 'A'.*Did you mean 'a'\?.*--columns"):
+        features_of(model(tmp_path, ANY, card), table, (), (), [])
+    assert features_of(model(tmp_path, ANY, card), table, ("a,b",), (), []).columns == {"x": ["a", "b"]}
+    # For another target it is no help.
     card = Card("regression", {"x": ["b", "a"]}, ["c,d"], "y")
     found = features_of(model(tmp_path, ANY, card), table, (), (), ["b"])
     assert found.columns == {"x": ["a", "y"]}

@@ -160,8 +160,10 @@ def test_set_output_around_it(regressor):
     assert pipe[-1].feature_names_in_.tolist() == list("abcd")
     scaled = StandardScaler().fit_transform(frame)
     assert same(pipe[-1], regressor.fit(scaled, Y))
-    with pytest.raises(InvalidDataError, match="feature names"):
-        pipe[-1].predict(frame[list("dcba")])
+    framed = pd.DataFrame(scaled, columns=list("abcd"))
+    np.testing.assert_array_equal(pipe[-1].predict(framed[list("dcba")]), pipe[-1].predict(framed))
+    with pytest.raises(InvalidDataError, match=r"'d' is missing"):
+        pipe[-1].predict(framed[list("abc")])
 
 
 def test_routing_of_sample_weight(regressor):

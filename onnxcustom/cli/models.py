@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from onnxcustom.exceptions import InvalidDataError, InvalidModelError, OnnxCustomError
 from onnxcustom.graph import class_labels, find_logits, load, prepare
+from onnxcustom.graph.feature_names import read_feature_names
 
 from .card import Card, read_card
 
@@ -84,6 +85,14 @@ class Model:
         with of_file(path):
             self.proto: onnx.ModelProto = load(path)
         self.card: Card | None = read_card(self.proto)
+
+    @functools.cached_property
+    def columns(self) -> dict[str, list[str]]:
+        """Columns that the model was trained on, by input; empty if it knows none."""
+        found = read_feature_names(self.proto)
+        if found or self.card is None:
+            return {name: list(names) for name, names in found.items()}
+        return self.card.columns
 
     @functools.cached_property
     def prepared(self) -> ir.Model:

@@ -8,10 +8,16 @@ from typing import Any
 
 import numpy as np
 
+from onnxcustom.data import Stream
 from onnxcustom.data.columns import Plan
 from onnxcustom.exceptions import InvalidDataError, InvalidModelError
+from onnxcustom.graph import to_ir
+from onnxcustom.graph.lookups import Places, lookups
 from onnxcustom.runtime import create_session
+from onnxcustom.runtime.binding import run_error
 from onnxcustom.training.inference import guarded
+from onnxcustom.training.stream_rows import placed
+from onnxcustom.training.tensors import PlaceError, check_places
 
 from .models import InputSpec, Model, of_file
 from .tables import Features, Table, checked_head, reshaped
@@ -80,7 +86,7 @@ def read_rows(
     InvalidDataError
         What cannot be read, and where it is.
     """
-    specs = {spec.name: spec for spec in model.inputs}
+    specs, places = {spec.name: spec for spec in model.inputs}, lookups(to_ir(model.proto))
     text = {name for name, spec in specs.items() if spec.dtype.kind in "OUS"}
     # Text is read in the role of labels, the only one that may hold some.
     wanted: dict[str, Any] = {c: c for name in text for c in features.columns[name]}
@@ -102,7 +108,16 @@ def read_rows(
             else:
                 columns = block.X[name]
             feeds[name] = _as_input(columns, spec, table.path)
+            if name in places:
+                _check_places(feeds[name], places[name], name, rows)
         yield Rows(feeds, None if target is None else block.y[goal], block.sample_weight)
+
+
+def _check_places(array: np.ndarray, places: Places, name: str, rows: Stream) -> None:
+    try:
+        check_places(array, places, name)
+    except PlaceError as exc:
+        raise placed(exc, rows) from exc
 
 
 def _unused(names: dict[str, Any]) -> str:
@@ -191,7 +206,7 @@ class Predictor:
         try:
             found = self._session.run(None, feeds)
         except Exception as exc:
-            raise EvaluationError(f"{self.model.path}: onnxruntime failed: {exc}") from exc
+            raise EvaluationError(f"{self.model.path}: {run_error(self._session, exc)}") from exc
         made = {}
         for name, value in zip(self._names, found, strict=True):
             array = self._columns_of(value) if isinstance(value, list) else np.asarray(value)

@@ -50,6 +50,8 @@ class Table:
             self.names = self._files[0].names()
         else:
             self.names = list(self._arrays)
+        #: Columns that are the index of a frame of pandas: features only where they are named.
+        self.index = self._files[0].index() if self._arrays is None else []
 
     def files(self) -> list[Path]:
         """The files that are read."""
@@ -190,16 +192,17 @@ def _columns(
         raise click.UsageError(f"The model has several inputs, {_listed(specs)}: give --input for each.")
     if columns:
         return {specs[0].name: split_names(columns, table.names)}, "--columns"
-    known = None if model.card is None else model.card.columns
-    if known is not None and set(known) == {s.name for s in specs}:
+    known = model.columns
+    if set(known) == {s.name for s in specs}:
         names = [name for part in known.values() for name in part]
         if all(name in table.names and name not in others for name in names):
             return {s.name: known[s.name] for s in specs}, None
         missing = [name for name in names if name not in table.names]
-        if 0 < len(missing) < len(names):  # a file of other names altogether goes by position
+        if missing:
             raise InvalidDataError(
                 f"The model was trained on column {missing[0]!r}, which {table.path} does not have; it has "
-                f"{', '.join(map(repr, table.names))}. Name the columns with --columns or --input."
+                f"{', '.join(map(repr, table.names))}.{did_you_mean(missing[0], table.names)} Name the "
+                "columns with --columns or --input, in the model's order."
             )
     if len(specs) > 1:
         return _by_name(specs, table), None
@@ -208,7 +211,7 @@ def _columns(
 
 def _rest(model: Model, table: Table, others: Sequence[str]) -> list[str]:
     """All columns but some; not the target of a model that knows what it was, where it is not asked for."""
-    rest = [name for name in table.names if name not in others]
+    rest = [name for name in table.names if name not in others and name not in table.index]
     if model.card is not None and model.card.task:
         without = [name for name in rest if name not in model.card.target]
         if model.inputs[0].width in (None, len(without)):
@@ -216,7 +219,7 @@ def _rest(model: Model, table: Table, others: Sequence[str]) -> list[str]:
     if not rest:
         raise InvalidDataError(
             f"{table.path} has the columns {', '.join(map(repr, table.names))}: none is left for the "
-            "features."
+            f"features.{' --columns takes also the index of pandas.' if table.index else ''}"
         )
     return rest
 

@@ -13,11 +13,13 @@ from typing import Any
 
 import click
 import numpy as np
+import onnx
 
 from onnxcustom.data import Stream
 from onnxcustom.graph import save
 from onnxcustom.graph import weights as graph_weights
 from onnxcustom.graph.batch_axis import BatchAxes
+from onnxcustom.graph.feature_names import write_feature_names
 from onnxcustom.training.callbacks import (
     Callback,
     Checkpoint,
@@ -232,8 +234,18 @@ class Training:
                 raise click.UsageError("--class-weight is for classification; this is regression.")
             if isinstance(self._loss, dict) and settings.loss is None:
                 options["loss"] = dict.fromkeys(self._loss, "squared_error")
-            return OnnxRegressor(str(settings.model), **options)
-        return OnnxClassifier(str(settings.model), class_weight=self._class_weight(), **options)
+            return OnnxRegressor(self._given(), **options)
+        return OnnxClassifier(self._given(), class_weight=self._class_weight(), **options)
+
+    def _given(self) -> Any:
+        """The file of the model; the model itself where ``--columns`` says other names than it knows."""
+        model = self.model
+        if not model.columns or model.columns == self.features.columns:
+            return str(self.settings.model)
+        made = onnx.ModelProto()
+        made.CopyFrom(model.proto)
+        write_feature_names(made, self.features.columns)
+        return made
 
     def _class_weight(self) -> Any:
         text = self.settings.class_weight
@@ -308,6 +320,7 @@ class Training:
         settings, estimator = self.settings, self.estimator
         trained = estimator.get_trained_onnx()
         write_card(trained, self._card())
+        write_feature_names(trained, self.features.columns)
         save(trained, settings.trained)
         if not settings.quiet:
             best = next((c for c in estimator.callbacks_ if isinstance(c, EarlyStopping)), None)

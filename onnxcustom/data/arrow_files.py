@@ -16,6 +16,7 @@ from ._optional import optional
 from .blocks import Block
 from .columns import Plan, Selection
 from .files import DataFile
+from .naming import index_names
 from .sources import Part, Source, from_frame
 
 __all__ = ["ArrowFile", "DatasetSource", "ParquetFile"]
@@ -65,6 +66,9 @@ class ParquetFile(DataFile):
     def names(self) -> list[str]:
         return self._metadata().schema.to_arrow_schema().names
 
+    def index(self) -> list[str]:
+        return index_names(self._metadata().metadata)
+
     def parts(self) -> list[tuple[int | None, Any]]:
         metadata = self._metadata()
         return [(metadata.row_group(i).num_rows, i) for i in range(metadata.num_row_groups)]
@@ -86,6 +90,7 @@ class ArrowFile(DataFile):
     suffixes: ClassVar[tuple[str, ...]] = (".arrow", ".feather", ".ipc", ".arrows")
     _known: list[tuple[int | None, Any]] | None = None
     _names: list[str] | None = None
+    _index: list[str]
 
     @contextlib.contextmanager
     def _reader(self, columns: Sequence[str] = (), mapping: mmap.mmap | None = None) -> Iterator[Any]:
@@ -107,8 +112,12 @@ class ArrowFile(DataFile):
     def names(self) -> list[str]:
         if self._names is None:
             with self._reader() as reader:
-                self._names = reader.schema.names
+                self._names, self._index = reader.schema.names, index_names(reader.schema.metadata)
         return self._names
+
+    def index(self) -> list[str]:
+        self.names()
+        return self._index
 
     def parts(self) -> list[tuple[int | None, Any]]:
         if self._known is None:
@@ -200,10 +209,12 @@ class DatasetSource(Source):
         Which columns are read.
     """
 
+    _selection: Selection
+
     def __init__(self, dataset: Any, plan: Plan) -> None:
         super().__init__(plan)
         self._dataset = dataset
-        self._selection = plan.select(dataset.schema.names, self.name)
+        self._selection = plan.select(dataset.schema.names, self.name, index_names(dataset.schema.metadata))
         self._parts: list[Part] | None = None
         self._seen: dict[int, Any] = {}
 

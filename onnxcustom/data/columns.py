@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import re
 from collections import Counter
@@ -16,6 +17,7 @@ from onnxcustom.exceptions import InvalidDataError
 
 from .blocks import Block, Key
 from .frames import UnfitError, as_array, joined, numbers
+from .naming import listed
 
 __all__ = ["Plan", "Selection"]
 
@@ -47,6 +49,11 @@ class Selection:
         """The columns to read."""
         return list(dict.fromkeys(name for part in self.parts.values() for name in part.names))
 
+    @property
+    def features(self) -> dict[str | None, list[str]]:
+        """Columns of the features by input of the model, None for the only one."""
+        return {key.name: list(part.names) for key, part in self.parts.items() if key.role == "X"}
+
     @functools.cached_property
     def numeric(self) -> frozenset[str]:
         """Those that must be numbers: all but the expected values, which may be labels."""
@@ -69,8 +76,8 @@ class Selection:
         missing = [name for name in self.names if name not in counts]
         if missing:
             raise InvalidDataError(
-                f"{where} has no column{'s' if len(missing) > 1 else ''} {_some(missing)}; it has "
-                f"{_some(names)}.{did_you_mean(missing[0], names)}"
+                f"{where} has no column{'s' if len(missing) > 1 else ''} {listed(missing)}; it has "
+                f"{listed(names)}.{did_you_mean(missing[0], names)}"
             )
         twice = [name for name in self.names if counts[name] > 1]
         if twice:
@@ -168,8 +175,27 @@ class Plan:
         made.every = False
         return made
 
-    def select(self, names: Sequence[str], where: str) -> Selection:
+    def in_order(self, names: Sequence[str]) -> Plan:
+        """The same with these columns for the features of a model of one input."""
+        made = copy.copy(self)
+        made.parts = {
+            Key("X"): _Columns(tuple(names), True),
+            **{k: v for k, v in self.parts.items() if k != Key("X")},
+        }
+        made.every = False
+        return made
+
+    def select(self, names: Sequence[str], where: str, index: Sequence[str] = ()) -> Selection:
         """The columns of a table with these names.
+
+        Parameters
+        ----------
+        names : sequence of str
+            The table's columns.
+        where : str
+            What to call the table.
+        index : sequence of str, optional
+            Columns that are the index of a frame of pandas: no features unless they are named.
 
         Raises
         ------
@@ -179,10 +205,12 @@ class Plan:
         parts = dict(self.parts)
         if self.every:
             taken = {name for part in parts.values() for name in part.names}
-            rest = tuple(n for n in names if n not in taken and not _INDEX.fullmatch(n))
+            left = [n for n in names if n not in taken]
+            rest = tuple(n for n in left if n not in index and not _INDEX.fullmatch(n))
             if not rest:
                 raise InvalidDataError(
-                    f"{where} has the columns {_some(names)}: none is left for the features."
+                    f"{where} has the columns {listed(names)}: none is left for the features."
+                    + (f" {listed(left)} is the index of pandas: name it with columns=." if left else "")
                 )
             parts = {Key("X"): _Columns(rest, True), **parts}
         selection = Selection(parts)
@@ -209,8 +237,3 @@ def _checked(names: Any, what: str) -> _Columns:
     if len(set(found)) < len(found):
         raise ValueError(f"{what} names a column twice: {list(found)}.")
     return _Columns(found, True)
-
-
-def _some(names: Sequence[str]) -> str:
-    text = ", ".join(map(repr, names[:20]))
-    return f"{text}, ... ({len(names)} columns)" if len(names) > 20 else text or "none"

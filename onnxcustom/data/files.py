@@ -43,6 +43,10 @@ class DataFile(ABC):
     def names(self) -> list[str]:
         """Names of its columns."""
 
+    def index(self) -> list[str]:
+        """Those of them that are the index of a frame of pandas."""
+        return []
+
     @abstractmethod
     def parts(self) -> list[tuple[int | None, Any]]:
         """Number of rows, if it is known, and key of each part."""
@@ -73,12 +77,14 @@ class FileSource(Source):
         Which columns are read.
     """
 
+    _selection: Selection
+
     def __init__(self, files: Sequence[DataFile], plan: Plan) -> None:
         super().__init__(plan)
         self.files = list(files)
         self._seen: dict[int, tuple[tuple[int, ...], str]] = {}
         self._check_same(0)
-        self._selection = plan.select(self.files[0].names(), self.files[0].path)
+        self._selection = plan.select(self.files[0].names(), self.files[0].path, self.files[0].index())
         self._parts: list[Part] | None = None
 
     @property

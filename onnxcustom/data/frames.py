@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,9 @@ __all__ = [
     "joined",
     "numbers",
     "refuse_masked",
+    "select_columns",
     "slice_rows",
+    "text_names",
 ]
 
 
@@ -78,6 +80,18 @@ def column_names(frame: Any) -> list[str]:
         return [str(name) for name in frame]
     names = frame.schema.names if _library(frame) == "pyarrow" else frame.columns
     return [str(name) for name in names]
+
+
+def text_names(frame: Any) -> list[str] | None:
+    """Names of the columns of a frame, None where pandas has numbers or other things for them."""
+    if _library(frame) == "pandas" and not all(isinstance(name, str) for name in frame.columns):
+        return None
+    return column_names(frame)
+
+
+def select_columns(frame: Any, names: Sequence[str]) -> Any:
+    """Some columns of a frame, each of which is there once, in this order."""
+    return frame[list(names)] if _library(frame) == "pandas" else frame.select(list(names))
 
 
 def column_getter(frame: Any) -> Callable[[str], Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import mmap
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from .blocks import Block, Key
 from .columns import Plan, Selection
 from .fingerprints import hash_array, hash_rows
 from .frames import UnfitError, as_array, column_getter, column_names, is_frame, slice_rows
+from .naming import index_names
 from .owned import owned
 from .sparse import SparseRows, is_sparse
 
@@ -78,8 +80,23 @@ class Source(ABC):
     #: Where the rows of arrays are. Those of files and frames come first.
     axes: Axes = {}  # noqa: RUF012 - replaced, never changed
 
+    _selection: Selection | None = None
+
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
+
+    @property
+    def selection(self) -> Selection | None:
+        """The columns that are read; None for arrays, and for batches before the first one is here."""
+        return self._selection
+
+    def in_order(self, names: Sequence[str]) -> Source:
+        """The same rows with these columns for features, in this order; all of them are there."""
+        # An iterator is read once: two sources would not know of each other.
+        made = copy.copy(self) if self.repeatable else self
+        made.plan = self.plan.in_order(names)
+        made._selection = made.plan.select(self._selection.names, self.name) if self._selection else None
+        return made
 
     @property
     @abstractmethod
@@ -238,10 +255,12 @@ class FrameSource(Source):
         Which of them are read.
     """
 
+    _selection: Selection
+
     def __init__(self, frame: Any, plan: Plan, rows: int = 4096) -> None:
         super().__init__(plan)
         self._frame = frame
-        self._selection = plan.select(column_names(frame), self.name)
+        self._selection = plan.select(column_names(frame), self.name, _index(frame))
         column = column_getter(frame)
         lengths = {name: len(column(name)) for name in self._selection.names}
         if len(set(lengths.values())) > 1:
@@ -266,6 +285,11 @@ class FrameSource(Source):
 
     def fingerprint(self) -> dict[str, str]:
         return hash_rows(block for part in self._parts for block in self.read(part, 1 << 30))
+
+
+def _index(frame: Any) -> list[str]:
+    """Columns of a table of pyarrow that pandas takes for its index."""
+    return index_names(frame.schema.metadata) if type(frame).__module__.startswith("pyarrow") else []
 
 
 def from_frame(selection: Selection, frame: Any, source: Source, part: Part, row: int = 0) -> Block:
@@ -304,7 +328,6 @@ class IterableSource(Source):
         self.repeatable = callable(batches) or iter(batches) is not batches
         self._begun = False
         self._first: list[Any] = []  # of an iterator that cannot begin again, read already
-        self._selection: Selection | None = None
 
     @property
     def name(self) -> str:
@@ -398,7 +421,7 @@ class IterableSource(Source):
             return block.map(lambda a: a[:] if isinstance(a, SparseRows) else a)
         if is_frame(batch) or (isinstance(batch, Mapping) and self.plan.said):
             if self._selection is None:
-                self._selection = self.plan.select(column_names(batch), where)
+                self._selection = self.plan.select(column_names(batch), where, _index(batch))
             self._selection.check(column_names(batch), where)
             return from_frame(self._selection, batch, self, part, row)
         raise InvalidDataError(

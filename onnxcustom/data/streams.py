@@ -8,17 +8,18 @@ import numbers
 import operator
 import os
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from onnxcustom.exceptions import InvalidDataError
 
-from .blocks import Block, recut, row_bytes
+from .blocks import Block, Key, recut, row_bytes
 from .columns import Plan
 from .files import FileSource, find_files
 from .frames import is_frame
+from .naming import check_names
 from .owned import owned_parts
 from .reader import read_ahead
 from .shuffling import Share, Windows, part_order, shuffled
@@ -63,8 +64,9 @@ def stream(
         Column of the expected values, (n,) or lists (n, k); several are set side by side; a dict by
         output of the model.
     columns : str or list of str, optional
-        Columns of the features, set side by side in this order; by default all others. Lists of one length
-        count as so many columns; a single column may hold nested lists, such as pictures.
+        Columns of the features, set side by side in this order; by default all others but those that pandas
+        wrote for its index. A model that knows the names of its columns takes them in its own order. Lists of
+        one length count as so many columns; a single column may hold nested lists, such as pictures.
     sample_weight : str, optional
         Column of the weights of the rows.
     inputs : dict of str to str or list of str, optional
@@ -357,6 +359,48 @@ class Stream:
             self.source.axes = axes
             self._row_bytes = self._rows = None
 
+    def columns(self, name: str | None = None) -> list[str] | None:
+        """Names of the columns of the features, in their order.
+
+        Parameters
+        ----------
+        name : str, optional
+            The input of the model, where ``inputs=`` says that there are several.
+
+        Returns
+        -------
+        list of str or None
+            None for arrays and batches of arrays, which have none.
+        """
+        if self.source.selection is None and self._is_batches:
+            self._first(1)
+        found = {} if self.source.selection is None else self.source.selection.features
+        return found.get(name, found.get(None))
+
+    def in_order(self, names: Sequence[str]) -> Stream:
+        """These rows with the columns of the features in the order in which a model takes them.
+
+        Parameters
+        ----------
+        names : sequence of str
+            The model's columns.
+
+        Returns
+        -------
+        Stream
+            This one, if they are in that order, come by input of the model, or have no names.
+
+        Raises
+        ------
+        InvalidDataError
+            The table has others.
+        """
+        found = self.columns()
+        if found is None or found == list(names):
+            return self
+        check_names(found, names, self.source.name, "Leave out what is too many: columns= names the others.")
+        return self._copy(self.source.in_order(names))
+
     # -- what is in it ---------------------------------------------------------------------------------
 
     @property
@@ -486,12 +530,17 @@ class Stream:
         return self._with(held._replace(held=False)), self._with(held)
 
     def _with(self, share: Share) -> Stream:
+        made = self._copy(self.source)
+        made._shares = (*self._shares, share)
+        return made
+
+    def _copy(self, source: Source) -> Stream:
         made = Stream(
-            self.source,
+            source,
             block_rows=self.block_rows,
             shuffle_rows=self.shuffle_rows,
             prefetch=self.prefetch,
-            shares=(*self._shares, share),
+            shares=self._shares,
         )
         made._row_bytes = self._row_bytes
         return made
@@ -529,6 +578,23 @@ class Stream:
         dtype : dtype, optional
             A floating-point dtype; numbers that are too large for it count as well.
         """
+        large = "" if dtype is None else f", or a number too large for {np.dtype(dtype)}"
+        found = self.first_place(lambda key, array: _not_finite(array, dtype))
+        return None if found is None else f"{found[0]}: {found[1]} holds NaN or infinity{large}"
+
+    def first_place(self, is_bad: Callable[[Key, np.ndarray], np.ndarray]) -> tuple[str, Key] | None:
+        """Where the first row is that something is wrong with, for an error message.
+
+        Parameters
+        ----------
+        is_bad : callable
+            Says for the rows of an array, and for what the array is, which of them are wrong.
+
+        Returns
+        -------
+        tuple of (str, Key) or None
+            The row in its file, and the array. None if there is none or it cannot be told.
+        """
         if not self.source.repeatable:
             return None
         size = self._sizes()[0] or 1
@@ -537,12 +603,9 @@ class Stream:
             for block in self.source.read(part, size):
                 mask = self._mask(part.file, part.start + row, len(block))
                 for key, array in block.arrays.items():
-                    bad = _not_finite(array, dtype)
-                    bad &= True if mask is None else mask
+                    bad = is_bad(key, array) & (True if mask is None else mask)
                     if bad.any():
-                        place = self.source.place(part, row + int(np.argmax(bad)))
-                        large = "" if dtype is None else f", or a number too large for {np.dtype(dtype)}"
-                        return f"{place}: {key} holds NaN or infinity{large}"
+                        return self.source.place(part, row + int(np.argmax(bad))), key
                 row += len(block)
         return None
 

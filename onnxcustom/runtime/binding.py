@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -174,8 +175,21 @@ def run_values(
     return OrtValues(owned_copy(vector[i]) if name in feeds else vector[i] for i, name in enumerate(outputs))
 
 
+# What kernels of Gather say.
+_BEYOND = re.compile(
+    r"Name:'([^']*)'.*idx=(-?\d+) must be within the inclusive range \[(-?\d+),(-?\d+)\]", re.S
+)
+
+
 def run_error(session: Any, exc: Exception) -> EvaluationError:
     """Our error for what onnxruntime raised while it ran a graph."""
+    found = _BEYOND.search(str(exc))
+    if found is not None:
+        node, index, low, high = found.groups()
+        return EvaluationError(
+            f"Node {node!r} of {session_name(session)} looks up {index} in a table of {int(high) + 1}: "
+            f"numbers from {low} to {high} are there. Correct the data that it comes from."
+        )
     return EvaluationError(f"onnxruntime failed while it ran {session_name(session)}: {exc}")
 
 

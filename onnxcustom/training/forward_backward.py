@@ -11,10 +11,11 @@ import numpy as np
 import onnx
 
 from onnxcustom.exceptions import InvalidDataError, OnnxCustomError
+from onnxcustom.graph.lookups import Places
 from onnxcustom.runtime import OrtValues, owned_copy, parse_device, run_values, to_ortvalue, to_vector
 
 from .graph_files import save_graphs
-from .tensors import check_against, listed
+from .tensors import check_against, check_places, listed
 
 __all__ = ["OrtGradientForwardBackwardFunction"]
 
@@ -39,6 +40,7 @@ class OrtGradientForwardBackwardFunction:
     _grad_input_names: list[str]
     _bw_fetches_names: list[str]
     _infos: dict[str, onnx.ValueInfoProto]
+    _lookups: dict[str, Places]
     _device: Any
     _run_options: Any
     _debug: bool
@@ -78,7 +80,8 @@ class OrtGradientForwardBackwardFunction:
         Raises
         ------
         InvalidDataError
-            If the number of inputs is wrong, or the dtype, rank or shape of one of them.
+            If the number of inputs is wrong, or the dtype, rank or shape of one of them, or an index is
+            beyond the table in which it is looked up.
         """
         values = self._checked_inputs(inputs)
         feeds = dict(zip(self._grad_input_names, values, strict=True))
@@ -157,6 +160,8 @@ class OrtGradientForwardBackwardFunction:
         found = [self._value(name, value) for name, value in zip(names, values, strict=True)]
         for name, value in zip(names, found, strict=True):
             check_against(name, value, self._infos[name])
+            if name in self._lookups:
+                check_places(value.numpy(), self._lookups[name], name)
             self._check_finite(name, value)
         return found
 

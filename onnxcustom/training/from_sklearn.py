@@ -16,9 +16,12 @@ from sklearn.compose import TransformedTargetRegressor
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
+from onnxcustom.data.frames import is_frame, text_names
+from onnxcustom.data.naming import in_order
 from onnxcustom.exceptions import InvalidModelError, NoTrainableWeightError, OnnxCustomError
 from onnxcustom.gradient.report import gradient_report
 from onnxcustom.graph import load, select_weights, weights
+from onnxcustom.graph.feature_names import write_feature_names
 from onnxcustom.objective import (
     AbsoluteLearningLoss,
     HingeLearningLoss,
@@ -28,6 +31,7 @@ from onnxcustom.objective import (
 )
 
 from .estimators import OnnxClassifier, OnnxRegressor
+from .frozen_steps import FrozenStep
 from .sklearn_heads import has_several_labels
 from .sklearn_steps import Part, Split, first_rows, join, split, unwrap
 
@@ -73,7 +77,8 @@ def from_sklearn(estimator: Any, X: Any, *, dtype: Any = np.float32, **parameter
     -------
     OnnxClassifier, OnnxRegressor, Pipeline or TransformedTargetRegressor
         Not fitted: ``fit`` starts from the estimator's weights. In a Pipeline the last step is an
-        OnnxClassifier or OnnxRegressor, those before it are frozen.
+        OnnxClassifier or OnnxRegressor, those before it are frozen. Of an estimator that was fitted on a
+        frame the model keeps the names of the columns, so that tables may have them in any order.
 
     Raises
     ------
@@ -112,7 +117,10 @@ def from_sklearn(estimator: Any, X: Any, *, dtype: Any = np.float32, **parameter
         raise InvalidModelError(
             f"{type(last).__name__} is neither a classifier nor a regressor: there is nothing to train it by."
         )
+    names = _column_names(estimator, X)
     rows = first_rows(X)
+    if names and is_frame(X):
+        rows = in_order(rows, names, "X")
     parts = split(found.steps, rows, number)
     model = join(parts.graphed)
     rows_of_steps, trainable = _rows(parts, model)
@@ -126,6 +134,8 @@ def from_sklearn(estimator: Any, X: Any, *, dtype: Any = np.float32, **parameter
             f"{type(last).__name__}: what its graph has of constants is trained, each by itself"
         )
     _write(model, rows_of_steps, number, found.notes)
+    if names and not parts.kept:
+        write_feature_names(model, {model.graph.input[0].name: names})
     parameters.setdefault("loss", _loss_of(last, parts))
     parameters.setdefault("weights_to_train", _as_selection(parts, model, trainable))
     cls = OnnxClassifier if is_classifier(last) else OnnxRegressor
@@ -133,6 +143,15 @@ def from_sklearn(estimator: Any, X: Any, *, dtype: Any = np.float32, **parameter
     result = _wrapped(cls(model, **parameters), parts.kept, found)
     logger.info("%s", describe_conversion(result))
     return result
+
+
+def _column_names(estimator: Any, X: Any) -> list[str]:
+    """Names of the columns that an estimator was fitted on, else those of the rows that are given."""
+    found = getattr(estimator, "feature_names_in_", None)
+    if found is None:
+        found = text_names(X) if is_frame(X) else None
+    names = [] if found is None else [str(name) for name in found]
+    return names if len(set(names)) == len(names) else []
 
 
 def _checked_dtype(dtype: Any) -> np.dtype:
@@ -239,9 +258,7 @@ def _wrapped(onnx_estimator: Any, kept: Sequence[Part], found: Any) -> Any:
     """The estimator behind what stays in scikit-learn."""
     result = onnx_estimator
     if kept:
-        from sklearn.frozen import FrozenEstimator
-
-        steps = [(part.name, FrozenEstimator(part.step)) for part in kept]
+        steps = [(part.name, FrozenStep(part.step)) for part in kept]
         result = Pipeline([*steps, (found.steps[-1][0], onnx_estimator)])
     targets = found.targets
     if targets is None:

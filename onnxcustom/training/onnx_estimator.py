@@ -96,6 +96,10 @@ class OnnxEstimator(Trainer):
         self.validation_fraction = validation_fraction
         self.batch_axis = batch_axis
 
+    @property
+    def _given_model(self) -> Any:
+        return self.model
+
     def sample(self, stream: Stream) -> tuple[Any, Any]:
         """Features and expected values to make a step for, of data that is not in memory."""
         X, y = super().sample(stream)

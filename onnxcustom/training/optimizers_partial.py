@@ -186,6 +186,10 @@ class OrtGradientForwardBackwardOptimizer(Trainer):
         tags.target_tags.multi_output = True
         return tags
 
+    @property
+    def _given_model(self) -> Any:
+        return self.model_onnx
+
     def make_step(self, X: Any, y: Any) -> TrainingStep:
         """A new training step at the model's own weights."""
         if self.training_optimizer_name != "SGDOptimizer":

@@ -22,6 +22,7 @@ from onnxcustom.exceptions import NoTrainableWeightError, UnknownNameError
 from onnxcustom.gradient import split_gradient
 from onnxcustom.gradient.build import checked_names, gradient_model
 from onnxcustom.graph import load, to_ir, to_proto, weights
+from onnxcustom.graph.lookups import lookups
 from onnxcustom.graph.selection import Catalog
 from onnxcustom.runtime import (
     check_providers,
@@ -216,6 +217,7 @@ class OrtGradientForwardBackward:
         self._set_class(gradient_model(self.onnx_model, wrt=self.weights_to_train, engine=self.engine))
 
     def _set_class(self, gradient: ir.Model) -> None:
+        places = lookups(gradient)
         parts = split_gradient(gradient)
         names = parts.names
         self._log("engine=%r, saved=%r", names.engine, parts.saved)
@@ -240,6 +242,7 @@ class OrtGradientForwardBackward:
                 "_onx_inp": sources,
                 "_onx_out": [names.gradients[n] for n in sources if n in names.gradients],
                 "_infos": {i.name: i for i in [*parts.forward.graph.input, *parts.forward.graph.output]},
+                "_lookups": places,
                 "_device": self._device,
                 "_run_options": self.run_options,
                 "_debug": self.debug,

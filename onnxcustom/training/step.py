@@ -37,8 +37,10 @@ from onnxcustom.graph import (
 from onnxcustom.graph import weights as graph_weights
 from onnxcustom.graph.batch_axis import BatchAxes
 from onnxcustom.graph.builder import Builder
+from onnxcustom.graph.feature_names import read_feature_names, write_feature_names
 from onnxcustom.graph.finding import array_of
 from onnxcustom.graph.io import load_own
+from onnxcustom.graph.lookups import lookups
 from onnxcustom.graph.selection import Catalog
 from onnxcustom.objective import select_penalties
 from onnxcustom.optim import BaseLearningRate, select_optimizer
@@ -79,6 +81,7 @@ from .validation import (
     tensor_specs,
     weights_of,
     with_axis,
+    with_limits,
 )
 
 __all__ = ["TrainingStep"]
@@ -263,6 +266,8 @@ class TrainingStep:
     # The program that ran last on a batch.
     _ran: Program | None = None
     _batch_axis: Mapping[str, int | None] | None = None
+    # Names of columns by input, where they are not the model's own.
+    _columns: Mapping[str, tuple[str, ...]] = {}
     # Constants of the model that other steps have handed on, so that they are no longer the user's.
     _moved: frozenset[str] = frozenset()
 
@@ -488,7 +493,19 @@ class TrainingStep:
     def inputs(self) -> list[TensorSpec]:
         """What the model's inputs want."""
         graph = self._graph(self._weighted)
-        return self._specs(graph, graph.inputs)
+        names = {**read_feature_names(self._proto), **self._columns}
+        return with_limits(self._specs(graph, graph.inputs), names, lookups(self._model()))
+
+    def name_columns(self, names: Mapping[str, Sequence[str]]) -> None:
+        """Keep names of columns, which frames must then have, in any order; the trained model says them.
+
+        Parameters
+        ----------
+        names : dict of str to sequence of str
+            By input of the model, in its order. They stand in the metadata entry ``feature_names_in``.
+        """
+        self._columns = {name: tuple(columns) for name, columns in names.items()}
+        self.__dict__.pop("inputs", None)
 
     def _specs(self, graph: ComposedStep, names: Sequence[str]) -> list[TensorSpec]:
         """Specifications of graph inputs that come with every batch."""
@@ -790,6 +807,7 @@ class TrainingStep:
         known = {*graph_weights(self._proto), *self._weights, *shared_constants(self._proto, other._weights)}
         self.start_from({name: array for name, array in present.items() if name in known})
         self.set_statistics(other.statistics())
+        self.name_columns(other._columns)
         self._divide_as(other)
         if not self.optimizer.continues(other.optimizer):
             return
@@ -816,6 +834,8 @@ class TrainingStep:
     def trained_model(self) -> onnx.ModelProto:
         """The user's model with the present weights and statistics."""
         trained = replace_constants(replace_weights(self._proto, self.weights()), self.statistics())
+        if self._columns:
+            write_feature_names(trained, {**read_feature_names(trained), **self._columns})
         return loadable(trained)
 
     # -- checkpoints -----------------------------------------------------------------------------

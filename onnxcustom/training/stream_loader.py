@@ -17,7 +17,8 @@ from onnxcustom.runtime import parse_device, to_ortvalue
 
 from .batch_buffers import RowBuffer
 from .data_loader import Batch
-from .stream_rows import converted, given_once
+from .stream_rows import converted, given_once, placed
+from .tensors import PlaceError
 from .validation import TensorSpec, check_batch_size, count, row_count
 
 __all__ = ["StreamLoader"]
@@ -211,6 +212,8 @@ class StreamLoader:
                 self.weight_dtype,
                 self.weigh,
             )
+        except PlaceError as exc:
+            raise placed(exc, self.stream) from exc
         except InvalidDataError as exc:
             if "NaN" not in str(exc) and "infinity" not in str(exc):
                 raise

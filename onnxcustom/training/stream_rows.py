@@ -13,9 +13,10 @@ from onnxcustom.data.blocks import Key
 from onnxcustom.data.sources import Axes
 from onnxcustom.exceptions import InvalidDataError
 
+from .tensors import PlaceError
 from .validation import TensorSpec, as_inputs, as_targets, weights_of
 
-__all__ = ["axes_of", "converted", "features", "given_once", "restored"]
+__all__ = ["axes_of", "converted", "features", "given_once", "placed", "restored"]
 
 
 def axes_of(inputs: Sequence[TensorSpec], expected: Sequence[TensorSpec]) -> dict[Key, dict[int, int | None]]:
@@ -125,3 +126,15 @@ def given_once(array: np.ndarray, spec: TensorSpec, wanted: TensorSpec) -> np.nd
             "give the same for all, or batches of batch_size rows, unshuffled."
         )
     return array[0, ...]
+
+
+def placed(error: PlaceError, stream: Stream) -> PlaceError:
+    """An error about a row of a block that says where it is in the stream, if that can be told."""
+
+    def holds(key: Key, array: np.ndarray) -> np.ndarray:
+        if key.role != "X" or key.name not in (None, error.input):
+            return np.zeros(len(array), bool)
+        return np.any((array == error.value).reshape(len(array), -1), axis=1)
+
+    found = stream.first_place(holds)
+    return error if found is None else error.within(found[0])

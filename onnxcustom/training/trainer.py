@@ -11,7 +11,7 @@ import functools
 import inspect
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
@@ -26,7 +26,9 @@ from onnxcustom._parameters import check_flag
 from onnxcustom._versioning import check_version, stamp_version
 from onnxcustom._warnings import warn_user
 from onnxcustom.data import Block, Stream
+from onnxcustom.data.frames import is_frame, text_names
 from onnxcustom.data.given import as_data
+from onnxcustom.data.naming import naming
 from onnxcustom.data.owned import owned_parts, sealed
 from onnxcustom.data.sources import UnalignedError
 from onnxcustom.exceptions import (
@@ -36,6 +38,8 @@ from onnxcustom.exceptions import (
     InvalidDataError,
     RowsWarning,
 )
+from onnxcustom.graph import load
+from onnxcustom.graph.feature_names import read_feature_names
 
 from .callbacks import Callback, Callbacks, Checkpoint, PrintLog, ProgressBar
 from .checkpoint import CheckpointStore, Saved
@@ -46,7 +50,7 @@ from .run import Run, deferred_interrupt
 from .splitting import check_fraction, hold_out
 from .step import TrainingStep
 from .stream_loader import StreamLoader
-from .validation import as_inputs, as_targets, dimensions, is_named, rows_of, weights_of
+from .validation import as_inputs, as_targets, dimensions, is_named, ordered, rows_of, weights_of
 
 __all__ = ["Trainer"]
 
@@ -259,11 +263,14 @@ class Trainer(BaseEstimator):
             given = X, y, sample_weight, X_val, y_val, sample_weight_val
             own = owned_parts(given, watched=bool(self.callbacks) or not _is_ours(self))
             X, y, sample_weight, X_val, y_val, sample_weight_val = own
-            step = self._step_for(X, y)
-            for data in (X, X_val):
-                if isinstance(data, Stream):
-                    data.place(step.data_axes())
-            run = self._prepare(step, X, y, sample_weight, X_val, y_val, sample_weight_val, epochs)
+            if isinstance(X, Stream):
+                X = _in_order(X, self._known_columns())
+            with naming(functools.partial(_columns_of, X)):
+                step = self._step_for(X, y)
+                for data in (X, X_val):
+                    if isinstance(data, Stream):
+                        data.place(step.data_axes())
+                run = self._prepare(step, X, y, sample_weight, X_val, y_val, sample_weight_val, epochs)
             self._adopt(step, run.seed)
             run.rate = run.rate or step.optimizer.make_schedule()
         except BaseException:  # what was found out about a model that isn't trained is forgotten
@@ -273,7 +280,8 @@ class Trainer(BaseEstimator):
             self.n_iter_, self.history_ = saved.state["n_iter"], saved.state["history"]
         done = step.iteration
         try:
-            self._supervise(run, saved)
+            with naming(functools.partial(_columns_of, X)):
+                self._supervise(run, saved)
         except BaseException as exc:
             # Data may not fit in a way that only shows when it is read or run.
             unfit = isinstance(exc, (EvaluationError, InvalidDataError)) and step.iteration == done
@@ -583,21 +591,51 @@ class Trainer(BaseEstimator):
     def _check_features(self, X: Any, step: TrainingStep | None = None, first: bool = True) -> None:
         """Compare columns and their names with those of the first fit, or at a first fit keep them.
 
-        Sets `n_features_in_`, and `feature_names_in_` if `X` is a frame, as scikit-learn does.
+        Sets `n_features_in_`, and `feature_names_in_` if `X` is a frame, as scikit-learn does. The step
+        keeps the names of the columns of a table of any kind, in their order.
         """
         first = first and not self.__sklearn_is_fitted__()
         step = self.step_ if step is None else step
+        names = X.columns() if isinstance(X, Stream) else None
         if isinstance(X, Stream):
             X = X.head(1).X
         if len(step.inputs) > 1 or is_named(X) or dimensions(X) != 2 or step.inputs[0].axis != 0:
             return
-        nameless = type(X) is np.ndarray and not hasattr(self, "feature_names_in_")
-        if nameless and not first and getattr(self, "n_features_in_", None) == X.shape[1]:
-            return  # looking for names of columns takes longer than predicting a row
+        spec = step.inputs[0]
+        if is_frame(X):
+            X = ordered(X, spec)
+            names = text_names(X)
+        if not first and (self._is_plain(X) or (spec.columns is not None and names is not None)):
+            return
         try:
             validate_data(self, X, reset=first, skip_check_array=True)
         except ValueError as exc:
-            raise InvalidDataError(f"Input {step.inputs[0].name!r}: {exc}") from exc
+            raise InvalidDataError(f"Input {spec.name!r}: {exc}") from exc
+        if first and names is not None and len(set(names)) == len(names):
+            step.name_columns({spec.name: names})
+            if is_frame(X):  # also of packages that scikit-learn does not know
+                self.feature_names_in_ = np.array(names, dtype=object)
+
+    def _is_plain(self, X: Any) -> bool:
+        """Whether rows are an array as wide as at the first fit, and there is nothing to say of names.
+
+        Looking for names takes longer than predicting a row; what is scored in training was looked at before.
+        """
+        silent = self._run is not None or not hasattr(self, "feature_names_in_")
+        return silent and type(X) is np.ndarray and getattr(self, "n_features_in_", None) == X.shape[1]
+
+    @property
+    def _given_model(self) -> Any:
+        """The model as it was given, if there is one."""
+        return None
+
+    def _known_columns(self) -> tuple[str, ...] | None:
+        """Names of the columns that are trained on, in the model's order, as far as they are known."""
+        if self.__sklearn_is_fitted__():
+            return self.step_.inputs[0].columns
+        model = self._given_model
+        names = {} if model is None else read_feature_names(load(model))
+        return next(iter(names.values()), None)
 
     def _validation(
         self,
@@ -612,19 +650,22 @@ class Trainer(BaseEstimator):
             if sample_weight is not None:
                 raise InvalidDataError("sample_weight_val weighs validation data, and there is none.")
             return None
+        if isinstance(X, Stream):
+            X = _in_order(X, step.inputs[0].columns)
         if X is not None and hasattr(self, "n_features_in_"):
             self._check_features(X, step, first=False)
         if isinstance(X, Stream):
             _check_brings_weights(sample_weight)
-            return StreamValidation(
-                X,
-                step.inputs,
-                step.expected,
-                lambda y: self.encode(y, step),
-                step.check_expected,
-                step.scalar_dtype,
-                weigh,
-            )
+            with naming(functools.partial(_columns_of, X)):
+                return StreamValidation(
+                    X,
+                    step.inputs,
+                    step.expected,
+                    lambda y: self.encode(y, step),
+                    step.check_expected,
+                    step.scalar_dtype,
+                    weigh,
+                )
         if X is None or y is None:
             raise InvalidDataError("Validation takes both X_val and y_val; one of them is None.")
         inputs = as_inputs(X, step.inputs)
@@ -740,6 +781,16 @@ class Trainer(BaseEstimator):
 def _is_ours(thing: Any) -> bool:
     """Whether an object's class is one of this library."""
     return type(thing).__module__.partition(".")[0] == __name__.partition(".")[0]
+
+
+def _in_order(stream: Stream, columns: Sequence[str] | None) -> Stream:
+    """A stream with its columns as the model takes them, if their names are known."""
+    return stream if columns is None else stream.in_order(columns)
+
+
+def _columns_of(data: Any, name: str) -> list[str] | None:
+    """Names of the columns of a stream for an input of the model."""
+    return data.columns(name) if isinstance(data, Stream) else None
 
 
 def _check_brings_weights(sample_weight: Any) -> None:

@@ -23,10 +23,15 @@ from onnxcustom.data.frames import (
     joined,
     refuse_masked,
 )
+from onnxcustom.data.naming import ColumnCountError, in_order, naming, without_index
 from onnxcustom.data.sparse import SparseRows, is_sparse
 from onnxcustom.exceptions import InvalidDataError, UnknownNameError
 from onnxcustom.graph import to_ir
+from onnxcustom.graph.feature_names import read_feature_names
 from onnxcustom.graph.finding import all_finite
+from onnxcustom.graph.lookups import Places, lookups
+
+from .tensors import check_places
 
 __all__ = [
     "TensorSpec",
@@ -40,12 +45,14 @@ __all__ = [
     "input_specs",
     "is_named",
     "of_batch",
+    "ordered",
     "row_count",
     "rows_of",
     "some_rows",
     "tensor_specs",
     "weights_of",
     "with_axis",
+    "with_limits",
 ]
 
 
@@ -72,6 +79,10 @@ class TensorSpec:
         where the model takes a single row at a time.
     weighed : bool, default=False
         Whether weights may have its shape rather than one number a row.
+    columns : tuple of str, optional
+        Names of the columns, if the model knows them: a frame has these, in any order.
+    places : Places, optional
+        The integers that it may hold, where they are looked up in a table.
     """
 
     name: str
@@ -80,6 +91,8 @@ class TensorSpec:
     axis: int | None = 0
     each: bool = False
     weighed: bool = False
+    columns: tuple[str, ...] | None = None
+    places: Places | None = None
 
     @property
     def rank(self) -> int | None:
@@ -154,7 +167,31 @@ def tensor_specs(values: Iterable[ir.Value]) -> list[TensorSpec]:
 def input_specs(model: onnx.ModelProto | ir.Model) -> list[TensorSpec]:
     """Specifications of the inputs of a model that are not initializers."""
     made = model if isinstance(model, ir.Model) else to_ir(model)
-    return tensor_specs(v for v in made.graph.inputs if v.name not in made.graph.initializers)
+    specs = tensor_specs(v for v in made.graph.inputs if v.name not in made.graph.initializers)
+    return with_limits(specs, read_feature_names(made), lookups(made))
+
+
+def with_limits(
+    specs: Iterable[TensorSpec], names: Mapping[str, tuple[str, ...]], places: Mapping[str, Places]
+) -> list[TensorSpec]:
+    """Specifications with names of columns and with what is looked up, by tensor."""
+    return [replace(s, columns=names.get(s.name), places=places.get(s.name)) for s in specs]
+
+
+def ordered(data: Any, spec: TensorSpec) -> Any:
+    """A frame with its columns as the model takes them, if the model knows their names; the rest as it is.
+
+    Columns that pandas takes for the index of a frame are no features.
+
+    Raises
+    ------
+    InvalidDataError
+        The frame has other columns.
+    """
+    if isinstance(data, np.ndarray) or not is_frame(data):
+        return data
+    data = without_index(data)
+    return data if spec.columns is None else in_order(data, spec.columns, f"Input {spec.name!r}")
 
 
 def as_inputs(X: Any, specs: Sequence[TensorSpec], *, sparse: bool = False) -> dict[str, Any]:
@@ -356,6 +393,7 @@ def _by_name(data: Any, specs: Sequence[TensorSpec], what: str, kind: str) -> Ma
     if isinstance(data, Mapping):
         found = list(data)
     elif is_frame(data):
+        data = without_index(data)
         found = column_names(data)
     else:
         raise InvalidDataError(
@@ -386,6 +424,7 @@ def _as_tensor(data: Any, spec: TensorSpec, what: str, whole: bool = False, spar
             f"{what} takes {spec.dtype}, which cannot be bound in training: encode it as numbers first."
         )
     check_not_masked(data, what)
+    data = ordered(data, spec)
     matrix = whole and (spec.rank is None or spec.rank >= 2)
     if is_sparse(data):
         return _as_sparse(data, spec, what, sparse and spec.axis == 0)
@@ -394,8 +433,12 @@ def _as_tensor(data: Any, spec: TensorSpec, what: str, whole: bool = False, spar
     array = _checked(_plain(data, spec, what), spec, what, matrix)
     if not matrix and not spec.each:
         array = _reshaped(array, spec)
-    _check_shape(array, spec, what)
-    return _cast(array, spec, what)
+    with naming(lambda _: column_names(data) if is_frame(data) else spec.columns):
+        _check_shape(array, spec, what)
+    array = _cast(array, spec, what)
+    if spec.places is not None:
+        check_places(array, spec.places, spec.name, spec.axis)
+    return array
 
 
 def check_not_masked(data: Any, what: str) -> None:
@@ -584,7 +627,9 @@ def _check_shape(array: np.ndarray, spec: TensorSpec, what: str) -> None:
                 f"one of its axes holds the rows, say so: batch_axis={{{spec.name!r}: ...}}."
             )
         if array.ndim == 2:
-            raise InvalidDataError(f"{what} wants {count(wanted, 'column')}, the data has {found}.")
+            error = ColumnCountError(f"{what} wants {count(wanted, 'column')}, the data has {found}.")
+            error.input = spec.name
+            raise error
         raise InvalidDataError(
             f"{what} wants the shape {_text(spec.shape)}, the data has {array.shape}: dimension {axis} is "
             f"{found} in place of {wanted}."
