@@ -356,7 +356,14 @@ def _content(model: Any) -> tuple[bytes, str | None, str]:
     raise InvalidModelError(
         "A model is given as a path, bytes, a binary file object, an onnx.ModelProto or an "
         f"onnx_ir.Model, not as {type(model).__name__}."
+        + (_ESTIMATOR if hasattr(model, "fit") and hasattr(model, "get_params") else "")
     )
+
+
+_ESTIMATOR = (
+    " onnxcustom.training.from_sklearn.from_sklearn(estimator, X) makes an estimator of a fitted one of "
+    "scikit-learn."
+)
 
 
 def _check(

@@ -27,6 +27,8 @@ Selection = str | Iterable[str] | None
 
 _LEVELS = re.compile(r"(first|last):(\d+)")
 _WORDS = "'biases', 'normalizations', 'first:n', 'last:n'"
+# Operators of ai.onnx.ml, and what their names begin with, that decide by numbers without a gradient.
+_WITHOUT_WEIGHTS = ("TreeEnsemble", "SVM")
 _SHOWN = 40  # names listed in a message
 
 
@@ -206,6 +208,14 @@ class Catalog:
             "The model holds no trainable weight: no floating-point initializer or constant that an operator "
             "reads as data."
         )
+        nodes = [] if self._model is None else ir.traversal.RecursiveGraphIterator(self._model.graph)
+        held = sorted({node.op_type for node in nodes if node.op_type.startswith(_WITHOUT_WEIGHTS)})
+        if held:
+            text += (
+                f" What it computes by ({', '.join(held)}) has no weights that a gradient could move: trees hold "
+                "thresholds, kernels and neighbours the rows they were fitted on. Linear models and neural "
+                "networks have."
+            )
         if self.nonfinite:
             text += f" {_shown(list(self.nonfinite))} would be, but for NaN or infinity in it."
         return text

@@ -202,8 +202,9 @@ class CustomLoss(Loss):
             return
         rows = predicted[0] if predicted else None
         if not shape or (shape[0] == 1 and rows != 1):
+            what = f"function {self!r}" if self._is_function() else f"model {self._model().graph.name!r}"
             raise InvalidDataError(
-                f"The loss function {self!r} returned one number for the whole batch, shape {list(shape)}: "
+                f"The loss {what} returned one number for the whole batch, shape {list(shape)}: "
                 "return one for each row, rows first, not their sum or mean. Weights of rows and the mean "
                 "over them are added."
             )
@@ -231,6 +232,7 @@ class CustomLoss(Loss):
                 f"{predicted.dtype}."
             )
         losses = model.graph.outputs[0]
+        self._check_rows(_computed_shape(model), predicted.shape)
         tail = Builder(op.opset, prefix="loss_", taken=all_names(model.graph))
         shape = _inferred_shape(model) if losses.shape is None else _shape(losses)
         scores = sum_rows(tail, shaped(tail.wrap(losses), shape))
@@ -312,6 +314,17 @@ def _inferred_shape(model: ir.Model) -> list[int | str | None] | None:
     """Shape of the first output; None if its rank cannot be told."""
     proto = onnx.shape_inference.infer_shapes(ir.to_proto(model))
     return _shape(ir.from_proto(proto.graph.output[0]))
+
+
+def _computed_shape(model: ir.Model) -> list[int | str | None] | None:
+    """Shape of the first output as it is computed, whatever it is declared as."""
+    proto = ir.to_proto(model)
+    first = proto.graph.output[0]
+    if first.type.tensor_type.HasField("shape"):
+        first.type.tensor_type.ClearField("shape")
+    del proto.graph.value_info[:]
+    found = onnx.shape_inference.infer_shapes(proto).graph.output[0]
+    return _shape(ir.from_proto(found)) if found.type.tensor_type.HasField("shape") else None
 
 
 def inline(op: Builder, model: ir.Model, feeds: Sequence[Var]) -> list[Var]:

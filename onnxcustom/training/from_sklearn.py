@@ -33,7 +33,7 @@ from onnxcustom.objective import (
 from .estimators import OnnxClassifier, OnnxRegressor
 from .frozen_steps import FrozenStep
 from .sklearn_heads import has_several_labels
-from .sklearn_steps import Part, Split, first_rows, join, split, unwrap
+from .sklearn_steps import Part, Split, first_rows, has_no_weights, join, split, unwrap, without_weights
 
 __all__ = ["ConversionReport", "StepRow", "describe_conversion", "from_sklearn"]
 
@@ -124,6 +124,8 @@ def from_sklearn(estimator: Any, X: Any, *, dtype: Any = np.float32, **parameter
     parts = split(found.steps, rows, number)
     model = join(parts.graphed)
     rows_of_steps, trainable = _rows(parts, model)
+    if not trainable and has_no_weights(last):
+        raise NoTrainableWeightError(without_weights(last))
     if not trainable:
         raise NoTrainableWeightError(
             f"Nothing of {type(estimator).__name__} can be trained by gradients:\n"

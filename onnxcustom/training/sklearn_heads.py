@@ -7,7 +7,10 @@ weights keep the names and shapes they have in scikit-learn, and the last operat
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -17,11 +20,22 @@ import onnx_ir as ir
 import scipy.sparse
 from scipy.special import expit, softmax
 from sklearn.base import is_classifier
+from sklearn.utils import all_estimators
 
 from onnxcustom.graph import Builder, Var, to_proto
 from onnxcustom.runtime import create_session
 
-__all__ = ["IR_VERSION", "LINKS", "OPSET", "Head", "build_head", "close", "evaluate", "has_several_labels"]
+__all__ = [
+    "IR_VERSION",
+    "LINKS",
+    "OPSET",
+    "Head",
+    "build_head",
+    "close",
+    "evaluate",
+    "has_several_labels",
+    "trainable_kinds",
+]
 
 OPSET = 18
 IR_VERSION = 8
@@ -120,6 +134,26 @@ def _several(parts: list[Any]) -> Any:
         coefs, intercepts = ([getattr(p, n) for p in parts] for n in ("coef", "intercept"))
         return _Linear(np.concatenate(coefs), np.concatenate(intercepts))
     return _Several(parts)
+
+
+@functools.lru_cache(maxsize=2)
+def trainable_kinds(classifiers: bool) -> list[str]:
+    """Names of the classifiers or regressors of scikit-learn that have weights which this module finds.
+
+    They are fitted on a few rows, those alone whose documentation says that they have coefficients.
+    """
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(24, 3))
+    y = np.arange(24) % 2 if classifiers else np.abs(X @ [1.0, 2.0, 3.0])
+    names = []
+    for name, kind in all_estimators(type_filter="classifier" if classifiers else "regressor"):
+        if "coef_ :" not in (kind.__doc__ or "") and "coefs_ :" not in (kind.__doc__ or ""):
+            continue
+        with warnings.catch_warnings(), contextlib.suppress(TypeError, ValueError, AttributeError):
+            warnings.simplefilter("ignore")
+            if _scores_of(kind().fit(X, y), X.shape[1]) is not None:
+                names.append(name)
+    return names
 
 
 # -- links -------------------------------------------------------------------------------------------

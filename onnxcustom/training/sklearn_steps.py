@@ -19,9 +19,19 @@ from sklearn.pipeline import Pipeline
 
 from onnxcustom.exceptions import InvalidDataError, InvalidModelError, NoTrainableWeightError
 
-from .sklearn_heads import IR_VERSION, OPSET, Head, build_head, close, evaluate
+from .sklearn_heads import IR_VERSION, OPSET, Head, build_head, close, evaluate, trainable_kinds
 
-__all__ = ["Part", "Split", "Unwrapped", "first_rows", "join", "split", "unwrap"]
+__all__ = [
+    "Part",
+    "Split",
+    "Unwrapped",
+    "first_rows",
+    "has_no_weights",
+    "join",
+    "split",
+    "unwrap",
+    "without_weights",
+]
 
 ROWS = 100  # that a conversion is checked on
 _VERSIONS = {"": OPSET, "ai.onnx.ml": 3}  # that every onnxruntime from 1.17 on reads
@@ -31,6 +41,22 @@ _VERSIONS = {"": OPSET, "ai.onnx.ml": 3}  # that every onnxruntime from 1.17 on 
 _WITHOUT_WEIGHTS = re.compile(
     r"\.(tree|neighbors|svm)\.|\.ensemble\._(forest|gb|hist|iforest|weight_boosting)"
 )
+
+
+def without_weights(estimator: Any) -> str:
+    """In plain words that a kind of model has nothing to train, and which kinds have."""
+    kind, classifies = type(estimator).__name__, is_classifier(estimator)
+    return (
+        f"{kind} has no weights that a gradient could move: trees, forests and boosting of them hold "
+        "thresholds, neighbours and kernels the rows they were fitted on. "
+        f"{'Classifiers' if classifies else 'Regressors'} that have weights, alone or at the end of a "
+        f"pipeline: {', '.join(trainable_kinds(classifies))}."
+    )
+
+
+def has_no_weights(estimator: Any) -> bool:
+    """Whether an estimator is of a kind without weights."""
+    return _WITHOUT_WEIGHTS.search(type(estimator).__module__) is not None
 
 
 # -- what is in a wrapper ------------------------------------------------------------------------
@@ -260,10 +286,8 @@ def _last(
         model = _convert(_converted_copy(estimator), matrix)
         outputs = evaluate(model, matrix)
     except Exception as exc:
-        if _WITHOUT_WEIGHTS.search(type(estimator).__module__):
-            raise NoTrainableWeightError(
-                f"Nothing of {kind} can be trained by gradients: trees, kernels, neighbours have no weights."
-            ) from exc
+        if has_no_weights(estimator):
+            raise NoTrainableWeightError(without_weights(estimator)) from exc
         raise InvalidModelError(f"{kind} cannot be converted to ONNX: {_first_line(exc)}") from exc
     found = [a for a in outputs.values() if isinstance(a, np.ndarray) and a.dtype.kind == "f"]
     if not found:
