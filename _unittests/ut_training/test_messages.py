@@ -152,7 +152,7 @@ def test_a_loss_model_that_is_one_number(name):
         f"{HEAD} mine (float[N, 1] predicted, float[N, 1] expected) => (float{shape} loss) {{"
         f" d = Sub(predicted, expected) s = Mul(d, d) {body} }}"
     )
-    with pytest.raises(InvalidDataError, match="loss model 'mine' returned one number.*one for each row"):
+    with pytest.raises(InvalidDataError, match=r"loss model 'mine' returned one number.*one for each row"):
         TrainingStep(onnx.parser.parse_model(LINEAR), loss)
     net = regressor(loss=loss)
     with pytest.raises(InvalidDataError, match="one number for the whole batch"):
@@ -207,5 +207,5 @@ def test_graphs_of_forests():
     skl2onnx = pytest.importorskip("skl2onnx")
     fitted = RandomForestClassifier(3).fit(ROWS, LABELS)
     model = skl2onnx.to_onnx(fitted, ROWS[:1].astype(np.float32), target_opset={"": 18, "ai.onnx.ml": 3})
-    with pytest.raises(NoTrainableWeightError, match="TreeEnsembleClassifier.*no weights that a gradient"):
+    with pytest.raises(NoTrainableWeightError, match=r"TreeEnsembleClassifier.*no weights that a gradient"):
         OnnxClassifier(model).fit(ROWS, LABELS)

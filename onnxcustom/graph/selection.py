@@ -212,9 +212,9 @@ class Catalog:
         held = sorted({node.op_type for node in nodes if node.op_type.startswith(_WITHOUT_WEIGHTS)})
         if held:
             text += (
-                f" What it computes by ({', '.join(held)}) has no weights that a gradient could move: trees hold "
-                "thresholds, kernels and neighbours the rows they were fitted on. Linear models and neural "
-                "networks have."
+                f" What it computes by ({', '.join(held)}) has no weights that a gradient could move: trees "
+                "hold thresholds, kernels the rows they were fitted on. Linear models and neural networks have "
+                "some."
             )
         if self.nonfinite:
             text += f" {_shown(list(self.nonfinite))} would be, but for NaN or infinity in it."
