@@ -213,8 +213,8 @@ class Catalog:
         if held:
             text += (
                 f" What it computes by ({', '.join(held)}) has no weights that a gradient could move: trees "
-                "hold thresholds, kernels the rows they were fitted on. Linear models and neural networks have"
-                " some."
+                "hold thresholds, kernels the rows they were fitted on. Linear models and neural networks "
+                "have some."
             )
         if self.nonfinite:
             text += f" {_shown(list(self.nonfinite))} would be, but for NaN or infinity in it."
