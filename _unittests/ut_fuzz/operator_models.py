@@ -15,7 +15,7 @@ import numpy as np
 import onnx.parser
 import pytest
 
-__all__ = ["Made", "Row", "operator_models", "operator_rows"]
+__all__ = ["Made", "Row", "filled", "operator_models", "operator_rows"]
 
 _TABLES = Path(__file__).parents[1] / "ut_gradient" / "rules"
 
@@ -102,7 +102,28 @@ def _rows(module: Any) -> list[Row]:
                 text = module.HEADER + row[0]
                 operator = next(op for op in ("Scan", "Loop", "If") if f"{op} " in text or f"{op}(" in text)
                 made.append(Row(f"{name}-{key}", operator, functools.partial(_parsed, text, row[1])))
+    for key, row in getattr(module, "MODELS", {}).items():
+        made += _texts(module, key, row)
+    for key, rows in getattr(module, "MICROSOFT", {}).items():  # what onnxruntime's optimizer leaves behind
+        for k, row in enumerate(rows):
+            made.append(Row(f"{name}-{key}-{k}", key, functools.partial(_fused, module, key, row)))
     return made
+
+
+def _texts(module: Any, key: str, row: Any) -> list[Row]:
+    """A row of the tables of whole texts; none of models that are files."""
+    if isinstance(row, onnx.ModelProto):
+        make = functools.partial(_copied, row)
+    elif hasattr(module, "COUNTED"):  # sequences: nodes, shape of the inputs
+        make = functools.partial(_sequences, module, *row)
+    elif isinstance(row, str):
+        make = functools.partial(_filled_text, module.parse, row)
+    elif isinstance(row, tuple) and isinstance(row[0], int):
+        make = functools.partial(_filled_text, _of_opset, row)
+    else:
+        return []
+    operator = module.__name__.removeprefix("test_")
+    return [Row(f"{module.__name__}-{key}", operator, make)]
 
 
 def _variants() -> list[Row]:
@@ -152,5 +173,50 @@ def _microsoft(module: Any, key: tuple[str, ...], row: Any, shapes: str) -> Made
     return model, feeds
 
 
+def _fused(module: Any, key: str, row: Any, shapes: str) -> Made:
+    domain = "" if key == "SimplifiedLayerNormalization" else module.MS
+    return module.node_model(key, *row, ["y"], domain, 18, shapes=shapes)
+
+
+def _copied(model: onnx.ModelProto, _shapes: str) -> Made:
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    return filled(made)
+
+
+def _filled_text(parse: Callable[[Any], onnx.ModelProto], row: Any, _shapes: str) -> Made:
+    return filled(parse(row))
+
+
+def _of_opset(row: tuple[int, str]) -> onnx.ModelProto:
+    return onnx.parser.parse_model(f'<ir_version: 4, opset_import: ["": {row[0]}]> {row[1]}')
+
+
+def _sequences(module: Any, text: str, shape: tuple[int, ...], shapes: str) -> Made:
+    rng = np.random.default_rng(0)
+    model = module.parse(text, shape if shapes == "static" else tuple("MN"))
+    return model, {i.name: rng.normal(size=shape) for i in model.graph.input}
+
+
 def _parsed(text: str, feeds: dict[str, np.ndarray], _shapes: str) -> Made:
     return onnx.parser.parse_model(text), feeds
+
+
+def filled(model: onnx.ModelProto) -> Made:
+    """A model and three rows of numbers."""
+    rng = np.random.default_rng(0)
+    fixed = {tensor.name for tensor in model.graph.initializer}
+    feeds = {}
+    for info in model.graph.input:
+        if info.name in fixed:
+            continue
+        tensor = info.type.tensor_type
+        shape = [d.dim_value or 3 for d in tensor.shape.dim]
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
+        if tensor.elem_type == onnx.TensorProto.STRING:
+            feeds[info.name] = np.full(shape, "a", dtype=object)
+        elif np.dtype(dtype).kind == "f":
+            feeds[info.name] = rng.normal(size=shape).astype(dtype)
+        else:
+            feeds[info.name] = rng.integers(0, 2, size=shape).astype(dtype)
+    return model, feeds

@@ -51,7 +51,7 @@ def main() -> int:
             print(sweep.subject(number).name, sweep.way(number), sweep(number), flush=True)
         return 0
     start, counts = time.perf_counter(), defaultdict[tuple[str, str], Counter[str]](Counter)
-    for result in run_cases(sweep, range(len(sweep)), batch=60):
+    for result in run_cases(sweep, range(len(sweep)), seconds=120, batch=60):
         subject, way, end = sweep.subject(result.number), sweep.way(result.number), end_of(result)
         counts[subject.operator, way][end] += 1
         if result.bad:

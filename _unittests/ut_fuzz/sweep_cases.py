@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import onnx
 from fuzz_models import MODELS, model
-from operator_models import Made, operator_rows
+from operator_models import Made, filled, operator_rows
 
 from onnxcustom import OrtGradientForwardBackward, TrainingStep, gradient_graph, weights
 from onnxcustom.exceptions import EvaluationError, InvalidDataError, InvalidModelError, OnnxCustomError
@@ -101,11 +101,11 @@ def _whole() -> list[Subject]:
 
     made = {f"fuzz-{name}": functools.partial(_fuzzed, name) for name in MODELS}
     for seed in range(20):
-        made[f"random-{seed}"] = lambda seed=seed: _filled(random_graph(seed).model())
+        made[f"random-{seed}"] = lambda seed=seed: filled(random_graph(seed).model())
     models = importlib.import_module("test_models")
     for opset in (13, 17, 21):
-        made[f"lenet-{opset}"] = lambda opset=opset: _filled(models.lenet("N", opset))
-    made["attention"] = lambda: _filled(models.attention())
+        made[f"lenet-{opset}"] = lambda opset=opset: filled(models.lenet("N", opset))
+    made["attention"] = lambda: filled(models.attention())
     networks = importlib.import_module("test_engines_agree").NETWORKS
     for name, network in networks.items():
         for batch in ("dynamic", "static"):
@@ -118,35 +118,15 @@ def _whole() -> list[Subject]:
 
 
 def _fuzzed(name: str) -> Made:
-    return _filled(onnx.load_model_from_string(model(name)))
+    return filled(onnx.load_model_from_string(model(name)))
 
 
 def _network(network: Any, batch: str) -> Made:
-    return _filled(network.model(np.float32, batch))
+    return filled(network.model(np.float32, batch))
 
 
 def _light(module: Any, name: str, size: int) -> Made:
-    return _filled(module.shrunk(onnx.load(module.FOLDER / f"light_{name}.onnx"), size))
-
-
-def _filled(model: onnx.ModelProto) -> Made:
-    """A model and three rows of numbers."""
-    rng = np.random.default_rng(0)
-    fixed = {tensor.name for tensor in model.graph.initializer}
-    feeds = {}
-    for info in model.graph.input:
-        if info.name in fixed:
-            continue
-        tensor = info.type.tensor_type
-        shape = [d.dim_value or 3 for d in tensor.shape.dim]
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
-        if tensor.elem_type == onnx.TensorProto.STRING:
-            feeds[info.name] = np.full(shape, "a", dtype=object)
-        elif np.dtype(dtype).kind == "f":
-            feeds[info.name] = rng.normal(size=shape).astype(dtype)
-        else:
-            feeds[info.name] = rng.integers(0, 2, size=shape).astype(dtype)
-    return model, feeds
+    return filled(module.shrunk(onnx.load(module.FOLDER / f"light_{name}.onnx"), size))
 
 
 # -- ways --------------------------------------------------------------------------------------------

@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import onnx
 import pytest
 from onnx import helper
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from processes import in_child, needs_fork
 
 from onnxcustom import gradient_graph
 from onnxcustom.exceptions import OnnxCustomError
@@ -20,6 +13,8 @@ from onnxcustom.graph import prepare, to_ir, to_proto
 from onnxcustom.graph.guards import guard
 from onnxcustom.runtime import create_session, run_values, to_ortvalue
 from onnxcustom.training.inference import guarded
+
+from ..processes import in_child, needs_fork
 
 
 def session(op: str, dtype: type, divisor: np.ndarray | None = None):

@@ -26,6 +26,8 @@ from onnxcustom.training.ortgradient import (
     OrtGradientForwardBackwardFunction,
 )
 
+from ..processes import in_child, needs_fork
+
 HEAD = '<ir_version: 8, opset_import: ["": 17]>\n'
 DENSE = """dense (double[N,3] x) => (double[N,2] y) <double[3,2] w = {1,2,3,-4,1,2}, double[2] b = {1, 2}> {
     h = MatMul(x, w)  a = Add(h, b)  y = Tanh(a) }"""
@@ -546,3 +548,27 @@ def test_pickles_keep_settings_that_are_enumerations():
     again = pickle.loads(pickle.dumps(first)).sess_options
     assert again.graph_optimization_level == options.graph_optimization_level
     assert again.execution_mode == options.execution_mode
+
+
+@needs_fork
+def test_einsum_of_no_rows():
+    """onnxruntime up to 1.23 ends the process; a newer one has the outputs."""
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 17]> g (float[N, 2] x) => (float[N, 3] y)
+        <float[2, 3] w = {1, 2, 3, 4, 5, 6}> { y = Einsum <equation = "ij,jk->ik"> (x, w) }"""
+    )
+
+    def work():
+        function = OrtGradientForwardBackward(model, engine="onnx").new_instance()
+        w = np.ones((2, 3), np.float32)
+        shapes = []
+        for rows in (0, 4):
+            try:
+                shapes.append(function.forward([np.ones((rows, 2), np.float32), w], training=True)[0].shape())
+            except InvalidDataError as exc:
+                shapes.append(str(exc))
+        return shapes
+
+    none, some = in_child(work)
+    assert some == [4, 3]
+    assert none == [0, 3] or "no rows" in none

@@ -454,3 +454,11 @@ def test_a_model_with_a_fixed_number_of_rows_and_data_of_unknown_length():
         check_batch_size(3, None, [spec])
     with pytest.raises(InvalidDataError, match=r"exactly 1 row; batch_size is 3 and the data has 4 rows\."):
         check_batch_size(3, 4, [TensorSpec("x", F32, (1, 3))])
+
+
+def test_what_is_given_once_a_batch_keeps_its_rank_where_the_model_does_not_say():
+    specs = [TensorSpec("axes", np.dtype(np.int64), None, None), TensorSpec("x", np.dtype(np.float32), None)]
+    found = as_inputs({"axes": np.array([1]), "x": np.ones(3, np.float32)}, specs)
+    assert {name: a.shape for name, a in found.items()} == {"axes": (1,), "x": (3, 1)}
+    found = as_inputs({"axes": np.array(1), "x": np.ones(3, np.float32)}, specs)
+    assert found["axes"].shape == ()

@@ -187,7 +187,7 @@ def _checked(op: Builder, node: ir.Node, wrong: Var) -> Var:
 
 
 def _indices(op: Builder, node: ir.Node) -> bool:
-    """Indices of MaxUnpool of a known rank, that of its data: inference up to 1.19.2 takes it for granted."""
+    """Indices of MaxUnpool of a known rank, that of its data: inference up to 1.23 takes it for granted."""
     indices = node.inputs[1] if len(node.inputs) > 1 else None
     window = node.attributes.get_ints("kernel_shape", ())
     if indices is None or indices.shape is not None or not window:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 import onnx
 import onnx_ir as ir
 
-__all__ = ["all_names", "rename_twins", "subgraphs", "unique_name", "value_names"]
+__all__ = ["all_names", "proto_nodes", "rename_twins", "subgraphs", "unique_name", "value_names"]
 
 
 def subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
@@ -55,7 +55,7 @@ def unique_name(base: str, taken: set[str], counters: dict[str, int] | None = No
 
 def rename_twins(model: onnx.ModelProto) -> None:
     """Give nodes that share a name, which onnxruntime refuses, names of their own but for the first."""
-    nodes = list(_nodes(model.graph.node))
+    nodes = list(proto_nodes(model.graph.node))
     taken = {node.name for node in nodes}
     seen: set[str] = set()
     counters: dict[str, int] = {}
@@ -66,10 +66,10 @@ def rename_twins(model: onnx.ModelProto) -> None:
             seen.add(node.name)
 
 
-def _nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+def proto_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
     """Nodes and those of the graphs inside them."""
     for node in nodes:
         yield node
         for attribute in node.attribute:
             for graph in (attribute.g, *attribute.graphs):
-                yield from _nodes(graph.node)
+                yield from proto_nodes(graph.node)

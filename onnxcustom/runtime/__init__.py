@@ -12,6 +12,7 @@ from .forking import ForkLock
 from .sessions import (
     check_providers,
     create_session,
+    ends_on_nothing,
     options_from,
     options_state,
     ort_limits,
@@ -30,6 +31,7 @@ __all__ = [
     "check_providers",
     "create_session",
     "default_threads",
+    "ends_on_nothing",
     "options_from",
     "options_state",
     "ort_limits",

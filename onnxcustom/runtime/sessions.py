@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from onnxcustom.exceptions import EvaluationError, InvalidModelError, ProviderError
 from onnxcustom.graph.io import PROTOBUF_LIMIT, to_ir, to_proto
+from onnxcustom.graph.traversal import proto_nodes
 
 from .devices import Device, available_providers, default_threads, parse_device, require_runtime
 from .forking import remade_session
@@ -22,6 +23,7 @@ from .nesting import check_nesting
 __all__ = [
     "check_providers",
     "create_session",
+    "ends_on_nothing",
     "options_from",
     "options_state",
     "ort_limits",
@@ -31,6 +33,9 @@ __all__ = [
 
 # From here on a session of graphs within graphs takes the time that their nodes take; 1.29 was not looked at.
 _LINEAR = (1, 30)
+
+# From here on an Einsum of no elements has a result; 1.23 ends the process, those between were not looked at.
+_EINSUM_OF_NOTHING = (1, 31)
 
 
 def create_session(
@@ -109,6 +114,14 @@ def _check_kernels(model: onnx.ModelProto | bytes | ir.Model) -> None:
                 f"Node {name!r} (com.microsoft.Attention) has no bias, and onnxruntime no kernel for that: "
                 "give it one of zeros."
             )
+
+
+def ends_on_nothing(model: onnx.ModelProto) -> str | None:
+    """Name of a node whose kernel in the installed onnxruntime may end the process if there are no rows."""
+    if _version(require_runtime()) >= _EINSUM_OF_NOTHING:
+        return None
+    nodes = (n for n in proto_nodes(model.graph.node) if n.op_type == "Einsum")
+    return next((n.name or "Einsum" for n in nodes if n.domain in ("", "ai.onnx")), None)
 
 
 def _opened(ort: Any, model: Any, options: Any, providers: Any, provider_options: Any) -> Any:

@@ -43,6 +43,7 @@ class OrtGradientForwardBackwardFunction:
     _lookups: dict[str, Places]
     _device: Any
     _run_options: Any
+    _ends_on_nothing: str | None
     _debug: bool
     _logger: logging.Logger | None
     _sess: Any
@@ -81,7 +82,8 @@ class OrtGradientForwardBackwardFunction:
         ------
         InvalidDataError
             If the number of inputs is wrong, or the dtype, rank or shape of one of them, or an index is
-            beyond the table in which it is looked up.
+            beyond the table in which it is looked up; if there are no rows and the model has an Einsum, which
+            some onnxruntime cannot be given.
         """
         values = self._checked_inputs(inputs)
         feeds = dict(zip(self._grad_input_names, values, strict=True))
@@ -163,7 +165,17 @@ class OrtGradientForwardBackwardFunction:
             if name in self._lookups:
                 check_places(value.numpy(), self._lookups[name], name)
             self._check_finite(name, value)
+        self._check_rows(found)
         return found
+
+    def _check_rows(self, values: Sequence[Any]) -> None:
+        """A batch without rows must not reach a kernel that ends the process on it."""
+        shapes = [value.shape() for value in values[: len(self._input_names)]]
+        if self._ends_on_nothing and any(shapes) and all(0 in shape for shape in shapes if shape):
+            raise InvalidDataError(
+                f"The batch has no rows, and the installed onnxruntime cannot compute node "
+                f"{self._ends_on_nothing!r} (Einsum) of nothing: leave such batches out, or take a newer one."
+            )
 
     def _checked_gradients(self, grad_outputs: Any) -> dict[str, Any]:
         values = listed(grad_outputs)

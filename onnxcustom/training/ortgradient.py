@@ -27,6 +27,7 @@ from onnxcustom.graph.selection import Catalog
 from onnxcustom.runtime import (
     check_providers,
     create_session,
+    ends_on_nothing,
     options_from,
     options_state,
     parse_device,
@@ -245,6 +246,7 @@ class OrtGradientForwardBackward:
                 "_lookups": places,
                 "_device": self._device,
                 "_run_options": self.run_options,
+                "_ends_on_nothing": ends_on_nothing(parts.forward),
                 "_debug": self.debug,
                 "_logger": logger if self.enable_logging else None,
                 "_sess": self._session(parts.forward),

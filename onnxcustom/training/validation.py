@@ -428,7 +428,8 @@ def _as_tensor(data: Any, spec: TensorSpec, what: str, whole: bool = False, spar
     matrix = whole and (spec.rank is None or spec.rank >= 2)
     if is_sparse(data):
         return _as_sparse(data, spec, what, sparse and spec.axis == 0)
-    if spec.shape == () and not (spec.each and np.ndim(data) == 1):
+    number = spec.shape is None and spec.axis is None and getattr(data, "ndim", None) == 0
+    if number or (spec.shape == () and not (spec.each and np.ndim(data) == 1)):
         return _cast(_as_number(data, spec, what), spec, what)
     array = _checked(_plain(data, spec, what), spec, what, matrix)
     if not matrix and not spec.each:
@@ -598,7 +599,7 @@ def _reshaped(array: np.ndarray, spec: TensorSpec) -> np.ndarray:
     if array.ndim == 1 and spec.axis == 1 and spec.shape is not None and len(spec.shape) == 2:
         return array if isinstance(spec.shape[0], int) and spec.shape[0] != 1 else array.reshape(1, -1)
     if array.ndim == 1 and spec.shape is None:
-        return array.reshape(-1, 1)
+        return array if spec.axis is None else array.reshape(-1, 1)
     if array.ndim == 1 and spec.shape is not None and len(spec.shape) == 2:
         columns = spec.shape[1]
         return array if isinstance(columns, int) and columns != 1 else array.reshape(-1, 1)
