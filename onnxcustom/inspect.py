@@ -12,7 +12,8 @@ from pathlib import Path
 import onnx_ir as ir
 
 from onnxcustom.gradient.report import GradientReport, OperatorRow, WeightRow, gradient_report
-from onnxcustom.graph import find_logits, hidden_logits, layers, prepare
+from onnxcustom.graph import Prepared, find_logits, hidden_logits
+from onnxcustom.graph.layers import layers_of
 from onnxcustom.training.targets import prediction_tensors, where
 
 __all__ = ["describe", "inspect_model", "loss_lines"]
@@ -42,9 +43,10 @@ def inspect_model(path: Path | str, engine: str = "auto", width: int = 100) -> t
     InvalidModelError
         If the file holds no valid model.
     """
-    report = gradient_report(path, engine)
-    levels = {name: layer.level for layer in layers(path) for name in layer.weights}
-    text = describe(report, width, levels, loss_lines(prepare(path)))
+    prepared = Prepared.of(path)
+    report = gradient_report(prepared, engine)
+    levels = {name: layer.level for layer in layers_of(prepared.model) for name in layer.weights}
+    text = describe(report, width, levels, loss_lines(prepared.model))
     return f"{Path(path).name}\n\n{text}", report.trainable
 
 

@@ -6,9 +6,19 @@ import onnx
 import onnx.parser
 import onnx_ir as ir
 import pytest
+from onnx.reference import ReferenceEvaluator
 
 from onnxcustom.exceptions import InvalidModelError
-from onnxcustom.graph import class_labels, find_logits, prepare, replace_weights, to_ir, to_proto, weights
+from onnxcustom.graph import (
+    Prepared,
+    class_labels,
+    find_logits,
+    prepare,
+    replace_weights,
+    to_ir,
+    to_proto,
+    weights,
+)
 
 onnxruntime = pytest.importorskip("onnxruntime")
 skl2onnx = pytest.importorskip("skl2onnx")
@@ -360,3 +370,43 @@ def test_every_integer_has_a_name_that_nobody_makes_again(opset, target, last):
     assert all(name.endswith("_constant") for name in integers), integers
     assert list(weights(model)) == ["w"]
     assert list(prepare(to_proto(made)).graph.initializers) == list(made.graph.initializers)
+
+
+# -- prepared once -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("versions", [{}, {"opset": 18}, {"max_opset": 16, "max_ir": 8}, {"max_ir": 7}])
+def test_copies_of_a_prepared_model(versions: dict[str, int]) -> None:
+    """In any versions they compute what the user's model does, and belong to whoever asked."""
+    text = """<ir_version: 9, opset_import: ["": 17]>
+        g (float[N, 4] x, int64[N] k) => (float[N, 2] y, int64[N] q) <float[2, 2] w = {1, 2, 3, 4}, int64 d = {3}> {
+            a, b = Split<axis = 1>(x) c = Add(a, b) m = ReduceMean<axes = [1]>(c) e = Sub(c, m)
+            y = MatMul(e, w) q = Div(k, d) }"""
+    model = onnx.parser.parse_model(text)
+    prepared = Prepared.of(model)
+    assert Prepared.of(prepared) is prepared
+    assert prepared.proto == model
+    made = [prepared.take(**versions) for _ in range(2)]
+    made[0].graph.initializers["w"].const_value = None
+    for node in list(made[0].graph):
+        node.name = "spoilt"
+    copy = made[1]
+    assert copy.opset_imports[""] == {**{"opset": 17}, **versions}.get("opset", 17) or "max_opset" in versions
+    assert copy.opset_imports[""] <= versions.get("max_opset", 99)
+    assert copy.ir_version <= versions.get("max_ir", 99)
+    assert not any(node.name == "spoilt" for node in (*copy.graph, *prepared.model.graph))
+    feeds = {"x": np.arange(8, dtype=np.float32).reshape(2, 4), "k": np.array([7, -7])}
+    wanted = ReferenceEvaluator(model).run(None, feeds)
+    for one in (copy, prepared.take(**versions)):
+        for found, array in zip(ReferenceEvaluator(to_proto(one)).run(None, feeds), wanted, strict=True):
+            np.testing.assert_allclose(found, array, rtol=1e-6)
+
+
+def test_a_prepared_model_is_guarded_once() -> None:
+    """A second preparation would put a second check before every integer division."""
+    text = """<ir_version: 9, opset_import: ["": 18]>
+        g (float[N, 2] x, int64[N] k) => (float[N, 2] y, int64[N] q) <float[2, 2] w = {1, 2, 3, 4}> {
+            y = MatMul(x, w) q = Div(k, k) }"""
+    prepared = Prepared.of(onnx.parser.parse_model(text))
+    assert len(prepared.take(max_ir=8).graph) == len(prepared.model.graph)
+    assert [n.op_type for n in prepared.take().graph] == [n.op_type for n in prepared.model.graph]

@@ -45,7 +45,7 @@ def test_write_and_rename(model):
     new = np.array([7, 8], dtype=np.float32)
     nodes = {n.outputs[0].name: n for n in model.graph}
     sites = {
-        "w": InitializerSite(model.graph.initializers["w"]),
+        "w": InitializerSite(model.graph.initializers["w"], "w"),
         "c": ConstantSite(nodes["c"]),
         "f": ConstantSite(nodes["f"]),
     }

@@ -320,7 +320,7 @@ def test_a_weight_that_is_trained_stays_one_whatever_its_numbers():
     assert list(step.weights()) == ["w", "m"]
     from onnxcustom.graph import trainable_values
 
-    assert [v.name for v in trainable_values(step._model())] == ["w", "m"]
+    assert [v.name for v in trainable_values(step.recipe.base)] == ["w", "m"]
 
 
 # -- NaN and infinity --------------------------------------------------------------------------------

@@ -8,12 +8,12 @@ import onnx_ir as ir
 import pytest
 
 from onnxcustom.exceptions import InvalidModelError
-from onnxcustom.gradient.build import prepared
+from onnxcustom.gradient.build import form_of
 from onnxcustom.gradient.interface import select_engine
-from onnxcustom.graph import prepare, to_proto, weights
+from onnxcustom.graph import Prepared, prepare, to_proto, weights
 from onnxcustom.objective import L2LearningPenalty
 from onnxcustom.optim import create
-from onnxcustom.training.compose import compose_forward, compose_scores, compose_step, trunk
+from onnxcustom.training.compose import StepOptions, compose_forward, compose_scores, compose_step, trunk
 from onnxcustom.training.targets import select_targets
 
 ort = pytest.importorskip("onnxruntime")
@@ -31,13 +31,13 @@ def step_of(model, loss="squared_error", rule="adam", penalties=None, weighted=F
     engine = select_engine("auto", model)
     targets = select_targets(prepare(model), loss)
     return compose_step(
-        prepared(model, engine),
+        form_of(Prepared.of(model), engine),
         engine,
         targets,
         list(weights(model)),
         create(rule),
         penalties or {},
-        weighted=weighted,
+        StepOptions(weighted),
     )
 
 

@@ -81,12 +81,12 @@ def test_bytes_of_intermediate_results(body, expected):
 
 def test_numbers_of_trained_weights_are_in_the_buffers_only(mlp_model):
     step = TrainingStep(mlp_model([3, 2, 1]), weights=["w0", "b0"])
-    held = {name: v.const_value.numpy() for name, v in step._model().graph.initializers.items()}
+    held = {name: v.const_value.numpy() for name, v in step.recipe.base.graph.initializers.items()}
     assert {name for name, array in held.items() if not any(array.strides)} >= {"w0", "b0"}
     given = {t.name: onnx.numpy_helper.to_array(t) for t in mlp_model([3, 2, 1]).graph.initializer}
     np.testing.assert_array_equal(held["w1"], given["w1"])
     np.testing.assert_array_equal(step.weights()["w0"], given["w0"])
-    for model in (step._graph(False).model, step._composed(False, "update", packed=False).model):
+    for model in (step._graph(False).model, step.recipe.compose(False, lean=False).model):
         assert not {"w0", "b0"} & set(model.graph.initializers)
 
 
@@ -121,8 +121,8 @@ def test_without_numbers():
 
 def test_the_back_set_is_untouched_memory(mlp_model):
     step = TrainingStep(mlp_model([3, 2, 1]), optimizer="adam")
-    back = step._buffers._sets[1]
+    back = step._state.kept._sets[1]
     assert not any(array.any() for array in back.arrays.values())
-    assert any(array.any() for array in step._buffers._sets[0].arrays.values())
+    assert any(array.any() for array in step._state.kept._sets[0].arrays.values())
     step.run(*batch())
     assert all(array.any() for name, array in back.arrays.items() if name in step.weights())

@@ -15,7 +15,7 @@ from onnxcustom.exceptions import (
     NonDifferentiableError,
     UnknownNameError,
 )
-from onnxcustom.graph import load, prepare, to_proto, trainable_values, training_info
+from onnxcustom.graph import Prepared, to_proto, trainable_values, training_info
 from onnxcustom.graph.builder import Builder
 from onnxcustom.graph.finding import check_finite, find_weights, warn_nonfinite
 from onnxcustom.graph.guards import GiveBiasesPass
@@ -26,7 +26,7 @@ from .flow import Flow, analyse
 from .interface import Engine, is_float, refusal_error, select_engine
 from .names import METADATA_KEY, GradientNames
 
-__all__ = ["checked_names", "gradient_graph", "gradient_model", "tidy"]
+__all__ = ["checked_names", "form_of", "gradient_graph", "gradient_model", "tidy"]
 
 
 def gradient_graph(
@@ -94,33 +94,28 @@ def gradient_graph(
     >>> [v.name for v in graph.input], [v.name for v in graph.output]
     (['x', 'w', 'y_grad'], ['x_grad', 'w_grad', 'y'])
     """
-    return to_proto(gradient_model(load(model), wrt, inputs, outputs, engine))  # type: ignore[arg-type]
+    return to_proto(gradient_model(Prepared.of(model), wrt, inputs, outputs, engine))  # type: ignore[arg-type]
 
 
 def gradient_model(
-    proto: onnx.ModelProto,
+    model: Prepared,
     wrt: Sequence[str] | None = None,
     inputs: Sequence[str] | None = None,
     outputs: Sequence[str] | None = None,
     engine: str | Engine = "auto",
 ) -> ir.Model:
-    """What :func:`gradient_graph` returns, for who goes on working with it, of a model that is loaded."""
-    chosen = select_engine(engine, proto)
-    made = prepared(proto, chosen)
-    _restore(made, proto, wrt or ())
+    """What :func:`gradient_graph` returns, for who goes on working with it, of a model with its proto."""
+    assert model.proto is not None
+    chosen = select_engine(engine, model)
+    made = form_of(model, chosen)
+    _restore(made, model.proto, wrt or ())
     return differentiate(made, chosen, wrt, inputs, outputs)
 
 
-def prepared(model: object, engine: Engine) -> ir.Model:
-    """A model in the form an engine reads: see :func:`onnxcustom.graph.prepare`."""
-    # A model of onnx_ir shares its tensors with what is made of it; a ModelProto would be another copy.
-    source = model if isinstance(model, ir.Model) else load(model)  # type: ignore[arg-type]
+def form_of(model: Prepared, engine: Engine) -> ir.Model:
+    """A copy of a model in versions that an engine reads."""
     max_opset, max_ir = engine.limits()
-    made = prepare(source, max_opset=max_opset, max_ir=max_ir)
-    lowest = engine.min_opset(made)
-    if made.opset_imports.get("", lowest) < lowest:
-        made = prepare(source, opset=lowest, max_opset=max_opset, max_ir=max_ir)
-    return made
+    return model.take(engine.min_opset(model.model), max_opset, max_ir)
 
 
 def _restore(model: ir.Model, original: onnx.ModelProto, names: Iterable[str]) -> None:

@@ -18,6 +18,7 @@ from onnxcustom.exceptions import (
     UnknownNameError,
     UnknownOperatorError,
 )
+from onnxcustom.graph import ModelLike, Prepared
 from onnxcustom.graph.operands import FLOATS
 
 if TYPE_CHECKING:
@@ -169,7 +170,7 @@ def get_engine(name: str) -> Engine:
     return ENGINES[name]
 
 
-def select_engine(name: str | Engine, model: object = None) -> Engine:
+def select_engine(name: str | Engine, model: ModelLike | Prepared | None = None) -> Engine:
     """The engine for a model.
 
     Parameters
@@ -179,7 +180,8 @@ def select_engine(name: str | Engine, model: object = None) -> Engine:
         the whole model; which one it is and why goes to the logger ``onnxcustom``. The choice
         depends on the graph alone.
     model : optional
-        Anything :func:`onnxcustom.graph.load` takes. Without it ``'auto'`` means the first available.
+        Anything :func:`onnxcustom.graph.load` takes, or a :class:`onnxcustom.graph.Prepared`. Without
+        it ``'auto'`` means the first available.
 
     Returns
     -------
@@ -214,16 +216,17 @@ class Choice(NamedTuple):
     """Of the engine on the model, None without a model."""
 
 
-def choose_engine(model: object = None) -> Choice:
+def choose_engine(model: ModelLike | Prepared | None = None) -> Choice:
     """The engine that ``'auto'`` takes for a model, and why: see :func:`select_engine`."""
     from .report import engine_report
 
+    prepared = None if model is None else Prepared.of(model)
     problems: dict[str, str] = {}
     fallback: Choice | None = None
     for engine in ENGINES.values():
         reason, report = engine.unavailable(), None
-        if reason is None and model is not None:
-            report = engine_report(model, engine)
+        if reason is None and prepared is not None:
+            report = engine_report(prepared, engine)
             if report.refused:
                 first = report.refused[0]
                 reason = f"it refuses node {first.node!r} ({first.op_type}): {first.reason}"

@@ -9,13 +9,12 @@ from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
-from onnxcustom.graph import find_logits, to_ir
+from onnxcustom.graph import Prepared, find_logits
 from onnxcustom.graph.finding import array_of, find_weights
 from onnxcustom.graph.left_out import left_out
 from onnxcustom.graph.links import Links
 from onnxcustom.graph.operands import FLOATS
-from onnxcustom.graph.prepare import structure
-from onnxcustom.graph.sites import InitializerSite, site_of, tag
+from onnxcustom.graph.sites import InitializerSite, site_of
 
 from .flow import Flow, analyse, operands
 from .interface import Engine, Verdict, choose_engine, get_engine, is_float
@@ -248,7 +247,8 @@ def gradient_report(model: object, engine: str | Engine = "auto") -> GradientRep
     Parameters
     ----------
     model : ModelProto, str, bytes, onnx_ir.Model
-        Anything :func:`onnxcustom.graph.load` takes. Nothing is built and nothing is run.
+        Anything :func:`onnxcustom.graph.load` takes, or a :class:`onnxcustom.graph.Prepared`. Nothing is
+        built and nothing is run.
     engine : str, default='auto'
         The engine whose answers are wanted.
 
@@ -277,24 +277,25 @@ def gradient_report(model: object, engine: str | Engine = "auto") -> GradientRep
     >>> report.refused
     []
     """
+    prepared = Prepared.of(model)  # type: ignore[arg-type]
     if engine == "auto":
-        choice = choose_engine(model)
-        report = choice.report or engine_report(model, choice.engine)
+        choice = choose_engine(prepared)
+        report = choice.report or engine_report(prepared, choice.engine)
         report.why = choice.why
-        report.left_out = _left_out(model)
+        report.left_out = _left_out(prepared)
         if not (report.trainable or report.refused):
             report.why = f"the first choice, but {report.untrainable}"
         return report
-    report = engine_report(model, engine if isinstance(engine, Engine) else get_engine(engine))
-    report.left_out = _left_out(model)
+    report = engine_report(prepared, engine if isinstance(engine, Engine) else get_engine(engine))
+    report.left_out = _left_out(prepared)
     return report
 
 
-def engine_report(model: object, engine: Engine) -> GradientReport:
+def engine_report(model: Prepared, engine: Engine) -> GradientReport:
     """The report of one engine."""
-    from .build import prepared
+    from .build import form_of
 
-    return report_of(prepared(model, engine), engine)
+    return report_of(form_of(model, engine), engine)
 
 
 def report_of(model: ir.Model, engine: Engine) -> GradientReport:
@@ -330,18 +331,15 @@ def report_of(model: ir.Model, engine: Engine) -> GradientReport:
     return GradientReport(engine.name, rows, engine.unavailable(), held, warnings=_tied(model, shared))
 
 
-def _left_out(model: object) -> list[LeftOutRow]:
+def _left_out(model: Prepared) -> list[LeftOutRow]:
     """What is no weight, under the names of the user's model: an engine's form may have others."""
-    own = to_ir(model)  # type: ignore[arg-type]
-    tag(own)
-    made = own.clone()
-    structure(made)
+    made = model.model
     rows = []
     for value, reason in left_out(made, find_weights(made)).items():
         name, shape, dtype = _described(value)
         site = site_of(value)  # integers have other names in the prepared model
         if isinstance(site, InitializerSite) and value.dtype not in FLOATS:
-            name = site.value.name or name
+            name = site.name or name
         rows.append(LeftOutRow(name, shape, dtype, reason))
     return rows
 

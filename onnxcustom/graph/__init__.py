@@ -8,7 +8,7 @@ from onnxcustom.graph.initialize import initialize_weights
 from onnxcustom.graph.io import ModelLike, load, save, to_ir, to_proto
 from onnxcustom.graph.layers import Layer, layers
 from onnxcustom.graph.limits import Limits, use_limits
-from onnxcustom.graph.prepare import prepare
+from onnxcustom.graph.prepare import Prepared, prepare
 from onnxcustom.graph.roles import Role, weight_roles
 from onnxcustom.graph.selection import Selection, select_weights
 from onnxcustom.graph.weights import (
@@ -26,6 +26,7 @@ __all__ = [
     "Limits",
     "Logits",
     "ModelLike",
+    "Prepared",
     "Role",
     "Selection",
     "Var",

@@ -15,9 +15,9 @@ from scipy.special import ndtr, ndtri
 
 from onnxcustom._parameters import check_number
 from onnxcustom.exceptions import InvalidModelError, UnknownNameError
-from onnxcustom.graph.io import ModelLike, load
+from onnxcustom.graph.io import ModelLike
 from onnxcustom.graph.kernels import kernels, uses
-from onnxcustom.graph.prepare import prepare
+from onnxcustom.graph.prepare import Prepared
 from onnxcustom.graph.roles import Role, weight_roles
 from onnxcustom.graph.selection import Catalog, Selection, texts_of
 from onnxcustom.graph.weights import replace_weights, trainable_values
@@ -209,16 +209,17 @@ def initialize_weights(
         raise ValueError(f"seed must be an integer in [0, 2**64), not {seed!r}.")
     if gain is not None:
         check_number("gain", gain, "(0, inf)")
-    model = load(model)
-    made = prepare(model)
-    chosen, explicit = _chosen(Catalog(made), names, method)
+    prepared = Prepared.of(model)
+    made = prepared.model
+    chosen, explicit = _chosen(Catalog(prepared), names, method)
     values = {v.name or "": v for v in trainable_values(made)}
     roles = weight_roles(made, chosen)
     drawn = {
         name: _Drawing(made, values[name], roles[name], name in explicit).draw(how, int(seed), gain)
         for name, how in chosen.items()
     }
-    return replace_weights(model, drawn)
+    assert prepared.proto is not None
+    return replace_weights(prepared.proto, drawn)
 
 
 def _chosen(

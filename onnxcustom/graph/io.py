@@ -25,7 +25,7 @@ from onnxcustom.graph.outline import outline
 from onnxcustom.graph.repairs import repaired, type_outputs
 from onnxcustom.graph.wire import count_parts
 
-__all__ = ["ModelLike", "load", "save", "to_ir", "to_proto"]
+__all__ = ["ModelLike", "load", "load_both", "save", "to_ir", "to_proto"]
 
 ModelLike = Union[str, "os.PathLike[str]", bytes, onnx.ModelProto, ir.Model, IO[bytes]]
 
@@ -126,36 +126,22 @@ def to_ir(model: ModelLike, *, trusted: bool = False) -> ir.Model:
     if isinstance(model, ir.Model):
         made = _clone(model)
         training_info.hand_on(model, made)
-    else:
-        folder = None
-        if trusted and isinstance(model, onnx.ModelProto):
-            proto, sparse, label = model, False, "the model"
-        else:
-            read = _read(model, current_limits())
-            proto, folder, sparse, label = read.proto, read.folder, bool(read.contents.sparse), read.label
-        try:
-            if sparse:
-                proto = _without_sparse(proto)
-            proto, maps = _without_maps(proto)
-            made = ir.from_proto(proto)
-            _forget_negative_sizes(made)
-        except InvalidModelError:
-            raise
-        except Exception as exc:
-            reason: BaseException = exc
-            while reason.__cause__ is not None:
-                reason = reason.__cause__
-            raise InvalidModelError(
-                f"The model holds something that onnx_ir cannot represent: {reason}"
-            ) from exc
-        for value in (*made.graph.inputs, *made.graph.outputs):
-            if value.name in maps:
-                value.meta[_TYPE_KEY] = maps[value.name]
-        if folder is not None:
-            ir.external_data.set_base_dir(made.graph, folder)
-        training_info.take(proto, made, folder, label)
-    _own_tensors(made)
-    return made
+        _own_tensors(made)
+        return made
+    if trusted and isinstance(model, onnx.ModelProto):
+        return _represented(model, None, "the model")
+    read = _read(model, current_limits())
+    return _represented(read.proto, read.folder, read.label, bool(read.contents.sparse))
+
+
+def load_both(model: ModelLike) -> tuple[onnx.ModelProto, ir.Model]:
+    """What :func:`load_own` and :func:`to_ir` give, checked once: the second is made of the first."""
+    read = _read(model, current_limits())
+    if read.external:
+        assert read.folder is not None
+        read_external(read.external, read.folder, read.label)
+    proto = copy.deepcopy(read.proto) if read.proto is model else read.proto
+    return proto, _represented(proto, None, read.label, bool(read.contents.sparse))
 
 
 def to_proto(model: ir.Model) -> onnx.ModelProto:
@@ -304,6 +290,32 @@ def _read(model: ModelLike, limits: Limits) -> _Read:
     _check(source, proto, contents, label, changed)
     type_outputs(proto, label)
     return _Read(proto, folder, label, contents, external)
+
+
+def _represented(proto: onnx.ModelProto, folder: str | None, label: str, sparse: bool = False) -> ir.Model:
+    """A model of ``onnx_ir``, its graphs and names its own, of a checked one in `folder`."""
+    own = proto
+    try:
+        if sparse:
+            own = _without_sparse(own)
+        own, maps = _without_maps(own)
+        made = ir.from_proto(own)
+        _forget_negative_sizes(made)
+    except InvalidModelError:
+        raise
+    except Exception as exc:
+        reason: BaseException = exc
+        while reason.__cause__ is not None:
+            reason = reason.__cause__
+        raise InvalidModelError(f"The model holds something that onnx_ir cannot represent: {reason}") from exc
+    for value in (*made.graph.inputs, *made.graph.outputs):
+        if value.name in maps:
+            value.meta[_TYPE_KEY] = maps[value.name]
+    if folder is not None:
+        ir.external_data.set_base_dir(made.graph, folder)
+    training_info.take(own, made, folder, label)
+    _own_tensors(made)
+    return made
 
 
 def _parsed(content: bytes, label: str, limits: Limits) -> onnx.ModelProto:

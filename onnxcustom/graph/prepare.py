@@ -11,13 +11,13 @@ from onnxcustom.graph import passes
 from onnxcustom.graph.checks import check_attributes, check_operands, check_sizes
 from onnxcustom.graph.declared import DeclaredShapesPass
 from onnxcustom.graph.guards import GuardKernelsPass, NameOutputsPass
-from onnxcustom.graph.io import ModelLike, to_ir
+from onnxcustom.graph.io import ModelLike, load_both, to_ir
 from onnxcustom.graph.ml_operators import ConvertLinearOperatorsPass, is_linear_operator
 from onnxcustom.graph.opsets import ConvertOpsetPass, SetIrVersionPass
 from onnxcustom.graph.sites import tag
 from onnxcustom.graph.statistics import SeparateCopiesPass, SeparateStatisticsPass
 
-__all__ = ["prepare", "structure"]
+__all__ = ["Prepared", "prepare", "structure"]
 
 # Opset given to a model that has only operators of other domains so far.
 _DEFAULT_OPSET = 18
@@ -73,19 +73,89 @@ def prepare(
     ['w']
     """
     _check_versions(opset, max_opset, max_ir)
-    ir_model = to_ir(model)
+    return _prepare(to_ir(model), opset, max_opset, max_ir)
+
+
+def _prepare(
+    ir_model: ir.Model, opset: int | None = None, max_opset: int | None = None, max_ir: int | None = None
+) -> ir.Model:
+    """Prepare in place."""
     tag(ir_model)
     structure(ir_model, min(max_opset or _DEFAULT_OPSET, _DEFAULT_OPSET))
-    _convert_opset(ir_model, opset, max_opset)
-    passes.DeclareOptionalOutputsPass()(ir_model)
-    SetIrVersionPass(max_ir)(ir_model)
-    passes.InferShapesPass(strict=True)(ir_model)
-    DeclaredShapesPass()(ir_model)
+    if (target := _target(ir_model, opset, max_opset)) is not None:
+        passes.InferShapesPass()(ir_model)  # the converter wants types
+        DeclaredShapesPass()(ir_model)
+        _convert(ir_model, target)
+    _declare(ir_model, max_ir)
     check_operands(ir_model.graph)
     check_sizes(ir_model.graph)
     GuardKernelsPass()(ir_model)
     passes.RenameIntegersPass()(ir_model)  # those of all that went before
     return ir_model
+
+
+class Prepared:
+    """A model that was loaded, checked and brought into trainable form, once.
+
+    A function that is given one prepares nothing: it asks for a copy of the trainable form, in the versions
+    that it can read. To be made at the door, by whoever is handed a model in any form, and carried along
+    from there.
+
+    Parameters
+    ----------
+    model : onnx_ir.Model
+        What :func:`prepare` returned, or a part of it; not to be changed any more.
+    proto : onnx.ModelProto, optional
+        The user's own model, loaded; None where it is of no concern, as for a part of a model.
+
+    Attributes
+    ----------
+    model, proto
+        As given.
+    """
+
+    def __init__(self, model: ir.Model, proto: onnx.ModelProto | None = None) -> None:
+        self.model = model
+        self.proto = proto
+        self._converted: dict[tuple[int, int | None], ir.Model] = {}
+
+    @classmethod
+    def of(cls, model: ModelLike | Prepared) -> Prepared:
+        """A model in any form, prepared; one that is, as it is.
+
+        Raises
+        ------
+        InvalidModelError
+            As for :func:`prepare`.
+        """
+        if isinstance(model, Prepared):
+            return model
+        proto, own = load_both(model)
+        return cls(_prepare(own), proto)
+
+    def take(
+        self, opset: int | None = None, max_opset: int | None = None, max_ir: int | None = None
+    ) -> ir.Model:
+        """A copy that the caller may change, in these versions, which mean what they mean to :func:`prepare`.
+
+        Raises
+        ------
+        InvalidModelError
+            The model cannot be had in these versions; the message names what stands against it.
+        """
+        _check_versions(opset, max_opset, max_ir)
+        target = _target(self.model, opset, max_opset)
+        if target is None:
+            made = to_ir(self.model)
+            SetIrVersionPass(max_ir)(made)
+            return made
+        if (target, max_ir) not in self._converted:
+            made = to_ir(self.model)
+            _convert(made, target)
+            _declare(made, max_ir)
+            passes.RenameIntegersPass()(made)
+            self._converted[target, max_ir] = made
+        return to_ir(self._converted[target, max_ir])
 
 
 def structure(model: ir.Model, default_opset: int = _DEFAULT_OPSET) -> None:
@@ -136,21 +206,30 @@ def _check_versions(opset: int | None, max_opset: int | None, max_ir: int | None
         raise InvalidModelError(f"opset={opset} is above max_opset={max_opset}.")
 
 
-def _convert_opset(model: ir.Model, opset: int | None, max_opset: int | None) -> None:
-    """Convert the model if its opset is outside the limits."""
+def _target(model: ir.Model, opset: int | None, max_opset: int | None) -> int | None:
+    """The opset that the model has to be converted to, if its own is outside the limits."""
     has = model.opset_imports[""]
     target = max(has, opset or _LOWEST_OPSET)
     target = min(target, max_opset or target)
-    if target == has:
-        return
-    passes.InferShapesPass()(model)  # the converter wants types
-    DeclaredShapesPass()(model)
+    return None if target == has else target
+
+
+def _convert(model: ir.Model, target: int) -> None:
+    """Convert a model whose types are known."""
     ConvertOpsetPass(target)(model)
     # What the conversion added: constants of its own, nodes without a name.
     passes.LiftConstantsPass()(model)
     common.LiftSubgraphInitializersToMainGraphPass()(model)
     passes.UniqueNamesPass()(model)
     passes.RemoveUnusedPass()(model)
+
+
+def _declare(model: ir.Model, max_ir: int | None) -> None:
+    """Declare what engines and runtimes read: optional outputs, the IR version, shapes."""
+    passes.DeclareOptionalOutputsPass()(model)
+    SetIrVersionPass(max_ir)(model)
+    passes.InferShapesPass(strict=True)(model)
+    DeclaredShapesPass()(model)
 
 
 def _linear_input_unknown(model: ir.Model) -> bool:

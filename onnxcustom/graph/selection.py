@@ -16,7 +16,7 @@ from onnxcustom.graph.finding import check_finite, find_weights, warn_nonfinite
 from onnxcustom.graph.io import ModelLike, to_ir
 from onnxcustom.graph.layers import Layer, layers_of
 from onnxcustom.graph.operands import FLOATS
-from onnxcustom.graph.prepare import structure
+from onnxcustom.graph.prepare import Prepared, structure
 from onnxcustom.graph.roles import Role, weight_roles
 from onnxcustom.graph.sites import tag
 
@@ -138,12 +138,20 @@ def texts_of(selection: Any) -> list[Any]:
     )
 
 
+def _structured(model: ModelLike) -> ir.Model:
+    """A model whose weights are initializers of its main graph."""
+    made = to_ir(model)
+    tag(made)
+    structure(made)
+    return made
+
+
 class Catalog:
     """The weights of a model by everything they can be chosen by, for several choices.
 
     Parameters
     ----------
-    model : model in any form, or mapping with the names of weights for keys
+    model : model in any form or Prepared, or mapping with the names of weights for keys
         As for :func:`select_weights`.
 
     Attributes
@@ -163,9 +171,7 @@ class Catalog:
         if isinstance(model, Mapping):
             self.names = list(model)
         else:
-            self._model = to_ir(model)
-            tag(self._model)
-            structure(self._model)
+            self._model = model.model if isinstance(model, Prepared) else _structured(model)
             found = find_weights(self._model)
             self.names = [value.name or "" for value in found.weights]
             self.nonfinite = {value.name or "": value for value in found.nonfinite}

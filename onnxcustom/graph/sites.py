@@ -22,9 +22,17 @@ NAME_KEY = "onnxcustom.name."
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class InitializerSite:
-    """An initializer of the main graph or of a branch."""
+    """An initializer of the main graph or of a branch.
+
+    Attributes
+    ----------
+    value : onnx_ir.Value
+    name : str
+        What the user's model calls it, which preparing may change.
+    """
 
     value: ir.Value
+    name: str
 
     def write(self, array: np.ndarray) -> None:
         """Put `array` in place of the tensor."""
@@ -136,7 +144,7 @@ def tag(model: ir.Model) -> None:
     """Pin a site on every initializer, constant, BatchNormalization and ``ai.onnx.ml`` node of `model`."""
     for graph in model.graphs():
         for value in graph.initializers.values():
-            pin(value, InitializerSite(value))
+            pin(value, InitializerSite(value, value.name or ""))
     bodies: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
     for body in bodies:
         for node in ir.traversal.RecursiveGraphIterator(body):

@@ -449,13 +449,13 @@ def _roles(rule: BaseLearningRate) -> dict[str, Role]:
     """What the weights of the rule's model are to it; words of the rule's options are looked up there."""
     if rule.sym is None:
         return {}
-    from onnxcustom.graph import prepare
+    from onnxcustom.graph import Prepared
     from onnxcustom.graph.selection import Catalog
 
-    model = prepare(rule.sym)
+    model = Prepared.of(rule.sym)
     catalog = Catalog(model)
     rule.bind_words(catalog)
-    return weight_roles(model, catalog.names)
+    return weight_roles(model.model, catalog.names)
 
 
 def _parsed(states: bytes) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

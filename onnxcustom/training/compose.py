@@ -40,7 +40,7 @@ from .step_graph import ComposedStep
 from .targets import Target
 from .updates import Scalars, Updates, compose_accumulation, compose_updates
 
-__all__ = ["ComposedStep", "compose_forward", "compose_scores", "compose_step"]
+__all__ = ["ComposedStep", "StepOptions", "compose_forward", "compose_scores", "compose_step"]
 
 Phase = Literal["update", "accumulate", "apply"]
 # Whether there is a weight for each row, or for each label where a row has several.
@@ -144,6 +144,47 @@ def _row_scores(op: Builder, batch: _Batch, target: Target, predicted: Var) -> V
 # -- step ---------------------------------------------------------------------------------------
 
 
+@dataclasses.dataclass(frozen=True)
+class StepOptions:
+    """How a step graph does what it does.
+
+    Parameters
+    ----------
+    weighted : bool or 'labels'
+        Whether the graph takes one weight per row, or one per label.
+    phase : {'update', 'accumulate', 'apply'}
+        Whether the step updates the weights, only adds its gradients to those accumulated, or updates the
+        weights by those accumulated, without a batch.
+    axes : BatchAxes, optional
+        Where the rows of the inputs are, by default what the model itself tells.
+    modes : ModeSettings
+        How BatchNormalization and Dropout behave.
+    born : mapping of str to int
+        Updates done when a weight joined, where it was not there from the beginning.
+    check : bool
+        Whether the graph says if the gradients are finite.
+    fold : bool
+        Whether the graph is simplified, and the learning rate goes into the seeds and updates into the
+        products of matrices, where the optimizer allows it.
+    lean : bool
+        Whether small weights are updated together where the optimizer allows it, and who runs the graph does
+        arithmetic of scalars beside it and feeds it what only depends on the number of rows: it is then not
+        to be read without :attr:`ComposedStep.plan`.
+    again : bool
+        Whether the backward pass computes cheap activations again in place of keeping them.
+    """
+
+    weighted: Weighted = False
+    phase: Phase = "update"
+    axes: BatchAxes | None = None
+    modes: ModeSettings = ModeSettings()  # noqa: RUF009 - frozen
+    born: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    check: bool = False
+    fold: bool = True
+    lean: bool = False
+    again: bool = False
+
+
 def compose_step(
     model: ir.Model,
     engine: Engine,
@@ -151,17 +192,7 @@ def compose_step(
     weights: Sequence[str],
     optimizer: BaseLearningRate,
     penalties: Mapping[str, BaseLearningPenalty],
-    *,
-    weighted: Weighted = False,
-    axes: BatchAxes | None = None,
-    modes: ModeSettings = ModeSettings(),  # noqa: B008 - frozen
-    phase: Phase = "update",
-    check: bool = False,
-    born: Mapping[str, int] | None = None,
-    fold: bool = True,
-    packed: bool = False,
-    fed: bool = False,
-    again: bool = False,
+    options: StepOptions = StepOptions(),
 ) -> ComposedStep:
     """Join everything one training step does into one graph.
 
@@ -179,29 +210,8 @@ def compose_step(
         Update rule.
     penalties : mapping of str to BaseLearningPenalty
         Penalty per weight; weights without one are not penalised.
-    weighted : bool or 'labels'
-        Whether the graph takes one weight per row, or one per label.
-    axes : BatchAxes, optional
-        Where the rows of the inputs are, by default what the model itself tells.
-    modes : ModeSettings
-        How BatchNormalization and Dropout behave.
-    phase : {'update', 'accumulate', 'apply'}
-        Whether the step updates the weights, only adds its gradients to those accumulated, or updates the
-        weights by those accumulated, without a batch.
-    check : bool
-        Whether the graph says if the gradients are finite.
-    born : mapping of str to int, optional
-        Updates done when a weight joined, where it was not there from the beginning.
-    fold : bool
-        Whether the graph is simplified, and the learning rate goes into the seeds and updates into the
-        products of matrices, where the optimizer allows it.
-    packed : bool
-        Whether small weights are updated together where the optimizer allows it.
-    fed : bool
-        Whether who runs the graph does arithmetic of scalars beside it and feeds it what only depends on
-        the number of rows: it is then not to be read without :attr:`ComposedStep.plan`.
-    again : bool
-        Whether the backward pass computes cheap activations again in place of keeping them.
+    options : StepOptions
+        How.
 
     Returns
     -------
@@ -211,12 +221,12 @@ def compose_step(
         the new state and the new statistics.
     """
     values = list(dict.fromkeys(t.value for t in targets))
-    axes = axes or BatchAxes(model)
-    if fold:
+    axes = options.axes or BatchAxes(model)
+    if options.fold:
         if axes.carrier is not None:
             NameRowsPass(axes.carrier, axes.inputs[axes.carrier] or 0)(model)
         BypassReshapePass()(model)
-    rewritten = set_modes(trunk(model, values), modes)
+    rewritten = set_modes(trunk(model, values), options.modes)
     roles = weight_roles(model, weights)
     made = {v.name: v for node in model.graph for v in node.outputs}
     model.graph.outputs.extend(made[new] for new in rewritten.statistics.values())
@@ -227,23 +237,30 @@ def compose_step(
     dense = [w for w in weights if w not in tables]
     rows = [rows for table in tables.values() for _, rows in table.reads]
     gradient = differentiate(model, engine, dense, rows, values)
-    prescaled = fold and optimizer.prescalable
-    composer = _StepComposer(gradient, weighted, axes, rewritten, weights, tables, prescaled, fed)
+    prescaled = options.fold and optimizer.prescalable
+    composer = _StepComposer(
+        gradient, options.weighted, axes, rewritten, weights, tables, prescaled, options.lean
+    )
     composer.objective(targets)
     composer.penalties(penalties)
-    if phase == "apply":
+    if options.phase == "apply":
         composer.without_batch()
-    elif check:
+    elif options.check:
         composer.look_for_nan()
-    composer.updates(optimizer, roles, phase, born or {}, packed)
-    composed = composer.finish()
-    if again and phase != "apply":
+    composer.updates(optimizer, roles, options.phase, options.born, options.lean)
+    return _finished(composer, options)
+
+
+def _finished(composer: _StepComposer, options: StepOptions) -> ComposedStep:
+    """The graph of a composer, rewritten to run as it should."""
+    composed, reads_batch = composer.finish(), options.phase != "apply"
+    if options.again and reads_batch:
         recompute(composed.model, composer.seeds)
-    if fed and phase != "apply":
+    if options.lean and reads_batch:
         composed.ones = bias_products(composed.model, composer.batch_rows, composer.dtype, composer.op.unique)
-    if fold:
+    if options.fold:
         fold_updates(composed.model)
-    composed.plan = plan_scalars(composed.model, composed.loss, composer.sources(), hoist=fed)
+    composed.plan = plan_scalars(composed.model, composed.loss, composer.sources(), hoist=options.lean)
     composed.describe()
     return composed
 

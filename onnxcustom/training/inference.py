@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
-from onnxcustom.exceptions import InvalidModelError
-from onnxcustom.graph import prepare, to_ir, to_proto, training_info
+from onnxcustom.exceptions import InvalidDataError, InvalidModelError
+from onnxcustom.graph import ModelLike, Prepared, prepare, to_ir, to_proto, training_info
 from onnxcustom.graph.finding import keep_trained
 from onnxcustom.graph.guards import guard
 from onnxcustom.graph.opsets import SetIrVersionPass
 from onnxcustom.graph.traversal import rename_twins
 from onnxcustom.runtime import Device, create_session, ort_limits, run_values, to_ortvalue
 
+from .validation import TensorSpec, of_batch, rows_of, some_rows
+
 logger = logging.getLogger("onnxcustom")
 
-__all__ = ["Forward", "guarded", "loadable", "runnable", "without_numbers"]
+__all__ = ["Forward", "guarded", "loadable", "run_in_parts", "runnable", "without_numbers"]
 
 
-def runnable(model: Any) -> ir.Model:
+def runnable(model: ModelLike | Prepared) -> ir.Model:
     """A model, prepared, in versions that the installed onnxruntime reads."""
     max_opset, max_ir = ort_limits()
+    if isinstance(model, Prepared):
+        return model.take(max_opset=max_opset, max_ir=max_ir)
     return prepare(model, max_opset=max_opset, max_ir=max_ir)
 
 
@@ -101,3 +105,46 @@ class Forward:
         """Outputs for OrtValues or arrays by input name; names the graph lacks are ignored."""
         values = {n: to_ortvalue(feeds[n], self.device) for n in self.inputs}
         return [v.numpy() for v in run_values(self._session, values, self._outputs)]
+
+
+def run_in_parts(
+    forward: Forward,
+    feeds: Mapping[str, np.ndarray],
+    specs: Mapping[str, TensorSpec],
+    others: Mapping[str, Any],
+    axes: Sequence[int | None],
+) -> list[np.ndarray]:
+    """Outputs for a batch of any size, also where the model fixes its size.
+
+    Parameters
+    ----------
+    forward : Forward
+        The graph.
+    feeds : dict of str to ndarray
+        The batch, by input.
+    specs : dict of str to TensorSpec
+        What each input is to be.
+    others : dict of str to OrtValue
+        What is the same for every part: weights.
+    axes : sequence of int or None
+        Those of the rows in the outputs; of several parts, outputs without one are stacked.
+    """
+    size = next((specs[name].rows for name in feeds if specs[name].rows is not None), None)
+    rows = rows_of(feeds, [specs[name] for name in feeds])
+    if size is None or rows == size:
+        whole = {name: of_batch(array, specs[name]) for name, array in feeds.items()}
+        return forward.run({**whole, **others})
+    if rows % size:
+        raise InvalidDataError(
+            f"The model takes {size} rows at a time, the data has {rows}: give a multiple, or make that "
+            "dimension of the model's inputs dynamic."
+        )
+    parts = []
+    for i in range(0, rows, size):
+        part = {n: some_rows(a, specs[n], slice(i, i + size)) for n, a in feeds.items()}
+        part = {n: np.ascontiguousarray(of_batch(a, specs[n])) for n, a in part.items()}
+        parts.append(forward.run({**part, **others}))
+    return [
+        np.stack(arrays) if axis is None else np.concatenate(arrays, axis)
+        for axis, arrays in zip(axes, zip(*parts, strict=True), strict=True)
+    ]

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 from scipy.special import expit, softmax
 from sklearn.base import ClassifierMixin
 from sklearn.exceptions import DataConversionWarning
@@ -15,7 +14,7 @@ from sklearn.utils.metaestimators import available_if
 from onnxcustom._warnings import warn_user
 from onnxcustom.data import Stream
 from onnxcustom.exceptions import InvalidDataError, InvalidModelError, UnknownNameError
-from onnxcustom.graph import class_labels, load, prepare
+from onnxcustom.graph import Prepared, class_labels
 from onnxcustom.graph.batch_axis import BatchAxes
 from onnxcustom.objective import BaseLearningLoss
 from onnxcustom.runtime import parse_device
@@ -272,13 +271,14 @@ class OnnxClassifier(ClassifierMixin, OnnxEstimator):
     def make_step(self, X: Any, y: Any) -> TrainingStep:
         """A new training step at the model's own weights, with the loss that fits the model."""
         y = as_labels(y)
-        model = prepare(load(self.model))
-        output, loss = self._choose_loss(model, X)
-        step = self._make({output: loss}, X, y)
+        prepared = Prepared.of(self.model)
+        model = prepared.model
+        output, loss = self._choose_loss(prepared, X)
+        step = self._make(prepared, {output: loss}, X, y)
         self._link = link_of(model, output, step)
         self._labelled = step.expected[0]
         self._multilabel = y.ndim == 2 and y.shape[1] > 1 and are_independent(model, output, step)
-        self._labels = self._find_labels(model, step, X, y)
+        self._labels = self._find_labels(prepared, step, X, y)
         if y.ndim == 2 and y.shape[1] == 1 and _has_rows_only(step.expected[0]):
             warn_user(_COLUMN, DataConversionWarning)
         return step
@@ -330,8 +330,9 @@ class OnnxClassifier(ClassifierMixin, OnnxEstimator):
         strata = labels.reshape(-1) if labels.size == len(labels) else None
         return hold_out(X, y, sample_weight, self.validation_fraction, seed, strata, step.data_axes())
 
-    def _choose_loss(self, model: ir.Model, X: Any) -> tuple[str, Any]:
+    def _choose_loss(self, prepared: Prepared, X: Any) -> tuple[str, Any]:
         """The output to train and its loss."""
+        model = prepared.model
         loss = self.loss
         if isinstance(loss, Mapping):
             if len(loss) != 1:
@@ -347,11 +348,12 @@ class OnnxClassifier(ClassifierMixin, OnnxEstimator):
         else:
             output = probability_output(model)
         if loss is None or (isinstance(loss, str) and loss.lower() in FITTING_NAMES):
-            loss = fitting_loss(model, output, lambda: self._first_scores(model, output, X))
+            loss = fitting_loss(model, output, lambda: self._first_scores(prepared, output, X))
         return output, BaseLearningLoss.select(loss)
 
-    def _first_scores(self, model: ir.Model, output: str, X: Any) -> np.ndarray:
+    def _first_scores(self, prepared: Prepared, output: str, X: Any) -> np.ndarray:
         """What the untrained model says to the first rows of the data."""
+        model = prepared.model
         axes = BatchAxes(model, self.batch_axis)
         specs = [with_axis(spec, axes.inputs[spec.name], axes.rows()) for spec in input_specs(model)]
         rows = slice(0, axes.rows() or 32)
@@ -359,20 +361,20 @@ class OnnxClassifier(ClassifierMixin, OnnxEstimator):
             spec.name: np.ascontiguousarray(of_batch(some_rows(array, spec, rows), spec))
             for spec, array in zip(specs, as_inputs(X, specs).values(), strict=True)
         }
-        fresh = runnable(load(self.model))
+        fresh = runnable(prepared)
         graph = compose_forward(fresh, [prediction_tensors(fresh)[output]], [])
         return Forward(graph, parse_device(self.device)).run(feeds)[0]
 
-    def _find_labels(self, model: ir.Model, step: TrainingStep, X: Any, y: np.ndarray) -> np.ndarray:
+    def _find_labels(self, prepared: Prepared, step: TrainingStep, X: Any, y: np.ndarray) -> np.ndarray:
         """Labels in the order of the model's columns."""
         target = step.targets[0]
         columns = target.columns
         if columns is None:
-            shape = self._first_scores(model, target.output, X).shape
+            shape = self._first_scores(prepared, target.output, X).shape
             columns = shape[target.axis] if target.axis < len(shape) else 1
         if self._multilabel:
             return np.arange(columns)
-        labels = class_labels(model)
+        labels = class_labels(prepared.model)
         if labels is not None:
             labels = self._named_labels(labels, y)
         elif self.__sklearn_is_fitted__():

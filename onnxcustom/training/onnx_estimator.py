@@ -110,9 +110,9 @@ class OnnxEstimator(Trainer):
             X = features(Block.of(X), axes_of(specs, []), specs)
         return X, y
 
-    def _make(self, loss: Any, X: Any, y: Any) -> TrainingStep:
+    def _make(self, model: Any, loss: Any, X: Any, y: Any) -> TrainingStep:
         step = TrainingStep(
-            self.model,
+            model,
             loss,
             self.optimizer,
             self.weights_to_train,

@@ -104,7 +104,7 @@ class OnnxRegressor(RegressorMixin, OnnxEstimator):
     def make_step(self, X: Any, y: Any) -> TrainingStep:
         """A new training step at the model's own weights."""
         self._flat = not isinstance(y, Mapping) and dimensions(y) == 1
-        return self._make("squared_error" if self.loss is None else self.loss, X, y)
+        return self._make(self.model, "squared_error" if self.loss is None else self.loss, X, y)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

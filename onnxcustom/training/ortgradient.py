@@ -21,7 +21,7 @@ from onnxcustom._versioning import check_version, stamp_version
 from onnxcustom.exceptions import NoTrainableWeightError, UnknownNameError
 from onnxcustom.gradient import split_gradient
 from onnxcustom.gradient.build import checked_names, gradient_model
-from onnxcustom.graph import load, to_ir, to_proto, weights
+from onnxcustom.graph import Prepared, load, to_ir, to_proto, weights
 from onnxcustom.graph.lookups import lookups
 from onnxcustom.graph.selection import Catalog
 from onnxcustom.runtime import (
@@ -215,7 +215,9 @@ class OrtGradientForwardBackward:
 
     def _create_onnx_graphs(self) -> None:
         """Build the graphs and the class that holds them."""
-        self._set_class(gradient_model(self.onnx_model, wrt=self.weights_to_train, engine=self.engine))
+        self._set_class(
+            gradient_model(Prepared.of(self.onnx_model), wrt=self.weights_to_train, engine=self.engine)
+        )
 
     def _set_class(self, gradient: ir.Model) -> None:
         places = lookups(gradient)

@@ -14,6 +14,7 @@ from onnxcustom.runtime import Binding, Device, create_session, to_ortvalue
 
 from .buffers import DoubleBuffer, Scalar
 from .compose import ComposedStep
+from .state import State
 
 __all__ = ["Program", "intermediate_bytes"]
 
@@ -29,12 +30,10 @@ class Program:
     ----------
     graph : ComposedStep
         The step.
-    kept, statistics, accumulated : DoubleBuffer
-        Weights and state, running statistics, accumulated gradients: each swaps when its owner says so.
+    state : State
+        What it reads the front of and writes the back of, on the device that it is on.
     dtype : dtype
         Of the scalars.
-    device : Device
-        Where it runs.
     threads : int, optional
         Threads of onnxruntime.
     sess_options : onnxruntime.SessionOptions, optional
@@ -44,17 +43,14 @@ class Program:
     def __init__(
         self,
         graph: ComposedStep,
-        kept: DoubleBuffer,
-        statistics: DoubleBuffer,
-        accumulated: DoubleBuffer,
+        state: State,
         dtype: np.dtype,
-        device: Device,
         threads: int | None,
         sess_options: Any = None,
     ) -> None:
         self._graph = graph
-        self._buffers = (kept, statistics, accumulated)
-        self._device = device
+        self._buffers = (state.kept, state.statistics, state.accumulated)
+        self._device = state.device
         self._options = {"threads": threads, "sess_options": sess_options}
         self._session: Any = None
         self._loss = Scalar(dtype)
@@ -68,7 +64,7 @@ class Program:
         self._heads = np.zeros(len(graph.expected), dtype)
         self._bindings: dict[int, Binding] = {}
         # A session of its own: made now, not at the first step.
-        self._tables = _Tables(graph, kept, device) if graph.rows else None
+        self._tables = _Tables(graph, state.kept, state.device) if graph.rows else None
 
     def _open(self, values: Sequence[Any]) -> None:
         """Make the session, for batches like the first one."""

@@ -1,10 +1,10 @@
-"""Everything a training step keeps, as arrays and plain data: what a checkpoint of it consists of."""
+"""Recipe and state of a training step as arrays and plain data: what a checkpoint of it consists of."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,111 +15,129 @@ from onnxcustom.graph import constants, replace_constants, replace_weights, weig
 from onnxcustom.optim import BaseLearningRate
 from onnxcustom.optim.serialization import clock_to_dict, load_clock, load_rate, rate_to_dict
 
+from .recipe import Recipe
+from .state import State
 from .targets import divided_as
 
-if TYPE_CHECKING:
-    from .step import TrainingStep
+__all__ = ["carried_over", "export_state", "import_state", "started_from", "with_statistics"]
 
-__all__ = ["export_state", "import_state", "shared_constants"]
-
-_KEYS = frozenset(
-    {
-        "born",
-        "clock",
-        "iteration",
-        "learning_rate",
-        "modes",
-        "optimizer",
-        "pending",
-        "pending_rows",
-        "skipped",
-    }
-)
+_COUNTS = ("iteration", "skipped", "pending", "pending_rows")
+_KEYS = frozenset({"born", "clock", "learning_rate", "modes", "optimizer", *_COUNTS})
 # Whether losses count labels; not there in older checkpoints, whose losses count rows of the batch.
 _POSITIONS = "positions"
 # Counts in files: what a float64 holds exactly.
 _COUNT = "[0, 9e15]"
 
 
-def export_state(step: TrainingStep) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def export_state(recipe: Recipe, state: State) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """What :meth:`~onnxcustom.TrainingStep.state_dict` returns."""
-    tensors = {f"weights/{name}": array for name, array in step.weights().items()}
-    for name, states in step.state().items():
-        tensors.update({f"state/{name}/{key}": array for key, array in states.items()})
-    tensors.update({f"statistics/{name}": array for name, array in step.statistics().items()})
-    sums = _accumulated(step)
-    tensors.update(zip(sums, step._accumulated.read(sums.values()), strict=True))
-    tensors.update({f"constants/{name}": array for name, array in _moved(step).items()})
+    tensors = {name: buffer.read([own])[0] for name, (buffer, own) in state.tensors().items()}
+    tensors.update({f"constants/{n}": a for n, a in _of_model(recipe.proto, sorted(recipe.moved)).items()})
     return tensors, {
-        "optimizer": type(step.optimizer).__name__,
-        "learning_rate": rate_to_dict(step.optimizer),
-        "clock": clock_to_dict(step.optimizer),
-        "iteration": step.iteration,
-        "skipped": step.skipped,
-        "born": _ages(step, step._born),
-        "pending": step._pending,
-        "pending_rows": step._pending_rows,
-        "modes": {**dataclasses.asdict(step.modes), "seed": int(step.modes.seed)},
-        _POSITIONS: {t.output: t.positions for t in step.targets},
+        "optimizer": type(recipe.rule).__name__,
+        "learning_rate": rate_to_dict(recipe.rule),
+        "clock": clock_to_dict(recipe.rule),
+        **{name: getattr(state, name) for name in _COUNTS},
+        "born": _ages(recipe, recipe.born),
+        "modes": {**dataclasses.asdict(recipe.modes), "seed": int(recipe.modes.seed)},
+        _POSITIONS: {t.output: t.positions for t in recipe.targets},
     }
 
 
-def import_state(step: TrainingStep, tensors: Mapping[str, np.ndarray], state: Mapping[str, Any]) -> None:
-    """What :meth:`~onnxcustom.TrainingStep.load_state_dict` does."""
-    arrays = _checked_tensors(step, tensors)
-    optimizer = _checked_state(step, state)
-    moved = _part(arrays, "constants/")
-    proto = _with(step._proto, moved)
-    modes = dataclasses.replace(step.modes, seed=int(state["modes"]["seed"]))
+def import_state(
+    recipe: Recipe, state: State, tensors: Mapping[str, np.ndarray], data: Mapping[str, Any]
+) -> tuple[Recipe, State]:
+    """What :meth:`~onnxcustom.TrainingStep.load_state_dict` does: a recipe and a state that fit each other.
+
+    They are the ones given, overwritten, as far as what was saved is of these.
+    """
+    arrays = _checked_tensors(recipe, state, tensors)
+    rule = _checked_state(recipe, data)
+    born = {name: int(data["born"][name]) for name in recipe.weights}
+    changes = {
+        "targets": tuple(divided_as(recipe.targets, data.get(_POSITIONS, {}))),
+        "modes": dataclasses.replace(recipe.modes, seed=int(data["modes"]["seed"])),
+        "born": born,
+    }
+    aged = _ages(recipe, recipe.born) != born
+    present = {"targets": recipe.targets, "modes": recipe.modes, "born": _ages(recipe, recipe.born)}
+    changes = {name: value for name, value in changes.items() if value != present[name]}
+    if moved := _part(arrays, "constants/"):
+        changes["proto"] = _with(recipe.proto, moved)
+    if frozenset(moved) != recipe.moved:
+        changes["moved"] = frozenset(moved)
 
     # Nothing below is refused.
-    vars(step.optimizer).update(vars(optimizer))
-    for name in ("iteration", "skipped", "pending", "pending_rows"):
-        setattr(step, f"_{name}" if name.startswith("pending") else name, int(state[name]))
-    step._retarget(divided_as(step.targets, state.get(_POSITIONS, {})))
-    older = _ages(step, step._born) != _ages(step, state["born"])
-    remade = older or modes != step.modes or moved
-    step._born, step.modes = {name: int(state["born"][name]) for name in step._weights}, modes
-    step._proto, step._moved = proto, frozenset(moved)
-    if remade:  # all of this is part of the graphs
-        step._forget_sessions()
-    kept = _kept(step)
-    values = {old: arrays[name] for name, old in kept.items()}
-    statistics = _part(arrays, "statistics/")
-    sums = {old: arrays[name] for name, old in _accumulated(step).items()}
-    if older:  # what is updated as one lies side by side
-        step._allocate(step._graph(step._weighted), values, statistics, sums)
-    else:
-        step._buffers.write(values)
-        step._statistics.write(statistics)
-        step._accumulated.write(sums)
+    vars(recipe.rule).update(vars(rule))
+    if changes:  # all of this is part of the graphs
+        recipe = recipe.replace(**changes)
+    if aged:  # what is updated as one lies side by side
+        state = State(recipe, state.device, state.read())
+    for name, (buffer, own) in state.tensors().items():
+        buffer.write({own: arrays[name]})
+    for name in _COUNTS:
+        setattr(state, name, int(data[name]))
+    return recipe, state
+
+
+def carried_over(recipe: Recipe, state: State, other: Recipe, done: State) -> tuple[Recipe, State]:
+    """What :meth:`~onnxcustom.TrainingStep.take_over` does: `recipe` at the weights that `other` is at.
+
+    `recipe` goes on with the state, the clock and the counts as well, if its rule is the same.
+    """
+    trained = replace_weights(other.proto, done.weights())
+    present = {**weights(trained), **done.weights()}
+    known = {*weights(recipe.proto), *recipe.weights, *_shared_constants(recipe.proto, other.weights)}
+    recipe = started_from(recipe, state, {name: array for name, array in present.items() if name in known})
+    recipe = with_statistics(recipe, state, done.running()).replace(columns=other.columns)
+    counted = {t.output: t.positions for t in other.targets if t.loss.counts_positions}
+    counted = {t.output: counted.get(t.output, t.positions) for t in recipe.targets}
+    targets = tuple(divided_as(recipe.targets, counted))
+    if targets != recipe.targets:
+        recipe = recipe.replace(targets=targets)
+    if not recipe.rule.continues(other.rule):
+        return recipe, state
+    recipe.rule.take_clock(other.rule)
+    kept = {w: states for w, states in done.of_rule().items() if w in recipe.weights}
+    born = {w: other.born.get(w, 0) if w in kept else done.iteration for w in recipe.weights}
+    # The age of a weight is part of the graphs, and of what is updated as one.
+    recipe = recipe.replace(born=born)
+    made = State(recipe, state.device, state.read())
+    made.set_of_rule(kept, recipe.rule)
+    same = recipe.rule.accumulate == other.rule.accumulate and recipe.weights == other.weights
+    made.go_on_from(done, accumulated=same)
+    return recipe, made
+
+
+def started_from(recipe: Recipe, state: State, tensors: Mapping[str, np.ndarray]) -> Recipe:
+    """What :meth:`~onnxcustom.TrainingStep.start_from` does to the recipe, and to the state."""
+    before = constants(recipe.proto, tensors)
+    frozen = {n for n, a in tensors.items() if n not in recipe.weights and not _same_bits(a, before[n])}
+    proto = replace_weights(recipe.proto, tensors)
+    state.set_weights({name: array for name, array in tensors.items() if name in recipe.weights})
+    return recipe.replace(proto=proto, moved=recipe.moved | frozen)
+
+
+def with_statistics(recipe: Recipe, state: State, statistics: Mapping[str, np.ndarray]) -> Recipe:
+    """A recipe with other statistics in its model; those that are trained are overwritten in the state."""
+    if not statistics:
+        return recipe
+    moved = {name for name in statistics if name not in state.statistics.names}
+    proto = replace_constants(recipe.proto, statistics)
+    state.set_running(statistics)
+    return recipe.replace(proto=proto, moved=recipe.moved | moved)
 
 
 # -- names -------------------------------------------------------------------------------------------
 
 
-def _kept(step: TrainingStep) -> dict[str, str]:
-    """Tensor of a checkpoint -> graph input, of weights and their states."""
-    names = {f"weights/{name}": name for name in step._weights}
-    for name, states in step._graph(step._weighted).state.items():
-        names.update({f"state/{name}/{key}": old for key, (old, _) in states.items()})
-    return names
+def _same_bits(a: np.ndarray, b: np.ndarray) -> bool:
+    return a.shape == b.shape and a.tobytes() == b.tobytes()
 
 
-def _accumulated(step: TrainingStep) -> dict[str, str]:
-    """Tensor of a checkpoint -> graph input, of accumulated gradients."""
-    graph = step._graph(step._weighted)
-    return {f"accumulated/{name}": old for name, (old, _) in graph.accumulated.items()}
-
-
-def _moved(step: TrainingStep) -> dict[str, np.ndarray]:
-    """Constants of the model that are not trained and no longer what the user's model has."""
-    return _of_model(step._proto, sorted(step._moved))
-
-
-def _ages(step: TrainingStep, born: Mapping[str, int]) -> dict[str, int]:
+def _ages(recipe: Recipe, born: Mapping[str, int]) -> dict[str, int]:
     """The number of updates that were done when a weight joined, for every weight."""
-    return {name: born.get(name, 0) for name in step._weights}
+    return {name: born.get(name, 0) for name in recipe.weights}
 
 
 def _part(tensors: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
@@ -134,7 +152,7 @@ def _of_model(proto: onnx.ModelProto, names: Sequence[str]) -> dict[str, np.ndar
     return {**found, **constants(proto, [name for name in names if name not in found])}
 
 
-def shared_constants(proto: onnx.ModelProto, names: Sequence[str]) -> list[str]:
+def _shared_constants(proto: onnx.ModelProto, names: Sequence[str]) -> list[str]:
     """Those of the names that are constants of the model."""
     found = []
     for name in names:
@@ -158,10 +176,12 @@ def _with(proto: onnx.ModelProto, tensors: Mapping[str, np.ndarray]) -> onnx.Mod
 # -- checks ------------------------------------------------------------------------------------------
 
 
-def _checked_tensors(step: TrainingStep, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _checked_tensors(
+    recipe: Recipe, state: State, tensors: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
     """Arrays that fit the step, each by its name."""
     arrays = {str(name): np.asarray(array) for name, array in tensors.items()}
-    wanted, _ = export_state(step)
+    wanted, _ = export_state(recipe, state)
     given = set(arrays)
     # Constants that another step handed on may come in addition.
     extra = {name for name in given - set(wanted) if not name.startswith("constants/")}
@@ -169,7 +189,7 @@ def _checked_tensors(step: TrainingStep, tensors: Mapping[str, np.ndarray]) -> d
         raise _unfit(f"it has no {_listed(missing)}")
     if extra:
         raise _unfit(f"it has {_listed(sorted(extra))}, which this step does not keep")
-    wanted.update({f"constants/{n}": array for n, array in _constants(step, arrays).items()})
+    wanted.update({f"constants/{n}": array for n, array in _constants(recipe, arrays).items()})
     for name, array in arrays.items():
         like = wanted[name]
         if (array.shape, array.dtype) != (like.shape, like.dtype):
@@ -182,51 +202,52 @@ def _checked_tensors(step: TrainingStep, tensors: Mapping[str, np.ndarray]) -> d
     return arrays
 
 
-def _constants(step: TrainingStep, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _constants(recipe: Recipe, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Those constants of the model that a checkpoint has, too."""
     names = list(_part(arrays, "constants/"))
     try:
-        return _of_model(step._proto, names)
+        return _of_model(recipe.proto, names)
     except ValueError as exc:
         raise _unfit(f"it has constants that the model does not have: {exc}") from exc
 
 
-def _checked_state(step: TrainingStep, state: Mapping[str, Any]) -> BaseLearningRate:
+def _checked_state(recipe: Recipe, state: Mapping[str, Any]) -> BaseLearningRate:
     """A copy of the optimizer at the saved clock; the rest of the state is as it should be."""
     if not isinstance(state, Mapping) or set(state) - {_POSITIONS} != _KEYS:
         found = sorted(map(str, state)) if isinstance(state, Mapping) else repr(state)
         raise _unfit(f"the state of a step has {sorted(_KEYS)}, not {found}")
-    name = type(step.optimizer).__name__
+    name = type(recipe.rule).__name__
     if state["optimizer"] != name:
         raise _unfit(f"its optimizer is {state['optimizer']!r}, that of this step is {name!r}")
-    for key in ("iteration", "skipped", "pending", "pending_rows"):
+    for key in _COUNTS:
         _check_count(key, state[key])
-    if state["pending"] >= step.optimizer.accumulate:
+    if state["pending"] >= recipe.rule.accumulate:
         raise _unfit(
-            f"it has accumulated {state['pending']} batches, this step accumulates "
-            f"{step.optimizer.accumulate}"
+            f"it has accumulated {state['pending']} batches, this step accumulates {recipe.rule.accumulate}"
         )
-    _check_born(step, state)
-    _check_modes(step, state["modes"])
-    _check_positions(step, state.get(_POSITIONS, {}))
+    _check_born(recipe, state)
+    _check_modes(recipe, state["modes"])
+    _check_positions(recipe, state.get(_POSITIONS, {}))
     if state["clock"] is None:
         raise _unfit("its clock was not started")
-    optimizer = step.optimizer.bound()
+    optimizer = recipe.rule.bound()
     load_rate(optimizer, state["learning_rate"])
     load_clock(optimizer, state["clock"])
     return optimizer
 
 
-def _check_born(step: TrainingStep, state: Mapping[str, Any]) -> None:
+def _check_born(recipe: Recipe, state: Mapping[str, Any]) -> None:
     born = state["born"]
-    if not isinstance(born, Mapping) or set(born) != set(step._weights):
-        raise _unfit(f"'born' must have a number for each of the weights {step._weights}, it is {born!r}")
+    if not isinstance(born, Mapping) or set(born) != set(recipe.weights):
+        raise _unfit(
+            f"'born' must have a number for each of the weights {list(recipe.weights)}, it is {born!r}"
+        )
     for name, count in born.items():
         _check_count(f"the step at which {name!r} joined", count, state["iteration"])
 
 
-def _check_modes(step: TrainingStep, modes: Any) -> None:
-    here = dataclasses.asdict(step.modes)
+def _check_modes(recipe: Recipe, modes: Any) -> None:
+    here = dataclasses.asdict(recipe.modes)
     if not isinstance(modes, Mapping) or set(modes) != set(here):
         raise _unfit(f"'modes' must have {sorted(here)}, it is {modes!r}")
     for name in ("batch_norm", "dropout"):
@@ -235,8 +256,8 @@ def _check_modes(step: TrainingStep, modes: Any) -> None:
     _check_number("the seed of the masks", modes["seed"], "(-inf, inf)")
 
 
-def _check_positions(step: TrainingStep, counted: Any) -> None:
-    outputs = {t.output for t in step.targets}
+def _check_positions(recipe: Recipe, counted: Any) -> None:
+    outputs = {t.output for t in recipe.targets}
     if not isinstance(counted, Mapping) or not all(isinstance(v, bool) for v in counted.values()):
         raise _unfit(f"{_POSITIONS!r} says of every output whether its loss counts labels, it is {counted!r}")
     if counted and set(counted) != outputs:

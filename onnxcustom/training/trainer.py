@@ -803,7 +803,7 @@ def _check_brings_weights(sample_weight: Any) -> None:
 def _warn_of_mixing(step: TrainingStep) -> None:
     """Say of losses that depend on the order of the rows that nobody has said anything about that."""
     for target in step.targets:
-        operator = step.mixing(target)
+        operator = step.recipe.mixing(target)
         if operator is not None:
             warn_user(
                 f"The loss {target.loss!r} of output {target.output!r} mixes rows: by its {operator}, the "

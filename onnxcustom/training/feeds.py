@@ -1,0 +1,102 @@
+"""A user's batch as what the graphs of a recipe read: checked, converted, named."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from onnxcustom.data.blocks import Key
+
+from .compose import Weighted
+from .recipe import Recipe
+from .stream_rows import axes_of
+from .targets import Target, part_shape, settled
+from .validation import TensorSpec, as_inputs, as_targets, of_batch, rows_of, weights_of
+
+__all__ = ["Feeds", "check_expected", "data_axes", "feeds_of", "settled_by", "settled_by_shapes"]
+
+
+class Feeds(NamedTuple):
+    """Arrays of any number of rows."""
+
+    arrays: dict[str, np.ndarray]
+    """By input of the graph."""
+    specs: dict[str, TensorSpec]
+    """What each is to be."""
+    weighted: Weighted
+    """What the weights are of, if there are some."""
+
+    def of_batch(self) -> dict[str, np.ndarray]:
+        """The arrays as the graph reads them."""
+        return {name: of_batch(array, self.specs[name]) for name, array in self.arrays.items()}
+
+    def renamed(self, names: Mapping[str, str]) -> Feeds:
+        """The same for a graph that calls some of its inputs otherwise."""
+        return Feeds(
+            {names.get(name, name): array for name, array in self.arrays.items()},
+            {names.get(name, name): spec for name, spec in self.specs.items()},
+            self.weighted,
+        )
+
+
+def feeds_of(recipe: Recipe, X: Any, y: Any, sample_weight: Any = None) -> Feeds:
+    """Inputs, expected values and row weights of a batch.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        Its targets are settled.
+    X, y, sample_weight
+        As for :meth:`~onnxcustom.TrainingStep.run`.
+
+    Raises
+    ------
+    InvalidDataError
+        The batch does not fit the model.
+    """
+    arrays = as_inputs(X, recipe.inputs)
+    specs = {spec.name: spec for spec in recipe.inputs}
+    rows = rows_of(arrays, recipe.inputs)
+    expected = as_targets(y, recipe.expected, rows)
+    check_expected(recipe, expected)
+    weighted: Weighted = sample_weight is not None
+    if weighted:
+        weights, like = weights_of(sample_weight, rows, recipe.scalar_dtype, recipe.expected, expected)
+        weighted = "labels" if like.weighed else True
+    graph = recipe.graph(weighted)
+    names = {spec.name: graph.expected[spec.name] for spec in recipe.expected}
+    arrays.update({names[name]: array for name, array in expected.items()})
+    specs.update({names[spec.name]: spec for spec in recipe.expected})
+    if graph.sample_weight is not None:
+        arrays[graph.sample_weight], specs[graph.sample_weight] = weights, like
+    return Feeds(arrays, specs, weighted)
+
+
+def check_expected(recipe: Recipe, expected: Mapping[str, np.ndarray]) -> None:
+    """Check expected values by output name, converted already, against what the losses allow."""
+    for target in recipe.targets:
+        target.loss.check_expected(expected[target.output], target.columns)
+
+
+def data_axes(recipe: Recipe) -> dict[Key, dict[int, int | None]]:
+    """Where the rows of data as a user gives it are, as :meth:`onnxcustom.data.Stream.place` takes it."""
+    axes = axes_of(recipe.inputs, recipe.expected)
+    for target, spec in zip(recipe.targets, recipe.expected, strict=True):
+        rank = None if target.shape is None else len(target.shape)
+        if axes and rank is not None and rank != spec.rank and not spec.each:
+            axes[Key("y", spec.name)][rank] = target.rows  # one-hot
+    return axes
+
+
+def settled_by(recipe: Recipe, X: Any, y: Any) -> list[Target]:
+    """The targets, the axis of the classes decided by the shape of labels where nothing else does."""
+    inputs = [part_shape(X, spec.name) for spec in recipe.inputs]
+    return settled_by_shapes(recipe, inputs + [part_shape(y, t.output) for t in recipe.targets])
+
+
+def settled_by_shapes(recipe: Recipe, shapes: Sequence[tuple[int, ...] | None]) -> list[Target]:
+    """:func:`settled_by` the shapes of inputs and expected values, in the order of a batch."""
+    n, targets = len(recipe.inputs), list(recipe.targets)
+    return settled(targets, recipe.inputs, shapes[:n], shapes[n : n + len(targets)])

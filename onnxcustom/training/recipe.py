@@ -1,0 +1,342 @@
+"""What is trained, on what and how: everything about a training step that no step changes."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import numbers
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from onnxcustom.exceptions import InvalidModelError, NoTrainableWeightError, UnknownNameError
+from onnxcustom.gradient.build import form_of
+from onnxcustom.gradient.interface import Engine, select_engine
+from onnxcustom.graph import Prepared, Selection, constants, to_ir
+from onnxcustom.graph.batch_axis import BatchAxes
+from onnxcustom.graph.builder import Builder
+from onnxcustom.graph.feature_names import read_feature_names
+from onnxcustom.graph.finding import array_of
+from onnxcustom.graph.lookups import lookups
+from onnxcustom.graph.selection import Catalog
+from onnxcustom.objective import BaseLearningPenalty, select_penalties
+from onnxcustom.optim import BaseLearningRate
+
+from .compose import (
+    Phase,
+    StepOptions,
+    Weighted,
+    compose_forward,
+    compose_scores,
+    compose_step,
+    trunk,
+)
+from .inference import runnable, without_numbers
+from .layout import Layout
+from .modes import ModeSettings
+from .step_graph import ComposedStep
+from .targets import Target, has_positions, prediction_tensors, select_targets
+from .validation import TensorSpec, tensor_specs, with_axis, with_limits
+
+__all__ = ["Recipe", "make_recipe"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Recipe:
+    """What a training step is made from.
+
+    It gives the graphs, and what the data has to be for them. It holds no session and nothing that training
+    changes, so it can be pickled, and be shared by whoever runs it. What is derived is derived once.
+
+    Parameters
+    ----------
+    proto : onnx.ModelProto
+        The user's model.
+    weights : tuple of str
+        What is trained.
+    targets : tuple of Target
+        Outputs and their losses.
+    rule : BaseLearningRate
+        Update rule; its clock is none of the recipe's business.
+    penalties : mapping of str to BaseLearningPenalty
+        By weight.
+    engine : Engine
+        Gradient engine.
+    modes : ModeSettings
+        How BatchNormalization and Dropout behave.
+    batch_axis : mapping of str to int or None, optional
+        Axes of the rows that the user has named.
+    passes, recompute : bool
+        Whether graphs are rewritten to run faster, and to keep less.
+    weighted : bool
+        Whether the graph that training begins with takes weights of rows.
+    host : bool
+        Whether tensors live in host memory: only there a part of one can be seen as another.
+    born : mapping of str to int
+        Updates done when a weight joined, where it was not there from the beginning.
+    moved : frozenset of str
+        Constants of the model that another step has handed on, so that they are no longer the user's.
+    columns : mapping of str to tuple of str
+        Names of columns by input, where they are not the model's own.
+    """
+
+    proto: onnx.ModelProto
+    weights: tuple[str, ...]
+    targets: tuple[Target, ...]
+    rule: BaseLearningRate
+    penalties: Mapping[str, BaseLearningPenalty]
+    engine: Engine
+    modes: ModeSettings = ModeSettings()  # noqa: RUF009 - frozen
+    batch_axis: Mapping[str, int | None] | None = None
+    passes: bool = True
+    recompute: bool = False
+    weighted: bool = False
+    host: bool = True
+    born: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    moved: frozenset[str] = frozenset()
+    columns: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+
+    # -- another one ---------------------------------------------------------------------------------
+
+    def replace(self, **changes: Any) -> Recipe:
+        """A recipe that differs in these fields, and goes on using what does not depend on them."""
+        made = dataclasses.replace(self, **changes)
+        kept = [name for name, fields in _DERIVED_FROM.items() if not fields & set(changes)]
+        made._derived().update({k: v for k, v in vars(self).items() if k in kept})
+        return made
+
+    def _derived(self) -> dict[str, Any]:
+        """Where :func:`functools.cached_property` keeps what was derived."""
+        return vars(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+
+    # -- the model -----------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def base(self) -> ir.Model:
+        """The model, prepared, without the numbers in weights that are trained; not to be changed."""
+        return without_numbers(Prepared.of(self.proto).take(), self.weights)
+
+    @functools.cached_property
+    def axes(self) -> BatchAxes:
+        """Where the rows of inputs and outputs are."""
+        return BatchAxes(self.base, self.batch_axis)
+
+    @functools.cached_property
+    def trunk(self) -> Prepared:
+        """Of the model what the losses are computed from."""
+        return _trunk(self.base, self.targets)
+
+    # -- graphs --------------------------------------------------------------------------------------
+
+    def compose(self, weighted: Weighted, phase: Phase = "update", lean: bool = True) -> ComposedStep:
+        """A graph of the step.
+
+        Parameters
+        ----------
+        weighted : bool or 'labels'
+            Whether it takes one weight per row, or one per label.
+        phase : {'update', 'accumulate', 'apply'}
+            What it does: see :func:`~onnxcustom.training.compose.compose_step`.
+        lean : bool, default=True
+            Whether it may be one that is read with its plan of scalars only.
+        """
+        options = StepOptions(
+            weighted,
+            phase,
+            self.axes,
+            self.modes,
+            self.born,
+            check=self.rule.hides_nonfinite or not self.host,
+            fold=self.passes,
+            lean=lean and self.passes and self.host,
+            again=self.recompute,
+        )
+        model = form_of(self.trunk, self.engine)
+        return compose_step(
+            model, self.engine, self.targets, self.weights, self.rule, self.penalties, options
+        )
+
+    @functools.cached_property
+    def _graphs(self) -> dict[tuple[Weighted, Phase], ComposedStep]:
+        return {}
+
+    def graph(self, weighted: Weighted | None = None, phase: Phase = "update") -> ComposedStep:
+        """:meth:`compose`, once; by default the graph that training begins with."""
+        key = (self.weighted if weighted is None else weighted, phase)
+        if key not in self._graphs:
+            self._graphs[key] = self.compose(*key)
+        return self._graphs[key]
+
+    def scores(self, weighted: Weighted) -> ir.Model:
+        """The graph of one loss per row: see :func:`~onnxcustom.training.compose.compose_scores`."""
+        model = form_of(self.trunk, self.engine)
+        return compose_scores(model, self.targets, self.changed, weighted=weighted)
+
+    def forward(self) -> ir.Model:
+        """The graph of what a user predicts: the tensors of :attr:`predicted`."""
+        return compose_forward(runnable(Prepared(self.base)), list(self.predicted.values()), self.changed)
+
+    @property
+    def changed(self) -> list[str]:
+        """Tensors of the model that training changes: weights and running statistics."""
+        return [*self.weights, *self.graph().statistics]
+
+    @functools.cached_property
+    def predicted(self) -> dict[str, str]:
+        """Outputs of the model that can be predicted, and the tensor that stands for each."""
+        return prediction_tensors(self.base)
+
+    # -- data ----------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def inputs(self) -> list[TensorSpec]:
+        """What the model's inputs want."""
+        names = {**read_feature_names(self.proto), **self.columns}
+        return with_limits(self._specs(self.graph().inputs), names, lookups(self.base))
+
+    @functools.cached_property
+    def expected(self) -> list[TensorSpec]:
+        """What the losses want, named like the model's outputs."""
+        specs = self._specs(list(self.graph().expected.values()))
+        made = []
+        for target, spec in zip(self.targets, specs, strict=True):
+            weighed = len(specs) == 1 and target.counts_positions and has_positions(target)
+            made.append(dataclasses.replace(spec, name=target.output, weighed=weighed))
+        return made
+
+    @functools.cached_property
+    def scalar_dtype(self) -> np.dtype:
+        """Dtype of row weights and of the learning rate: float64 if any weight is, else float32."""
+        graph = self.graph()
+        (spec,) = tensor_specs(v for v in graph.model.graph.inputs if v.name == graph.step)
+        assert spec.dtype is not None
+        return spec.dtype
+
+    def mixing(self, target: Target) -> str | None:
+        """The operator by which the loss of a target mixes rows of a batch, None if none is found."""
+        if target.rows is None:
+            return None
+        graph = self.base.graph
+        values = (*graph.inputs, *(v for node in graph for v in node.outputs))
+        dtype = next(v.dtype for v in values if v.name == target.value)
+        op = Builder(target.loss.opset)
+        predicted = op.input("predicted", dtype or ir.DataType.FLOAT, target.shape)
+        return target.loss.mixes_rows(predicted.dtype, Layout(op, target, predicted).moved.shape)
+
+    def _specs(self, names: Sequence[str]) -> list[TensorSpec]:
+        """Specifications of graph inputs that come with every batch."""
+        graph = self.graph()
+        values = {v.name: v for v in graph.model.graph.inputs}
+        fixed = self.axes.rows()
+        specs = tensor_specs(values[name] for name in names)
+        return [with_axis(spec, graph.batch_axis[spec.name], fixed) for spec in specs]
+
+
+#: Fields that derived attributes depend on: those that no change touches are handed on.
+_DERIVED_FROM: Mapping[str, frozenset[str]] = {
+    "base": frozenset({"proto", "weights"}),
+    "axes": frozenset({"proto", "weights", "batch_axis"}),
+    "predicted": frozenset({"proto", "weights"}),
+    "trunk": frozenset({"proto", "weights", "targets"}),
+    "_graphs": frozenset(f.name for f in dataclasses.fields(Recipe)) - {"columns"},
+}
+
+
+def make_recipe(
+    prepared: Prepared,
+    loss: Any,
+    rule: BaseLearningRate,
+    engine: str | Engine,
+    *,
+    weights: Selection = None,
+    freeze: Selection = None,
+    penalty: Any = None,
+    loss_weights: Mapping[str, float] | None = None,
+    batch_axis: Mapping[str, int | None] | None = None,
+    **settings: Any,
+) -> tuple[Recipe, dict[str, np.ndarray]]:
+    """The recipe that a user's arguments mean, and the weights to begin with.
+
+    Parameters
+    ----------
+    prepared : Prepared
+        The user's model.
+    loss, engine, weights, freeze, penalty, loss_weights, batch_axis
+        As for :class:`~onnxcustom.TrainingStep`.
+    rule : BaseLearningRate
+        Of the step's own.
+    **settings
+        Fields of :class:`Recipe` that need no model to be understood.
+
+    Raises
+    ------
+    InvalidModelError, UnknownNameError, NoTrainableWeightError, DifferentiationError, MissingRuntimeError
+        What is wrong, and where.
+    """
+    model, proto = prepared.take(), prepared.proto
+    assert proto is not None
+    if not model.graph.inputs:
+        raise InvalidModelError("The model has no inputs: there is nothing to train it on.")
+    catalog = Catalog(prepared)
+    initial = _choose_weights(catalog, model, proto, weights, freeze)
+    initial = _without_frozen(rule, initial, catalog)
+    axes = BatchAxes(model, batch_axis)
+    targets = select_targets(model, loss, loss_weights, initial, axes)
+    base = without_numbers(model, initial)
+    penalties = select_penalties(penalty, model, list(initial))
+    trunk = _trunk(base, targets)
+    recipe = Recipe(
+        proto,
+        tuple(initial),
+        tuple(targets),
+        rule,
+        penalties,
+        select_engine(engine, trunk),
+        batch_axis={**batch_axis} if batch_axis else None,
+        **settings,
+    )
+    recipe._derived().update(base=base, axes=axes, trunk=trunk)
+    return recipe, initial
+
+
+def _trunk(base: ir.Model, targets: Sequence[Target]) -> Prepared:
+    return Prepared(trunk(to_ir(base), list(dict.fromkeys(t.value for t in targets))))
+
+
+def _choose_weights(
+    catalog: Catalog, model: ir.Model, proto: onnx.ModelProto, weights: Selection, freeze: Selection
+) -> dict[str, np.ndarray]:
+    """The weights to train, checked."""
+    names = catalog.select(weights, freeze)
+    if isinstance(weights, (list, tuple)) and set(names) <= set(weights):
+        names = [name for name in weights if name in names]  # a list of names keeps its order
+    constants(proto, [name for name in names if name in catalog.others])  # they can be written back
+    values = model.graph.initializers
+    return {name: array_of(values[name]) for name in names}
+
+
+def _without_frozen(
+    rule: BaseLearningRate, weights: dict[str, np.ndarray], catalog: Catalog
+) -> dict[str, np.ndarray]:
+    """The weights that the rule updates; its options may only name weights that there are."""
+    rule.bind_words(catalog)
+    for option in ("frozen", "lr_mult", "wd_mult"):
+        for pattern in getattr(rule, option) or ():
+            if isinstance(pattern, numbers.Integral):
+                known = 0 <= int(pattern) < len(weights)
+            else:
+                known = any(rule.means(pattern, name) for name in weights)
+            if not known:
+                raise UnknownNameError(
+                    f"{option} names {pattern!r}, which is none of the trained weights {list(weights)}."
+                )
+    kept = {name: array for name, array in weights.items() if not rule.is_frozen(name)}
+    if not kept:
+        raise NoTrainableWeightError(f"Every weight is frozen: {list(weights)}.")
+    return kept

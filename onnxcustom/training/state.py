@@ -1,0 +1,187 @@
+"""Everything that training changes: tensors on a device, and counts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from onnxcustom.exceptions import InvalidDataError, UnknownNameError
+from onnxcustom.graph import constants
+from onnxcustom.optim import BaseLearningRate
+from onnxcustom.runtime import Device
+
+from .buffers import DoubleBuffer
+from .recipe import Recipe
+from .validation import tensor_specs
+
+__all__ = ["Arrays", "State"]
+
+#: Weights and the rule's state, running statistics, accumulated gradients: each by graph input.
+Arrays = tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, np.ndarray]]
+
+
+class State:
+    """Weights, the rule's state, running statistics and accumulated gradients, and how far training is.
+
+    It knows no session: a :class:`~onnxcustom.training.program.Program` reads the front set of its buffers
+    and writes the back one; whoever ran it says by :meth:`updated` or :meth:`accumulated_batch` that this is
+    what counts from now on.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        What the tensors are of.
+    device : Device
+        Where they live.
+    arrays : Arrays
+        What they are; the third part may be empty for nothing accumulated so far.
+
+    Attributes
+    ----------
+    kept, statistics, accumulated : DoubleBuffer
+        The tensors.
+    iteration : int
+        Weight updates done.
+    skipped : int
+        Batches left out because a gradient was not finite.
+    pending, pending_rows : int
+        Batches accumulated since the last update, and what they are divided by.
+    """
+
+    def __init__(self, recipe: Recipe, device: Device, arrays: Arrays) -> None:
+        graph = recipe.graph()
+        self.device = device
+        self.weight_names = list(recipe.weights)
+        self._states = {w: {s: old for s, (old, _) in states.items()} for w, states in graph.state.items()}
+        self._sums = {w: old for w, (old, _) in graph.accumulated.items()}
+        in_place = [old for updates in graph.by_rows.values() for old in updates]
+        packs = {name: members for name, (_, members) in graph.packs.items()}
+        kept, statistics, accumulated = arrays
+        self.kept = DoubleBuffer(kept, device, in_place, packs)
+        self.statistics = DoubleBuffer(statistics, device)
+        if not accumulated:
+            values = {v.name: v for v in graph.model.graph.inputs}
+            specs = tensor_specs(values[old] for old in self._sums.values())
+            accumulated = {spec.name: np.zeros(spec.shape, spec.dtype) for spec in specs}  # type: ignore[arg-type]
+        self.accumulated = DoubleBuffer(accumulated, device)
+        self.iteration = self.skipped = self.pending = self.pending_rows = 0
+
+    @classmethod
+    def begin(cls, recipe: Recipe, device: Device, weights: Mapping[str, np.ndarray]) -> State:
+        """The state of training that has not begun."""
+        graph = recipe.graph()
+        tensors = {**weights}
+        for name, states in graph.state.items():
+            first = recipe.rule.create_state(weights[name])
+            tensors.update({old: first[s] for s, (old, _) in states.items()})
+        return cls(recipe, device, (tensors, constants(recipe.proto, graph.statistics), {}))
+
+    # -- as training goes on -------------------------------------------------------------------------
+
+    def updated(self) -> None:
+        """What a program has written are the weights and the state from now on."""
+        self.kept.swap()
+        self.pending = self.pending_rows = 0
+        self.iteration += 1
+
+    def accumulated_batch(self, rows: int) -> None:
+        """What a program has written are the accumulated gradients from now on, `rows` more in them."""
+        self.accumulated.swap()
+        self.pending, self.pending_rows = self.pending + 1, self.pending_rows + rows
+
+    def front(self) -> dict[str, Any]:
+        """OrtValues of what the model itself reads, and of the rule's state."""
+        return {
+            name: value
+            for buffer in (self.kept, self.statistics)
+            for name, value in buffer.values[buffer.front].items()
+        }
+
+    # -- reading -------------------------------------------------------------------------------------
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """Copies of the weights."""
+        return _read(self.kept, {name: name for name in self.weight_names})
+
+    def of_rule(self) -> dict[str, dict[str, np.ndarray]]:
+        """Copies of the rule's state: weight -> name -> array."""
+        return {w: _read(self.kept, names) for w, names in self._states.items()}
+
+    def running(self) -> dict[str, np.ndarray]:
+        """Copies of the running statistics."""
+        return _read(self.statistics, {name: name for name in self.statistics.names})
+
+    def sums(self) -> dict[str, np.ndarray]:
+        """Copies of the accumulated gradients, by weight."""
+        return _read(self.accumulated, self._sums)
+
+    def read(self) -> Arrays:
+        """Copies of everything, as :class:`State` takes it."""
+        kept, statistics, accumulated = (
+            _read(buffer, {name: name for name in buffer.names})
+            for buffer in (self.kept, self.statistics, self.accumulated)
+        )
+        return kept, statistics, accumulated
+
+    # -- writing -------------------------------------------------------------------------------------
+
+    def set_weights(self, weights: Mapping[str, np.ndarray]) -> None:
+        """Overwrite some or all weights, if they fit."""
+        present = self.weights()
+        unknown = [name for name in weights if name not in present]
+        if unknown:
+            raise UnknownNameError(f"{unknown} are not among the trained weights {list(present)}.")
+        for name, array in weights.items():
+            _check_same_kind(f"weight {name!r}", array, present[name])
+        self.kept.write(weights)
+
+    def set_of_rule(self, state: Mapping[str, Mapping[str, np.ndarray]], rule: BaseLearningRate) -> None:
+        """Overwrite the rule's state of some or all weights, if it fits."""
+        present, arrays = self.of_rule(), {}
+        for weight, states in state.items():
+            for key, array in states.items():
+                if key not in present.get(weight, {}):
+                    raise UnknownNameError(
+                        f"The optimizer {rule!r} keeps no state {key!r} for weight {weight!r}."
+                    )
+                _check_same_kind(f"state {key!r} of weight {weight!r}", array, present[weight][key])
+                arrays[self._states[weight][key]] = array
+        self.kept.write(arrays)
+
+    def set_running(self, statistics: Mapping[str, np.ndarray]) -> None:
+        """Overwrite those of the statistics that there are."""
+        known = set(self.statistics.names)
+        self.statistics.write({name: array for name, array in statistics.items() if name in known})
+
+    def go_on_from(self, other: State, accumulated: bool) -> None:
+        """Take over counts, and what is accumulated if it means the same here."""
+        self.iteration, self.skipped = other.iteration, other.skipped
+        if accumulated:
+            self.pending, self.pending_rows = other.pending, other.pending_rows
+            self.accumulated.write({self._sums[w]: array for w, array in other.sums().items()})
+
+    def tensors(self) -> dict[str, tuple[DoubleBuffer, str]]:
+        """Every tensor under the name that it has in checkpoints: its buffer, and its name there."""
+        named = {f"weights/{name}": (self.kept, name) for name in self.weight_names}
+        for w, states in self._states.items():
+            named.update({f"state/{w}/{s}": (self.kept, old) for s, old in states.items()})
+        named.update({f"statistics/{name}": (self.statistics, name) for name in self.statistics.names})
+        named.update({f"accumulated/{w}": (self.accumulated, old) for w, old in self._sums.items()})
+        return named
+
+
+def _read(buffer: DoubleBuffer, names: Mapping[str, str]) -> dict[str, np.ndarray]:
+    return dict(zip(names, buffer.read(names.values()), strict=True))
+
+
+def _check_same_kind(what: str, array: Any, present: np.ndarray) -> None:
+    array = np.asarray(array)
+    if array.shape != present.shape or array.dtype != present.dtype:
+        raise InvalidDataError(
+            f"The {what} has shape {present.shape} and dtype {present.dtype}, not {array.shape} and "
+            f"{array.dtype}."
+        )
+    if not np.isfinite(array.astype(np.float64)).all():
+        raise InvalidDataError(f"The {what} contains NaN or infinity.")
