@@ -102,7 +102,7 @@ def test_graphs_made_later_are_the_same(mlp_model):
     np.testing.assert_array_equal(one.scores(x, y), two.scores(x, y))
     assert one.run(x, y, np.ones(5)) == two.run(x, y, np.ones(5))
     two.start_from({"w1": np.full((2, 1), 0.5, np.float32)})
-    np.testing.assert_array_equal(two._model().graph.initializers["w1"].const_value.numpy(), 0.5)
+    np.testing.assert_array_equal(two.recipe.base.graph.initializers["w1"].const_value.numpy(), 0.5)
 
 
 def test_without_numbers():
