@@ -321,3 +321,29 @@ def test_float16_is_refused_with_the_types_there_are():
     text = "g (float16[N,2] x) => (float16[N,2] y) <float16[2] w = {1, 2}> { y = Mul(x, w) }"
     with pytest.raises(GradientNotImplementedError, match="float16"):
         gradient_graph(parse(text), engine="ort")
+
+
+def test_the_nodes_of_the_model_are_checked_once(monkeypatch):
+    """When they come in; of the gradient only what rules made."""
+    from onnxcustom.gradient import onnx_engine
+    from onnxcustom.graph.prepare import prepare
+
+    seen, check = [], onnx_engine.check_made
+
+    def watched(nodes, opsets):
+        nodes = list(nodes)
+        seen.extend(nodes)
+        check(nodes, opsets)
+
+    monkeypatch.setattr(onnx_engine, "check_made", watched)
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 18]>
+        m (float[N,3] x) => (float[N,3] y) <float[3] w = {1, 2, 3}> {
+        a = Mul(x, w) b = Tanh(a) c = Sigmoid(b) y = Softmax<axis = 1>(c) }"""
+    )
+    made = gradient_graph(model, engine="onnx")
+    given = {out.name for node in prepare(model).graph for out in node.outputs}
+    checked = {out.name for node in seen for out in node.outputs}
+    assert checked
+    assert not checked & given
+    assert checked | given == {name for node in made.graph.node for name in node.output}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NoReturn
 
 import numpy as np
@@ -22,7 +22,7 @@ from onnxcustom.graph.ml_checks import ML_CHECKS, ngrams_problem
 from onnxcustom.graph.passes import constant_array
 from onnxcustom.graph.traversal import subgraphs
 
-__all__ = ["check_arity", "check_attributes", "check_operands", "check_sizes"]
+__all__ = ["check_arity", "check_attributes", "check_made", "check_operands", "check_sizes"]
 
 _LARGEST = 2**31 - 1
 _STANDARD = ("", "ai.onnx")
@@ -112,14 +112,38 @@ def check_attributes(model: ir.Model) -> None:
     InvalidModelError
         Naming the node.
     """
-    for node in _nodes(model.graph):
+    _check_all_attributes(model.graph, model.opset_imports)
+
+
+def check_made(nodes: Iterable[ir.Node], opsets: Mapping[str, int]) -> None:
+    """Check nodes that were made for others: what these have may be such that theirs would end a runtime.
+
+    Parameters
+    ----------
+    nodes : iterable of Node
+        Those, and the ones inside them; nodes of a model that came in were checked then.
+    opsets : mapping of str to int
+        Versions of the domains.
+
+    Raises
+    ------
+    InvalidModelError
+        Naming the node.
+    """
+    made = list(nodes)
+    _check_all_attributes(made, opsets)
+    check_operands(made)
+
+
+def _check_all_attributes(nodes: Iterable[ir.Node], opsets: Mapping[str, int]) -> None:
+    for node in _nodes(nodes):
         if node.domain in _DOMAINS:
-            check_arity(node, model.opset_imports.get(node.domain if node.domain != "ai.onnx" else "", 1))
+            check_arity(node, opsets.get(node.domain if node.domain != "ai.onnx" else "", 1))
             _check_attributes(node)
 
 
-def check_operands(graph: ir.Graph) -> None:
-    """Check operands of the nodes of a graph and of those inside it, as far as shapes are known.
+def check_operands(graph: Iterable[ir.Node]) -> None:
+    """Check operands of the nodes of a graph, or of some, and of those inside, as far as shapes are known.
 
     Raises
     ------
@@ -167,7 +191,7 @@ def check_sizes(graph: ir.Graph) -> None:
                 )
 
 
-def _nodes(graph: ir.Graph) -> Iterator[ir.Node]:
+def _nodes(graph: Iterable[ir.Node]) -> Iterator[ir.Node]:
     for node in graph:
         yield node
         for inner in subgraphs(node):
