@@ -60,6 +60,7 @@ def test_links(tmp_path: Path) -> None:
 @pytest.mark.skipif(not os.path.exists("/dev/null"), reason="no devices here")
 def test_devices_are_not_replaced() -> None:
     refused("exists and is no file", {"-o": (Path("/dev/null"), ())}, True)
+    assert Path("/dev/null").is_char_device()
 
 
 def test_a_folder_that_nobody_may_write_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,6 +69,9 @@ def test_a_folder_that_nobody_may_write_to(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr("onnxcustom.cli.outputs.tempfile.TemporaryFile", full)
     refused("cannot be written to: Permission denied", {"-o": (tmp_path / "m", ())}, False)
+    monkeypatch.undo()
+    check_outputs({"-o": (tmp_path / "m", ())}, False)
+    assert not list(tmp_path.iterdir())
 
 
 def test_folders(tmp_path: Path) -> None:

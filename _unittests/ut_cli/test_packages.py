@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pandas as pd
 import pytest
 
@@ -64,9 +65,15 @@ def test_without_onnxruntime(arguments: tuple[str, ...], folder: Path, fails, mo
 
 
 def test_inspect_and_gradient_need_no_onnxruntime(folder: Path, command, monkeypatch) -> None:
+    commands = [("inspect", "house.onnx"), ("gradient", "house.onnx", "-o", "with.onnx")]
+    told = [command(*arguments).output for arguments in commands]
     without(monkeypatch, "onnxruntime")
-    command("inspect", "house.onnx")
-    command("gradient", "house.onnx")
+    assert command(*commands[0]).output == told[0]
+    assert len(told[0].splitlines()) > 5
+    command("gradient", "house.onnx", "-o", "without.onnx")
+    made, other = (onnx.load(name).graph for name in ("with.onnx", "without.onnx"))
+    assert [v.name for v in made.output] == [v.name for v in other.output]
+    assert any(v.name.endswith("_grad") for v in other.output)
 
 
 def test_a_full_disk(folder: Path, fails, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,6 +101,8 @@ def test_weights_of_rows(folder: Path, command) -> None:
     )
     net = OnnxRegressor("house.onnx", max_iter=2, random_state=0).fit(X, y, sample_weight=w)
     same(trained("house_trained.onnx"), trained_by(net))
+    plain = trained_by(OnnxRegressor("house.onnx", max_iter=2, random_state=0).fit(X, y))
+    assert any((plain[name] != array).any() for name, array in trained_by(net).items())
 
 
 @pytest.mark.parametrize("arguments", [IRIS, HOUSE], ids=["iris", "house"])

@@ -47,9 +47,8 @@ class Remade:
     #: The attributes.
     _parts: tuple[str, ...] = ()
 
-    def _remake(self) -> None:
-        """Set the attributes anew."""
-        raise NotImplementedError
+    #: A method that sets them anew, which every subclass has.
+    _remake: Callable[[], None]
 
     def __getattr__(self, name: str) -> Any:
         # Called for attributes that are missing only: in the process that made them this costs nothing.
