@@ -16,6 +16,7 @@ from onnxcustom.exceptions import EvaluationError, InvalidModelError, ProviderEr
 from onnxcustom.graph.io import PROTOBUF_LIMIT, to_ir, to_proto
 from onnxcustom.graph.traversal import proto_nodes
 
+from .bfloat16 import check_bfloat16
 from .devices import Device, available_providers, default_threads, parse_device, require_runtime
 from .forking import remade_session
 from .nesting import check_nesting
@@ -90,6 +91,7 @@ def create_session(
     if options is None:
         options = session_options(threads, optimize=optimize, memory_pattern=memory_pattern)
     _check_kernels(model)
+    check_bfloat16(model, where)
     if _version(ort) < _LINEAR:
         check_nesting(model, ort.__version__)
     source: Any = serialize(model)

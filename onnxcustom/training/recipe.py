@@ -24,6 +24,8 @@ from onnxcustom.graph.lookups import lookups
 from onnxcustom.graph.selection import Catalog
 from onnxcustom.objective import BaseLearningPenalty, select_penalties
 from onnxcustom.optim import BaseLearningRate
+from onnxcustom.runtime.bfloat16 import WAY_OUT, check_bfloat16
+from onnxcustom.runtime.devices import parse_device
 
 from .compose import (
     Phase,
@@ -283,11 +285,14 @@ def make_recipe(
     assert proto is not None
     if not model.graph.inputs:
         raise InvalidModelError("The model has no inputs: there is nothing to train it on.")
+    if settings.get("host", True):
+        check_bfloat16(model, parse_device("cpu"))
     catalog = Catalog(prepared)
     initial = _choose_weights(catalog, model, proto, weights, freeze)
     initial = _without_frozen(rule, initial, catalog)
     axes = BatchAxes(model, batch_axis)
     targets = select_targets(model, loss, loss_weights, initial, axes)
+    _check_types(model, initial, [target.output for target in targets])
     base = without_numbers(model, initial)
     penalties = select_penalties(penalty, model, list(initial))
     trunk = _trunk(base, targets)
@@ -319,6 +324,20 @@ def _choose_weights(
     constants(proto, [name for name in names if name in catalog.others])  # they can be written back
     values = model.graph.initializers
     return {name: array_of(values[name]) for name in names}
+
+
+def _check_types(model: ir.Model, weights: Mapping[str, np.ndarray], trained: Sequence[str]) -> None:
+    """Refuse bfloat16 where NumPy and onnxruntime hand numbers to each other."""
+    graph = model.graph
+    outputs = [v for v in graph.outputs if v.name in trained]
+    values = {"Input": graph.inputs, "Weight": [graph.initializers[n] for n in weights], "Output": outputs}
+    for what, found in values.items():
+        name = next((v.name for v in found if v.dtype == ir.DataType.BFLOAT16), None)
+        if name is not None:
+            raise InvalidModelError(
+                f"{what} {name!r} is bfloat16, which onnxruntime takes from no array: a training step cannot "
+                f"feed or update it. {WAY_OUT}{' Or freeze it.' if what == 'Weight' else ''}"
+            )
 
 
 def _without_frozen(

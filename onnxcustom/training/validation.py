@@ -30,6 +30,7 @@ from onnxcustom.graph import to_ir
 from onnxcustom.graph.feature_names import read_feature_names
 from onnxcustom.graph.finding import all_finite
 from onnxcustom.graph.lookups import Places, lookups
+from onnxcustom.runtime.bfloat16 import WAY_OUT
 
 from .tensors import check_places
 
@@ -420,9 +421,8 @@ def _as_tensor(data: Any, spec: TensorSpec, what: str, whole: bool = False, spar
     All of the features (`whole`) follow scikit-learn's rules: a matrix is not made out of a list.
     """
     if spec.dtype is not None and spec.dtype.kind not in "fiub":
-        raise InvalidDataError(
-            f"{what} takes {spec.dtype}, which cannot be bound in training: encode it as numbers first."
-        )
+        way_out = f". {WAY_OUT}" if spec.dtype.name == "bfloat16" else ": encode it as numbers first."
+        raise InvalidDataError(f"{what} takes {spec.dtype}, which cannot be bound in training{way_out}")
     check_not_masked(data, what)
     data = ordered(data, spec)
     matrix = whole and (spec.rank is None or spec.rank >= 2)
