@@ -1,12 +1,15 @@
 """Ask onnxruntime-training's builder about every case of the case table, in a process it may abort.
 
 Run as a script with the number of the first question: prints one JSON line per probe, ``begin`` lines
-before each so that the caller knows what was being probed when the process died.
+before each so that the caller knows what was being probed when the process died. Where there is ``fork`` a
+child asks, and the next one goes on behind the question that ended it.
 """
 
 from __future__ import annotations
 
 import json
+import mmap
+import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -124,13 +127,36 @@ def probes() -> Iterator[tuple[int, int, Any, str, tuple[int, ...]]]:
 def main(start: int) -> None:
     """Ask all questions from number `start` on."""
     warnings.simplefilter("ignore")
-    for k, (number, opset, dtype, shapes, diff) in enumerate(probes()):
-        if k < start:
-            continue
-        key = [k, number, opset, np.dtype(dtype).name, shapes, list(diff)]
-        print(json.dumps(["begin", *key]), flush=True)
-        status, detail = probe(CASES[number], opset, dtype, shapes, diff)
-        print(json.dumps([status, *key, detail]), flush=True)
+    asked = list(probes())
+    at = mmap.mmap(-1, 8)  # what a child is at, also after it died
+    while start < len(asked):
+        child = os.fork() if hasattr(os, "fork") else 0
+        if not child:
+            ask(asked, start, at)
+            sys.stdout.flush()
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        if not status:
+            return
+        k = int.from_bytes(at[:], "little")
+        print(json.dumps(["crashed", *key(k, asked[k]), str(status)]), flush=True)
+        start = k + 1
+
+
+def ask(asked: list[Any], start: int, at: mmap.mmap) -> None:
+    """Questions from number `start` on, as long as the process lives."""
+    for k in range(start, len(asked)):
+        at[:] = k.to_bytes(8, "little")
+        print(json.dumps(["begin", *key(k, asked[k])]), flush=True)
+        number, *rest = asked[k]
+        status, detail = probe(CASES[number], *rest)
+        print(json.dumps([status, *key(k, asked[k]), detail]), flush=True)
+
+
+def key(k: int, question: tuple[int, int, Any, str, tuple[int, ...]]) -> list[Any]:
+    """What a line says of a question."""
+    number, opset, dtype, shapes, diff = question
+    return [k, number, opset, np.dtype(dtype).name, shapes, list(diff)]
 
 
 if __name__ == "__main__":

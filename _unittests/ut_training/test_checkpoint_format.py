@@ -87,7 +87,7 @@ def test_there_are_foreign_dtypes():
         max_size=5,
     )
 )
-@settings(max_examples=100)
+@settings(max_examples=50)
 def test_any_tensors(tensors):
     check_back(tensors)
 
@@ -144,7 +144,7 @@ PLAIN = st.recursive(
 
 
 @given(st.dictionaries(st.text(), PLAIN, max_size=4))
-@settings(max_examples=200)
+@settings(max_examples=60)
 def test_any_state(state):
     _, found = read(*written({}, state))
     assert same(found, state)
@@ -329,7 +329,7 @@ def test_deep_nesting_made_up():
 
 
 @given(st.data())
-@settings(max_examples=200)
+@settings(max_examples=60)
 def test_a_changed_text_is_refused_or_says_the_same(data):
     position = data.draw(st.integers(0, len(TEXT) - 1))
     text = TEXT[:position] + bytes([data.draw(st.integers(0, 255))]) + TEXT[position + 1 :]

@@ -214,7 +214,7 @@ def mutated(data: bytes, kind: str, place: float, new: bytes) -> bytes:
 
 
 @given(mutations())
-@settings(max_examples=1500)
+@settings(max_examples=300)
 def test_bytes_that_were_changed(bench, changes):
     files = dict(bench.whole["00000002"])
     for name, kind, place, new in changes:
@@ -260,7 +260,7 @@ def edited(document: Any, path: tuple[Any, ...], kind: str, new: Any) -> Any:
 
 
 @given(st.data())
-@settings(max_examples=1500)
+@settings(max_examples=300)
 def test_documents_that_were_edited(bench, data):
     """With the checksum put right, or not: only errors of ours, or a checkpoint."""
     files = dict(bench.whole["00000002"])

@@ -103,7 +103,8 @@ def compare(step: TrainingStep, tensors: dict[str, np.ndarray], **tolerance: flo
 @pytest.mark.parametrize("opset", OPSETS)
 def test_ten_steps(opset: int, engine: str) -> None:
     momentum = [0.5, 0.9, 1.0, 0.75][opset % 4]
-    for rank in (2, 3, 4, 5):
+    # Two of four ranks, others at the next opset and with the other engine.
+    for rank in (2, 4) if (opset + (engine == "ort")) % 2 else (3, 5):
         width = [1, 2, 3, 17, 64][(opset + rank) % 5]
         shape = (12, width, *range(2, rank))
         tensors = start(width, opset)
