@@ -21,13 +21,13 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
 from fuzz_runner import Result, run_cases  # noqa: E402
 from sweep_cases import SHAPES, WAYS, Sweep, subjects  # noqa: E402
 
-ENDS = ("ok", "refused", "foreign", "signal")
+ENDS = ("ok", "refused", "foreign", "signal", "late")
 
 
 def end_of(result: Result) -> str:
     """One of ENDS, or 'none' where there was no model."""
     if result.ended:
-        return "signal"
+        return "late" if result.outcome == "timeout" else "signal"
     return "foreign" if result.bad else result.outcome.split()[0]
 
 
@@ -64,7 +64,7 @@ def main() -> int:
 
 
 def table(counts: Mapping[tuple[str, str], Counter[str]]) -> str:
-    """A row an operator, a column a way: ok / refused / foreign / signal."""
+    """A row an operator, a column a way: ok / refused / foreign / signal / late."""
     width = max(len(operator) for operator, _ in counts)
     lines = [" ".join([f"{'operator':{width}}", *(f"{way:>20}" for way in WAYS)])]
     for operator in sorted({operator for operator, _ in counts}):
@@ -84,7 +84,7 @@ def summary(counts: Mapping[tuple[str, str], Counter[str]], engine: str, seconds
         every += found
         print(f"{way:>20}: {' / '.join(str(found[end]) for end in ENDS)}")
     print(f"{sum(every[end] for end in ENDS)} runs in {seconds:.0f} s")
-    return bool(every["foreign"] or every["signal"])
+    return bool(every["foreign"] or every["signal"] or every["late"])
 
 
 if __name__ == "__main__":

@@ -96,7 +96,7 @@ def _read_instead(node: onnx.NodeProto, name: str, other: str) -> None:
 
 def _whole() -> list[Subject]:
     """Whole models of the tests of gradients, and those that are mutated beside this file."""
-    sys.path[:0] = [str(_GRADIENT), str(_GRADIENT.parent)]
+    sys.path[:0] = [str(folder) for folder in (_GRADIENT / "rules", _GRADIENT, _GRADIENT.parent)]
     from random_graphs import random_graph
 
     made = {f"fuzz-{name}": functools.partial(_fuzzed, name) for name in MODELS}

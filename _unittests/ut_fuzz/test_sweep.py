@@ -74,7 +74,7 @@ def test_what_is_printed(capsys):
         counts[key] = Counter([end_of(result)])
     text = table(counts)
     assert [len(line.split()) for line in text.splitlines()] == [1 + len(WAYS)] * 3
-    assert text.splitlines()[1].split() == ["Abs", "0/1/0/0", "0/0/1/0", "0/0/0/1"]
+    assert text.splitlines()[1].split() == ["Abs", "0/1/0/0/0", "0/0/1/0/0", "0/0/0/1/0"]
     assert summary(counts, "onnx", 1.0)
     assert "6 runs" in capsys.readouterr().out
     assert not summary({k: Counter(ok=1) for k in counts}, "onnx", 1.0)
