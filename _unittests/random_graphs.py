@@ -336,8 +336,8 @@ class _Maker:
                 "Split", [value, "parts"], lambda a, p: np.split(a, np.cumsum(p)[:-1], axis=1), 3, axis=1
             )[self.random.randrange(2)]
             return self.add("Add", [self.any(), part], np.add)[0]
-        places = self.add(
-            "TopK", [value, "all"], lambda a, _: [-np.sort(-a, axis=1), np.argsort(-a, axis=1)], 2, axis=1
+        places = self.add(  # of distinct numbers: which of two is first is for rounding to say
+            "TopK", ["x", "all"], lambda a, _: [-np.sort(-a, axis=1), np.argsort(-a, axis=1)], 2, axis=1
         )[1]
         return self.add(
             "GatherElements", [self.any(), places], lambda a, i: np.take_along_axis(a, i, axis=1), axis=1

@@ -23,7 +23,7 @@ from onnxcustom.runtime import create_session, training_available
 
 pytest.importorskip("onnxruntime")
 ENGINES = ["onnx", pytest.param("ort", marks=pytest.mark.ort)]
-SEEDS = 120
+SEEDS = 40
 
 
 def feeds_of(seed: int) -> Values:

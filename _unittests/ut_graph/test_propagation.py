@@ -6,7 +6,7 @@ import onnx.parser
 import pytest
 
 from onnxcustom import gradient_report
-from onnxcustom.graph import propagation
+from onnxcustom.graph import prepare, propagation
 from onnxcustom.graph.propagation import infer_with_values
 
 
@@ -198,3 +198,17 @@ def test_operators_that_keep_values_are_known():
     schemas = onnx.defs.get_all_schemas()
     found = {s.name for s in schemas if s.has_data_propagation_function and s.domain == ""}
     assert found == {"Concat", "Slice", "Squeeze", "Unsqueeze", *propagation._READ}
+
+
+def test_a_slice_whose_start_is_not_known_does_not_start_at_the_first():
+    text = "r = Reshape(x, s) h = Shape(r) n = Sub(h, one) m = Min(n, one) c = Concat<axis = 0>(one, n) t = Slice(c, m, two) y = Reshape(x, t)"
+    found = infer_with_values(
+        model(text, "float[3, 4] x, int64[1] s", "float y", "int64[1] one = {1}, int64[1] two = {2}")
+    )
+    assert shapes(found)["y"] in ([], [""])
+
+
+def test_an_input_that_is_an_output_keeps_its_shape():
+    proto = model("a = MatMul(x, w) y = Neg(a)", "float[N, 2] x", "float y", "float[2, 2] w = {1, 2, 3, 4}")
+    proto.graph.output.add().CopyFrom(proto.graph.input[0])
+    assert [[str(d) for d in n.outputs[0].shape] for n in prepare(proto).graph] == [["N", "2"], ["N", "2"]]

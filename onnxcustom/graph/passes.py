@@ -386,9 +386,10 @@ class InferShapesPass(ir.passes.InPlacePass):
             graph.inputs[:] = own
             for value in large:
                 graph.initializers.add(value)
+        given = {v.name for v in proto.graph.input}
         for output in proto.graph.output:
-            # Exporters declare wrong shapes, which onnxruntime only warns about.
-            if output.type.HasField("tensor_type"):
+            # Exporters declare wrong shapes, which onnxruntime only warns about; inputs are right.
+            if output.type.HasField("tensor_type") and output.name not in given:
                 output.type.tensor_type.ClearField("shape")
         try:
             inferred = infer_shapes(proto, self.strict)

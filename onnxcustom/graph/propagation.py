@@ -150,6 +150,7 @@ class _Lengths:
         self.number = -1
         self.left = _TOGETHER
         self.hidden: list[int] = []
+        self.fixed: set[str] = set()
 
     def walk(self, graph: GraphProto, known: _Known | None = None) -> list[int]:
         """The nodes to be hidden, those of subgraphs included."""
@@ -158,6 +159,8 @@ class _Lengths:
             known[info.name] = _length(info.type)
         for tensor in graph.initializer:
             known[tensor.name] = _of_dims(list(tensor.dims))
+        self.fixed.update(t.name for t in graph.initializer)
+        self.fixed.update(n.output[0] for n in graph.node if n.op_type == "Constant" and n.output)
         for node in graph.node:
             self.number += 1
             number = self.number
@@ -167,7 +170,9 @@ class _Lengths:
             made = _made(node, [known.get(name) for name in node.input])
             if made is not None and len(node.output) == 1 and known.get(node.output[0]) is None:
                 known[node.output[0]] = made
-            if read and not self._affordable([*read, *(known.get(name) for name in node.output)]):
+            fits = self._affordable([*read, *(known.get(name) for name in node.output)]) if read else True
+            # onnx takes a computed bound of a Slice that it does not know for 0.
+            if not fits or (_is_slice(node) and not self.fixed.issuperset(filter(None, node.input[1:]))):
                 self.hidden.append(number)
         return self.hidden
 
@@ -178,6 +183,10 @@ class _Lengths:
             return False
         self.left -= sum(sizes)
         return True
+
+
+def _is_slice(node: NodeProto) -> bool:
+    return node.op_type == "Slice" and node.domain in _STANDARD
 
 
 @functools.cache
