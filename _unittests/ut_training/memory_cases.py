@@ -74,6 +74,8 @@ def overwrite(thing: Any) -> None:
         overwrite(array)
         thing.update_inplace(array)
     elif isinstance(thing, onnx.ModelProto):
+        for tensor in thing.graph.initializer:
+            tensor.raw_data = bytes(len(tensor.raw_data))
         thing.Clear()
     elif isinstance(thing, ir.Model):
         for value in thing.graph.initializers.values():
@@ -337,7 +339,13 @@ STEP = Subject(
         "expected": Call(),
     },
     probe_step,
-    names("batch_axes output_axis scalar_dtype pending"),
+    names(
+        # numbers, words and objects
+        "batch_axes output_axis scalar_dtype pending engine iteration modes optimizer passes recipe",
+        "recompute skipped targets",
+        # a dict of texts
+        "name_columns",
+    ),
     names("run run_batch predict scores weights state statistics state_dict load_state_dict take_over"),
 )
 
@@ -426,7 +434,8 @@ def estimator(cls: type, model: Callable[[], Any], calls: Mapping[str, Call], wi
         probe_estimator,
         names(
             # numbers, words and objects
-            "callbacks checkpoint_dir random_state shuffle validation_fraction record validation_due",
+            "callbacks checkpoint_dir random_state shuffle shuffles validation_fraction record",
+            "validation_due",
             # scikit-learn's
             "get_params set_params get_metadata_routing",
             "set_fit_request set_partial_fit_request set_score_request",
@@ -522,6 +531,10 @@ def streamed(**options: Any) -> Callable[[], Stream]:
     return lambda: stream(tuple(weighted_rows(1).values()), **options)
 
 
+def framed() -> Stream:
+    return stream({"a": numbers(9), "b": numbers(9, seed=1), "y": np.arange(9)}, target="y")
+
+
 def probe_stream(rows: Stream) -> Any:
     made = [snapshot(list(rows.blocks(e, shuffle=True, rows=5))) for e in (0, 1)]
     return [*made, snapshot(list(rows.blocks(rows=12))), rows.fingerprint()]
@@ -544,9 +557,14 @@ STREAM = Subject(
         ),
         "labels": Call(nothing, lambda rows, given: stream((numbers(9, 2), np.arange(9) % 3)).labels()),
         "fingerprint": Call(),
+        "columns": Call(nothing, lambda rows, given: framed().columns()),
+        "in_order": Call(
+            lambda: {"names": ["b", "a"]}, lambda rows, given: framed().in_order(given["names"]).head()
+        ),
     },
     probe_stream,
-    names("empty place rows where_not_finite"),
+    # first_place() lends a function the arrays, one after the other
+    names("empty place rows where_not_finite first_place"),
 )
 
 
