@@ -442,3 +442,97 @@ def test_accumulated_batches_are_one():
         return sum(cross_entropy(x @ w, y, np.ones(len(x)), 0, 2) * y.size for x, y in parts) / count
 
     np.testing.assert_allclose(step.weights()["w"], W0 - slopes(objective, W0), rtol=1e-6)
+
+
+HEADS = f"""(double[N,T,2] x) => (double[N,T,3] z, double[N,3] k) {W}
+{{ z = MatMul(x, w) k = ReduceMean<axes = [1], keepdims = 0>(z) }}"""
+
+
+def head_objective(kinds, x, y):
+    """Sum of the means of both heads: tokens, and rows, by formulas."""
+
+    def objective(w):
+        z = x @ w
+        total = 0.0
+        for name, scores in (("z", z), ("k", z.mean(1))):
+            if kinds[name] == "cross_entropy":
+                total += cross_entropy(scores, y[name], np.ones(len(x)), 0, scores.ndim - 1)
+            else:
+                total += ((scores - y[name]) ** 2).sum() / 2 / len(x)
+        return total
+
+    return objective
+
+
+@pytest.mark.parametrize("engine", ENGINE)
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        {"z": "cross_entropy", "k": "squared_error"},
+        {"z": "cross_entropy", "k": "cross_entropy"},
+        {"z": "squared_error", "k": "cross_entropy"},
+    ],
+    ids=lambda kinds: "-".join(kinds.values()),
+)
+@pytest.mark.parametrize("sizes", [(4, 4, 4), (5, 1, 3)])
+def test_accumulated_heads_are_means_of_their_own(kinds, sizes, engine):
+    """Heads with a label a token and a label a row: batches accumulated are one batch, ten times."""
+    rng = np.random.default_rng(3)
+    rule = {"learning_rate": 0.2, "momentum": 0.5}
+    step = TrainingStep(parsed(HEADS), kinds, SGD(**rule, accumulate=3), engine=engine)
+    whole = TrainingStep(parsed(HEADS), kinds, SGD(**rule), engine=engine)
+    w, v = W0, np.zeros_like(W0)
+    for _ in range(10):
+        x = rng.normal(size=(sum(sizes), T, 2))
+        shapes = {"z": (len(x), T), "k": (len(x),)}
+        y = {
+            name: rng.integers(0, 3, size=shapes[name])
+            if kind == "cross_entropy"
+            else rng.normal(size=(*shapes[name], 3))
+            for name, kind in kinds.items()
+        }
+        ends = np.cumsum(sizes)
+        for start, end in zip(ends - sizes, ends, strict=True):
+            step.run(x[start:end], {name: part[start:end] for name, part in y.items()})
+        whole.run(x, y)
+        v = 0.5 * v - 0.2 * slopes(head_objective(kinds, x, y), w)
+        w = w + v
+        np.testing.assert_allclose(step.weights()["w"], w, rtol=1e-6, atol=1e-9)
+        np.testing.assert_allclose(step.weights()["w"], whole.weights()["w"], rtol=1e-9)
+
+
+def test_accumulated_heads_of_other_lengths():
+    """Both heads have a label a token, and batches have other numbers of tokens."""
+    text = f"(double[N,T,2] x) => (double[N,T,3] z, double[N,T,3] k) {W} {{ z = MatMul(x, w) k = Mul(z, z) }}"
+    kinds = {"z": "cross_entropy", "k": "cross_entropy"}
+    rng = np.random.default_rng(4)
+    step = TrainingStep(parsed(text), kinds, SGD(learning_rate=1.0, accumulate=2))
+    parts = [(rng.normal(size=(n, t, 2)), rng.integers(0, 3, size=(n, t))) for n, t in ((2, 4), (4, 5))]
+    for x, y in parts:
+        step.run(x, {"z": y, "k": y})
+    count = sum(y.size for _, y in parts)
+
+    def objective(w):
+        scores = [(f(x @ w), y, len(x)) for x, y in parts for f in (np.asarray, np.square)]
+        return sum(cross_entropy(z, y, np.ones(n), 0, 2) * y.size for z, y, n in scores) / count
+
+    np.testing.assert_allclose(step.weights()["w"], W0 - slopes(objective, W0), rtol=1e-6)
+    mixed = TrainingStep(
+        parsed(HEADS), {"z": "cross_entropy", "k": "squared_error"}, SGD(learning_rate=1.0, accumulate=3)
+    )
+    given = [(x, {"z": y, "k": np.zeros((len(x), 3))}) for x, y in parts]
+    mixed.run(*given[0])
+    with pytest.raises(InvalidDataError, match=r"over 20 and 4 .* 8 and 2 in those before"):
+        mixed.run(*given[1])
+    assert mixed.pending == 1
+    other = TrainingStep(
+        parsed(HEADS), {"z": "cross_entropy", "k": "squared_error"}, SGD(learning_rate=1.0, accumulate=3)
+    )
+    other.load_state_dict(*mixed.state_dict())
+    for one in (mixed, other, pickle.loads(pickle.dumps(mixed))):
+        with pytest.raises(InvalidDataError, match="8 and 2 in those before"):
+            one.run(*given[1])
+        one.run(*given[0])
+        one.run(*given[0])
+        assert one.iteration == 1
+        np.testing.assert_array_equal(one.weights()["w"], mixed.weights()["w"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,6 +48,8 @@ class State:
         Batches left out because a gradient was not finite.
     pending, pending_rows : int
         Batches accumulated since the last update, and what they are divided by.
+    pending_units : list of int or None
+        The same for every output, their labels or rows; None if there is nothing, or it is not known.
     """
 
     def __init__(self, recipe: Recipe, device: Device, arrays: Arrays) -> None:
@@ -66,7 +68,8 @@ class State:
             specs = tensor_specs(values[old] for old in self._sums.values())
             accumulated = {spec.name: np.zeros(spec.shape, spec.dtype) for spec in specs}  # type: ignore[arg-type]
         self.accumulated = DoubleBuffer(accumulated, device)
-        self.iteration = self.skipped = self.pending = self.pending_rows = 0
+        self.iteration = self.skipped = 0
+        self.forget_accumulated()
 
     @classmethod
     def begin(cls, recipe: Recipe, device: Device, weights: Mapping[str, np.ndarray]) -> State:
@@ -83,13 +86,21 @@ class State:
     def updated(self) -> None:
         """What a program has written are the weights and the state from now on."""
         self.kept.swap()
-        self.pending = self.pending_rows = 0
+        self.forget_accumulated()
         self.iteration += 1
 
-    def accumulated_batch(self, rows: int) -> None:
-        """What a program has written are the accumulated gradients from now on, `rows` more in them."""
+    def accumulated_batch(self, units: Sequence[int]) -> None:
+        """What a program has written are the accumulated gradients from now on, `units` more in each."""
         self.accumulated.swap()
-        self.pending, self.pending_rows = self.pending + 1, self.pending_rows + rows
+        if self.pending_units is not None or not self.pending:
+            before = self.pending_units or [0] * len(units)
+            self.pending_units = [p + u for p, u in zip(before, units, strict=True)]
+        self.pending, self.pending_rows = self.pending + 1, self.pending_rows + units[0]
+
+    def forget_accumulated(self) -> None:
+        """Begin to accumulate anew."""
+        self.pending = self.pending_rows = 0
+        self.pending_units: list[int] | None = None
 
     def front(self) -> dict[str, Any]:
         """OrtValues of what the model itself reads, and of the rule's state."""
@@ -160,6 +171,7 @@ class State:
         self.iteration, self.skipped = other.iteration, other.skipped
         if accumulated:
             self.pending, self.pending_rows = other.pending, other.pending_rows
+            self.pending_units = other.pending_units
             self.accumulated.write({self._sums[w]: array for w, array in other.sums().items()})
 
     def tensors(self) -> dict[str, tuple[DoubleBuffer, str]]:

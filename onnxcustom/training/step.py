@@ -13,7 +13,7 @@ import onnx
 from onnxcustom._parameters import check_flag, own_parameters
 from onnxcustom._versioning import check_version, stamp_version
 from onnxcustom.data.blocks import Key
-from onnxcustom.exceptions import ConvergenceError
+from onnxcustom.exceptions import ConvergenceError, InvalidDataError
 from onnxcustom.gradient.interface import Engine
 from onnxcustom.graph import Prepared, Selection, replace_constants, replace_weights, to_proto
 from onnxcustom.graph.batch_axis import BatchAxes
@@ -38,7 +38,7 @@ from .program import Program
 from .recipe import Recipe, make_recipe
 from .state import State
 from .step_state import carried_over, export_state, import_state, started_from, with_statistics
-from .targets import Target
+from .targets import Target, has_positions
 from .validation import TensorSpec, as_inputs
 
 __all__ = ["TrainingStep"]
@@ -323,10 +323,10 @@ class TrainingStep:
         if self._unsettled:
             self._retarget(settled_by_shapes(self._recipe, [tuple(v.shape()) for v in values]))
         program = self._program(self._weighting(values), "update" if updating else "accumulate")
-        rows, share = 0, 1.0
+        units, share = [0], 1.0
         if optimizer.accumulate > 1:
-            rows = self._counted(program, values)
-            share = rows / max(1, state.pending_rows + rows)
+            units = self._counted(program, values)
+            share = self._share(units, program.rows(values))
         self._ran = program
         loss = program.run(values, optimizer.values, optimizer.t, share)
         unfit = program.nonfinite() or (state.kept if updating else state.accumulated).unfit()
@@ -336,7 +336,7 @@ class TrainingStep:
         if updating:
             self._updated(program)
         else:
-            state.accumulated_batch(rows)
+            state.accumulated_batch(units)
         return loss
 
     def _updated(self, program: Program) -> None:
@@ -372,7 +372,7 @@ class TrainingStep:
         unfit = state.kept.unfit()
         if unfit:
             self._refuse(0.0, unfit)
-            state.pending = state.pending_rows = 0  # left out, as a batch would be
+            state.forget_accumulated()  # left out, as a batch would be
         else:
             self._updated(program)
         return True
@@ -392,11 +392,37 @@ class TrainingStep:
         rows = 1 if graph.counted is None else values[graph.counted[0]].shape()[graph.counted[1]]
         return True if list(values[-1].shape()) == [rows] else "labels"
 
-    def _counted(self, program: Program, values: Sequence[Any]) -> int:
-        """What the objective of a batch is divided by, for its share of what is accumulated."""
-        if len(self.targets) == 1 and self.expected[0].weighed:
-            return math.prod(values[len(self.inputs)].shape())
-        return program.rows(values)
+    def _counted(self, program: Program, values: Sequence[Any]) -> list[int]:
+        """What the loss of every output is divided by in a batch: its labels, or the rows."""
+        rows, first = program.rows(values), len(self.inputs)
+        return [
+            math.prod(values[first + i].shape()) if t.counts_positions and has_positions(t) else rows
+            for i, t in enumerate(self.targets)
+        ]
+
+    def _share(self, units: Sequence[int], rows: int) -> float:
+        """Share of a batch in what is accumulated: one for all outputs, since their gradients are added.
+
+        Raises
+        ------
+        InvalidDataError
+            A batch with other numbers of labels in a row, where outputs differ in that.
+        """
+        state = self._state
+        before = state.pending_units or [0] * len(units)
+        if state.pending and state.pending_units is None:  # from an older version, which counted rows alone
+            rows = units[0] if len(units) == 1 else rows
+            return rows / max(1, state.pending_rows + rows)
+        totals = [p + u for p, u in zip(before, units, strict=True)]
+        for target, unit, total in zip(self.targets, units, totals, strict=True):
+            if unit * totals[0] != units[0] * total:
+                raise InvalidDataError(
+                    f"accumulate adds up batches, and the losses of {self.targets[0].output!r} and "
+                    f"{target.output!r} are means over {units[0]} and {unit} labels or rows in this batch, "
+                    f"{totals[0] - units[0]} and {total - unit} in those before: no factor of the batch is "
+                    "right for both. Pad labels to one length, or use accumulate=1 and larger batches."
+                )
+        return units[0] / max(1, totals[0])
 
     def _check_options(self) -> None:
         """The options of the optimizer are part of the graphs: they may not change under them."""
@@ -649,6 +675,7 @@ class TrainingStep:
             "recipe": self._recipe,
             "arrays": state.read(),
             "counts": (state.iteration, state.skipped, state.pending, state.pending_rows),
+            "units": state.pending_units,
             "options": self._options,
             "device": self.device,
             "threads": self.threads,
@@ -666,6 +693,7 @@ class TrainingStep:
         self._forget_sessions()
         made = self._state = State(self._recipe, self.device, state["arrays"])
         made.iteration, made.skipped, made.pending, made.pending_rows = state["counts"]
+        made.pending_units = state.get("units")
 
     def _forget_sessions(self) -> None:
         self._lock = ForkLock()

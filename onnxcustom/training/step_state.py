@@ -25,6 +25,8 @@ _COUNTS = ("iteration", "skipped", "pending", "pending_rows")
 _KEYS = frozenset({"born", "clock", "learning_rate", "modes", "optimizer", *_COUNTS})
 # Whether losses count labels; not there in older checkpoints, whose losses count rows of the batch.
 _POSITIONS = "positions"
+# Labels or rows of every output in the batches that are accumulated; not there in older checkpoints.
+_UNITS = "pending_units"
 # Counts in files: what a float64 holds exactly.
 _COUNT = "[0, 9e15]"
 
@@ -38,6 +40,7 @@ def export_state(recipe: Recipe, state: State) -> tuple[dict[str, np.ndarray], d
         "learning_rate": rate_to_dict(recipe.rule),
         "clock": clock_to_dict(recipe.rule),
         **{name: getattr(state, name) for name in _COUNTS},
+        _UNITS: state.pending_units,
         "born": _ages(recipe, recipe.born),
         "modes": {**dataclasses.asdict(recipe.modes), "seed": int(recipe.modes.seed)},
         _POSITIONS: {t.output: t.positions for t in recipe.targets},
@@ -77,6 +80,7 @@ def import_state(
         buffer.write({own: arrays[name]})
     for name in _COUNTS:
         setattr(state, name, int(data[name]))
+    state.pending_units = data.get(_UNITS)
     return recipe, state
 
 
@@ -106,6 +110,8 @@ def carried_over(recipe: Recipe, state: State, other: Recipe, done: State) -> tu
     made.set_of_rule(kept, recipe.rule)
     same = recipe.rule.accumulate == other.rule.accumulate and recipe.weights == other.weights
     made.go_on_from(done, accumulated=same)
+    if recipe.targets != other.targets:
+        made.pending_units = None
     return recipe, made
 
 
@@ -211,9 +217,19 @@ def _constants(recipe: Recipe, arrays: Mapping[str, np.ndarray]) -> dict[str, np
         raise _unfit(f"it has constants that the model does not have: {exc}") from exc
 
 
+def _check_units(recipe: Recipe, state: Mapping[str, Any]) -> None:
+    units = state.get(_UNITS)
+    if units is None:
+        return
+    if not isinstance(units, list) or len(units) != len(recipe.targets):
+        raise _unfit(f"{_UNITS} is {units!r:.60}, and {len(recipe.targets)} outputs are trained")
+    for number in units:
+        _check_count(_UNITS, number)
+
+
 def _checked_state(recipe: Recipe, state: Mapping[str, Any]) -> BaseLearningRate:
     """A copy of the optimizer at the saved clock; the rest of the state is as it should be."""
-    if not isinstance(state, Mapping) or set(state) - {_POSITIONS} != _KEYS:
+    if not isinstance(state, Mapping) or set(state) - {_POSITIONS, _UNITS} != _KEYS:
         found = sorted(map(str, state)) if isinstance(state, Mapping) else repr(state)
         raise _unfit(f"the state of a step has {sorted(_KEYS)}, not {found}")
     name = type(recipe.rule).__name__
@@ -225,6 +241,7 @@ def _checked_state(recipe: Recipe, state: Mapping[str, Any]) -> BaseLearningRate
         raise _unfit(
             f"it has accumulated {state['pending']} batches, this step accumulates {recipe.rule.accumulate}"
         )
+    _check_units(recipe, state)
     _check_born(recipe, state)
     _check_modes(recipe, state["modes"])
     _check_positions(recipe, state.get(_POSITIONS, {}))
