@@ -536,3 +536,82 @@ def test_accumulated_heads_of_other_lengths():
         one.run(*given[0])
         assert one.iteration == 1
         np.testing.assert_array_equal(one.weights()["w"], mixed.weights()["w"])
+
+
+# A recognizer of text as exporters write them: one image at a time, any width, time first in the output.
+RECOGNIZER = """<ir_version: 8, opset_import: ["": 17]>
+ocr (float[1, 1, 8, W] image) => ({declared} scores)
+<float[4, 1, 8, 3] k, float[4, 5] w, int64[1] two = {{2}}, int64[1] zero = {{0}}> {{
+    c = Conv<pads = [0, 1, 0, 1]>(image, k)
+    r = Relu(c)
+    s = Squeeze(r, two)
+    p = Transpose<perm = [2, 0, 1]>(s)
+    {hidden}
+    scores = MatMul(t, w) }}"""
+# After these, no inference knows how many dimensions there are.
+HIDDEN = """f = Shape(p)
+    n = NonZero(f)
+    i = Squeeze(n, zero)
+    d = Gather<axis = 0>(f, i)
+    t = Reshape(p, d)"""
+
+
+def recognizer(declared, hidden):
+    text = RECOGNIZER.format(declared=declared, hidden=HIDDEN if hidden else "t = Identity(p)")
+    model, rng = onnx.parser.parse_model(text), np.random.default_rng(0)
+    for name, shape in {"k": (4, 1, 8, 3), "w": (4, 5)}.items():
+        values = rng.normal(size=shape).astype(np.float32) / 3
+        model.graph.initializer.append(onnx.numpy_helper.from_array(values, name))
+    return model
+
+
+def recognized(weights, x):
+    """Scores of images, (time, rows, classes)."""
+    padded = np.pad(x, ((0, 0), (0, 0), (0, 0), (1, 1)))
+    width = x.shape[3]
+    windows = np.stack([padded[:, 0, :, i : i + width] for i in range(3)], axis=-1)  # (n, 8, width, 3)
+    return np.maximum(np.einsum("nhwi,chi->wnc", windows, weights["k"][:, 0]), 0) @ weights["w"]
+
+
+SAID = {"batch_axis": {"scores": 1}}
+
+
+@pytest.mark.parametrize(
+    ("declared", "hidden", "options"),
+    [
+        ("float[1, seqlen]", False, {}),  # wrong, and inference knows
+        ("float[1, seqlen]", False, SAID),
+        ("float[T, 1, 5]", False, {}),
+        ("float[T, 1, 5]", True, SAID),  # time looks like the rows
+    ],
+)
+def test_a_recognizer_of_text(declared, hidden, options):
+    model = recognizer(declared, hidden)
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(6, 1, 8, 7)).astype(np.float32)
+    labels = rng.integers(0, 5, size=(7, 6))
+    step = TrainingStep(model, "cross_entropy", "adam", learning_rate=0.05, **options)
+    assert "'scores': 1" in repr(step)
+    scores = recognized(step.weights(), x)
+    np.testing.assert_allclose(step.predict(x)["scores"], scores, rtol=1e-4, atol=1e-5)
+    z = np.exp(scores - scores.max(2, keepdims=True))
+    picked = np.take_along_axis(np.log(z / z.sum(2, keepdims=True)), labels[..., None], 2)
+    np.testing.assert_allclose(step.scores(x, labels), -picked[..., 0].mean(0), rtol=1e-4)
+    losses = [np.mean([step.run(x[i : i + 1], labels[:, i : i + 1]) for i in range(6)]) for _ in range(10)]
+    assert losses[-1] < losses[0]
+    reg = OnnxRegressor(model, batch_size=1, max_iter=20, learning_rate=0.005, random_state=0, **options)
+    reg.fit(x, scores * 1.5)
+    assert reg.history_["loss"][-1] < reg.history_["loss"][0] / 2
+    np.testing.assert_allclose(reg.predict(x), recognized(reg.weights_, x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"batch_axis": {"scores": None}}, {"batch_axis": {"scores": 1}}])
+def test_an_output_that_is_not_as_its_file_declares(options):
+    model = recognizer("float[1, seqlen]", True)
+    x, y = np.ones((6, 1, 8, 7), np.float32), np.zeros((7, 6, 5), np.float32)
+    words = r"declares that output 'scores' .*\(1, 'seqlen'\).*1 of these rows.*\(7, 1, 5\).*batch_axis="
+    step = TrainingStep(model, **options)
+    with pytest.raises(InvalidDataError, match=words):
+        step.run(x[:1], y[:, :1])
+    with pytest.raises(InvalidDataError, match=words):
+        OnnxRegressor(model, batch_size=1, max_iter=1, **options).fit(x, y)

@@ -13,7 +13,7 @@ import onnx
 from onnxcustom._parameters import check_flag, own_parameters
 from onnxcustom._versioning import check_version, stamp_version
 from onnxcustom.data.blocks import Key
-from onnxcustom.exceptions import ConvergenceError, InvalidDataError
+from onnxcustom.exceptions import ConvergenceError, EvaluationError, InvalidDataError
 from onnxcustom.gradient.interface import Engine
 from onnxcustom.graph import Prepared, Selection, replace_constants, replace_weights, to_proto
 from onnxcustom.graph.batch_axis import BatchAxes
@@ -39,7 +39,7 @@ from .recipe import Recipe, make_recipe
 from .state import State
 from .step_state import carried_over, export_state, import_state, started_from, with_statistics
 from .targets import Target, has_positions
-from .validation import TensorSpec, as_inputs
+from .validation import TensorSpec, as_inputs, some_rows
 
 __all__ = ["TrainingStep"]
 
@@ -494,11 +494,42 @@ class TrainingStep:
 
     def _feeds(self, X: Any, y: Any, sample_weight: Any) -> Feeds:
         self.settle(X, y)
-        return feeds_of(self._recipe, X, y, sample_weight)
+        try:
+            return feeds_of(self._recipe, X, y, sample_weight)
+        except InvalidDataError:
+            self.check_declared(X)
+            raise
 
     def data_axes(self) -> dict[Key, dict[int, int | None]]:
         """Where the rows of data as a user gives it are, as :meth:`onnxcustom.data.Stream.place` takes it."""
         return data_axes(self._recipe)
+
+    def check_declared(self, X: Any) -> None:
+        """Look at what the model makes of some rows, where expected values do not fit.
+
+        Raises
+        ------
+        InvalidDataError
+            An output has not as many dimensions as the file declares.
+        """
+        feeds = as_inputs(X, self.inputs)
+        size = next((spec.rows for spec in self.inputs if spec.rows is not None), 1)
+        try:
+            found = self.predict({s.name: some_rows(feeds[s.name], s, slice(size)) for s in self.inputs})
+        except EvaluationError:
+            return
+        for target in self.targets:
+            made = found.get(target.output)
+            if made is None or target.shape is None or target.value != target.output:
+                continue
+            if made.ndim != len(target.shape):
+                raise InvalidDataError(
+                    f"The file declares that output {target.output!r} has the dimensions {target.shape}, but "
+                    f"for {size} of these rows its shape is {made.shape}. Declare it as it is, with "
+                    f"{made.ndim} dimensions (onnx.helper.make_tensor_value_info), and say with "
+                    f"batch_axis={{{target.output!r}: ...}} which of them holds the rows, if that is not the "
+                    "first one."
+                )
 
     def settle(self, X: Any, y: Any) -> None:
         """Let the shape of labels decide which axis of a prediction holds the classes, if nothing else does.

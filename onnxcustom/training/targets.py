@@ -273,6 +273,8 @@ def _with_class_axis(target: Target, said: int | None) -> Target:
     if said is not None:
         return target.with_axis(said % max(1, len(target.shape)))
     free = target.label_free_axes()
+    if target.loss.counts_positions:  # one class is none
+        free = [a for a in free if target.shape[a] != 1] or free
     if len(free) <= 1:
         return target.with_axis(free[0] if free else 1)
     guess = target.with_axis(1 if 1 in free else free[-1])

@@ -582,7 +582,11 @@ class Trainer(BaseEstimator):
                 **options,
             )
         weights = sample_weight if weigh is None else weigh(y, sample_weight)
-        loader = OrtDataLoader(X, self.encode(y, step), weights, random_state=seed, copy=False, **options)
+        try:
+            loader = OrtDataLoader(X, self.encode(y, step), weights, random_state=seed, copy=False, **options)
+        except InvalidDataError:
+            step.check_declared(X)
+            raise
         n = len(step.inputs)
         names = [spec.name for spec in step.expected]
         step.check_expected(dict(zip(names, list(loader.arrays.values())[n:], strict=False)))
