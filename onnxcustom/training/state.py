@@ -52,6 +52,10 @@ class State:
         The same for every output, their labels or rows; None if there is nothing, or it is not known.
     """
 
+    pending: int
+    pending_rows: int
+    pending_units: list[int] | None
+
     def __init__(self, recipe: Recipe, device: Device, arrays: Arrays) -> None:
         graph = recipe.graph()
         self.device = device
@@ -100,7 +104,7 @@ class State:
     def forget_accumulated(self) -> None:
         """Begin to accumulate anew."""
         self.pending = self.pending_rows = 0
-        self.pending_units: list[int] | None = None
+        self.pending_units = None
 
     def front(self) -> dict[str, Any]:
         """OrtValues of what the model itself reads, and of the rule's state."""
