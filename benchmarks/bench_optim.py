@@ -150,8 +150,8 @@ class Ours:
         from onnxcustom.graph.builder import Builder
         from onnxcustom.optim.base import BaseLearningRate
         from onnxcustom.runtime import create_session, parse_device
-        from onnxcustom.training.buffers import DoubleBuffer, Scalar
-        from onnxcustom.training.updates import Scalars, compose_updates
+        from onnxcustom.step.buffers import DoubleBuffer, Scalar
+        from onnxcustom.step.updates import Scalars, compose_updates
 
         self.rule: BaseLearningRate = rule.init_learning_rate()
         op, kind = Builder(18), ir.DataType.FLOAT

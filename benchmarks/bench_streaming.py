@@ -83,7 +83,7 @@ def _epoch(loader: Any, step: Any) -> tuple[int, float, float]:
 
 def train_stream(path: str) -> tuple[int, float, float]:
     from onnxcustom.data import stream
-    from onnxcustom.training.stream_loader import StreamLoader
+    from onnxcustom.feed.stream_loader import StreamLoader
 
     step = _step()
     return _epoch(StreamLoader(stream(path, target="y"), step.inputs, step.expected, batch_size=BATCH), step)
@@ -93,7 +93,7 @@ def train_memory(path: str) -> tuple[int, float, float]:
     import numpy as np
 
     from onnxcustom.data import stream
-    from onnxcustom.training.data_loader import OrtDataLoader
+    from onnxcustom.feed.data_loader import OrtDataLoader
 
     rows = stream(path, target="y")
     X, y = np.empty((rows.rows, COLUMNS), np.float32), np.empty(rows.rows, np.float32)

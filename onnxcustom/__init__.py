@@ -38,9 +38,9 @@ from onnxcustom.exceptions import (
 if TYPE_CHECKING:
     from onnxcustom.gradient import gradient_graph, gradient_report
     from onnxcustom.graph import load, replace_weights, save, weights
+    from onnxcustom.step.training_step import TrainingStep
     from onnxcustom.training.estimators import OnnxClassifier, OnnxRegressor
     from onnxcustom.training.ortgradient import OrtGradientForwardBackward
-    from onnxcustom.training.step import TrainingStep
 
 __version__ = "0.5.0.dev0"
 
@@ -80,7 +80,7 @@ _LAZY = {
     "OnnxClassifier": "training.estimators",
     "OnnxRegressor": "training.estimators",
     "OrtGradientForwardBackward": "training.ortgradient",
-    "TrainingStep": "training.step",
+    "TrainingStep": "step.training_step",
     "gradient_graph": "gradient",
     "gradient_report": "gradient",
     "load": "graph",

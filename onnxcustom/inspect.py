@@ -14,7 +14,7 @@ import onnx_ir as ir
 from onnxcustom.gradient.report import GradientReport, OperatorRow, WeightRow, gradient_report
 from onnxcustom.graph import Prepared, find_logits, hidden_logits
 from onnxcustom.graph.layers import layers_of
-from onnxcustom.training.targets import prediction_tensors, where
+from onnxcustom.step.targets import prediction_tensors, where
 
 __all__ = ["describe", "inspect_model", "loss_lines"]
 

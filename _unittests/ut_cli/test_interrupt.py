@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from onnxcustom import weights
 from onnxcustom.__main__ import main
 from onnxcustom.training.callbacks import Callback
-from onnxcustom.training.checkpoint import CheckpointStore
+from onnxcustom.training.checkpoints.checkpoint import CheckpointStore
 
 TRAIN = ("train", "house.onnx", "house.parquet", "--target", "price", "--lr", "0.001")
 signals = pytest.mark.skipif(os.name == "nt", reason="signals of this kind are those of POSIX")

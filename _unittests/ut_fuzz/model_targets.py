@@ -15,7 +15,7 @@ from onnxcustom import TrainingStep, gradient_graph, gradient_report, load, weig
 from onnxcustom.exceptions import OnnxCustomError
 from onnxcustom.graph import to_ir, to_proto
 from onnxcustom.runtime import create_session, run_values, to_ortvalue
-from onnxcustom.training.inference import runnable
+from onnxcustom.step.inference import runnable
 
 __all__ = ["TARGETS", "run_model"]
 

@@ -25,7 +25,7 @@ from onnxcustom.exceptions import EvaluationError, InvalidDataError, InvalidMode
 from onnxcustom.gradient import GradientNames
 from onnxcustom.graph import to_proto
 from onnxcustom.runtime import create_session, run_values, session_options, to_ortvalue
-from onnxcustom.training.inference import runnable
+from onnxcustom.step.inference import runnable
 
 __all__ = ["SHAPES", "WAYS", "Subject", "Sweep", "subjects"]
 

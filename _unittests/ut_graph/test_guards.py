@@ -12,7 +12,7 @@ from onnxcustom.exceptions import OnnxCustomError
 from onnxcustom.graph import prepare, to_ir, to_proto
 from onnxcustom.graph.guards import guard
 from onnxcustom.runtime import create_session, run_values, to_ortvalue
-from onnxcustom.training.inference import guarded
+from onnxcustom.step.inference import guarded
 
 from ..processes import in_child, needs_fork
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from onnxcustom.training.checkpoint import CheckpointStore
-from onnxcustom.training.folder_lock import LOCK_FILE
+from onnxcustom.training.checkpoints.checkpoint import CheckpointStore
+from onnxcustom.training.checkpoints.folder_lock import LOCK_FILE
 
 FILES = ["state.json", "tensors.safetensors"]
 

@@ -13,10 +13,10 @@ import onnx_ir as ir
 
 from onnxcustom import OnnxClassifier, OnnxRegressor, TrainingStep
 from onnxcustom.data import Block, Stream, stream
+from onnxcustom.feed.data_loader import LentBatch, OrtDataLoader
 from onnxcustom.objective import BaseLearningLoss, L2LearningPenalty
 from onnxcustom.optim import Adam, Updater
 from onnxcustom.runtime import to_ortvalue
-from onnxcustom.training.data_loader import LentBatch, OrtDataLoader
 from onnxcustom.training.optimizers_partial import OrtGradientForwardBackwardOptimizer
 
 # -- looking at things and overwriting them --------------------------------------------------------

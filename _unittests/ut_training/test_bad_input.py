@@ -21,9 +21,9 @@ from onnxcustom.exceptions import (
     ProviderError,
     UnknownNameError,
 )
+from onnxcustom.step.training_step import TrainingStep
 from onnxcustom.training.estimators import OnnxClassifier, OnnxRegressor
 from onnxcustom.training.optimizers_partial import OrtGradientForwardBackwardOptimizer
-from onnxcustom.training.step import TrainingStep
 
 ort = pytest.importorskip("onnxruntime")
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from onnxcustom.runtime import parse_device
-from onnxcustom.training.buffers import DoubleBuffer, Scalar
+from onnxcustom.step.buffers import DoubleBuffer, Scalar
 
 pytest.importorskip("onnxruntime")
 

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from onnxcustom.exceptions import CheckpointError
-from onnxcustom.training import checkpoint
-from onnxcustom.training.checkpoint import CheckpointStore
+from onnxcustom.training.checkpoints import checkpoint
+from onnxcustom.training.checkpoints.checkpoint import CheckpointStore
 
 from .checkpoint_cases import FILES, content, filled, is_checkpoint, names, state, tensors
 
@@ -360,7 +360,7 @@ def test_foreign_things_that_are_called_like_checkpoints(tmp_path):
 KILLS = """
 import os, random, signal, sys, time
 import numpy as np
-from onnxcustom.training.checkpoint import CheckpointStore
+from onnxcustom.training.checkpoints.checkpoint import CheckpointStore
 
 folder, kills = sys.argv[1], int(sys.argv[2])
 
@@ -434,7 +434,7 @@ def test_killed_at_any_moment(tmp_path):
 FORKED = """
 import os, sys
 from onnxcustom.exceptions import CheckpointError
-from onnxcustom.training.checkpoint import CheckpointStore
+from onnxcustom.training.checkpoints.checkpoint import CheckpointStore
 store = CheckpointStore(sys.argv[1])
 with store.lock():
     store.save({}, {"n": 1})
@@ -459,7 +459,7 @@ def test_a_copy_in_a_forked_process_does_not_write(tmp_path):
 LIMITED = """
 import resource, sys
 import numpy as np
-from onnxcustom.training.checkpoint import CheckpointStore
+from onnxcustom.training.checkpoints.checkpoint import CheckpointStore
 store = CheckpointStore(sys.argv[1])
 store.save({"w": np.ones(10)}, {"n": 1})
 resource.setrlimit(resource.RLIMIT_FSIZE, (10000, resource.RLIM_INFINITY))

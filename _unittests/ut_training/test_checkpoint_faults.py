@@ -11,9 +11,9 @@ import pytest
 
 from onnxcustom.exceptions import CheckpointError
 from onnxcustom.training.callbacks import Callback, Checkpoint
-from onnxcustom.training.checkpoint import CheckpointStore
+from onnxcustom.training.checkpoints.checkpoint import CheckpointStore
+from onnxcustom.training.checkpoints.folder_lock import LOCK_FILE
 from onnxcustom.training.estimators import OnnxRegressor
-from onnxcustom.training.folder_lock import LOCK_FILE
 
 pytest.importorskip("onnxruntime")
 

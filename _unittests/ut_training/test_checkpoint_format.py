@@ -20,8 +20,8 @@ from hypothesis.extra import numpy as hnp
 
 from onnxcustom import __version__
 from onnxcustom.exceptions import CheckpointError
-from onnxcustom.training import checkpoint_format
-from onnxcustom.training.checkpoint_format import (
+from onnxcustom.training.checkpoints import checkpoint_format
+from onnxcustom.training.checkpoints.checkpoint_format import (
     NewerCheckpointError,
     decoded_document,
     decoded_tensors,

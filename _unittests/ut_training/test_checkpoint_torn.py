@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxcustom.exceptions import CheckpointError
-from onnxcustom.training import checkpoint, checkpoint_format
+from onnxcustom.training.checkpoints import checkpoint, checkpoint_format
 
 from .checkpoint_cases import FILES, filled, is_checkpoint, state, tensors
 

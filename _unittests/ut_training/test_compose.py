@@ -13,8 +13,8 @@ from onnxcustom.gradient.interface import select_engine
 from onnxcustom.graph import Prepared, prepare, to_proto, weights
 from onnxcustom.objective import L2LearningPenalty
 from onnxcustom.optim import create
-from onnxcustom.training.compose import StepOptions, compose_forward, compose_scores, compose_step, trunk
-from onnxcustom.training.targets import select_targets
+from onnxcustom.step.compose import StepOptions, compose_forward, compose_scores, compose_step, trunk
+from onnxcustom.step.targets import select_targets
 
 ort = pytest.importorskip("onnxruntime")
 

@@ -13,8 +13,8 @@ from scipy.sparse import csr_matrix
 
 from onnxcustom.data.sparse import SparseRows
 from onnxcustom.exceptions import CheckpointError, InvalidDataError
-from onnxcustom.training.data_loader import OrtDataLoader, draw_seed, permutation
-from onnxcustom.training.validation import TensorSpec
+from onnxcustom.feed.data_loader import OrtDataLoader, draw_seed, permutation
+from onnxcustom.feed.validation import TensorSpec
 
 ort = pytest.importorskip("onnxruntime")
 F32 = np.dtype(np.float32)
@@ -115,7 +115,7 @@ def test_blocks_keep_the_buffer_small():
 
 
 def test_many_unshuffled_batches_are_made_on_the_way(monkeypatch):
-    monkeypatch.setattr("onnxcustom.training.data_loader._PREPARED", 2)
+    monkeypatch.setattr("onnxcustom.feed.data_loader._PREPARED", 2)
     X, loader = make(shuffle=False)
     assert loader._prepared == []
     np.testing.assert_array_equal(rows_of(loader, 0)[0], X)
@@ -194,7 +194,7 @@ def test_skipping_is_as_iterating(n, batch_size, block_bytes, shuffle, sparse, d
 
 
 def test_skipping_many_batches_made_on_the_way(monkeypatch):
-    monkeypatch.setattr("onnxcustom.training.data_loader._PREPARED", 2)
+    monkeypatch.setattr("onnxcustom.feed.data_loader._PREPARED", 2)
     X, loader = make(shuffle=False)
     np.testing.assert_array_equal(np.concatenate([b.values[0].numpy() for b in loader.epoch(0, 3)]), X[15:])
 
@@ -232,7 +232,7 @@ def test_fingerprint():
 def test_fingerprints_are_computed_once(monkeypatch):
     _, loader = make()
     found = loader.fingerprint()
-    monkeypatch.setattr("onnxcustom.training.data_loader.hash_array", None)
+    monkeypatch.setattr("onnxcustom.feed.data_loader.hash_array", None)
     assert loader.fingerprint() == found
     found.clear()
     assert loader.fingerprint()

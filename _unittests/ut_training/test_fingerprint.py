@@ -9,8 +9,8 @@ import onnx
 import pytest
 
 from onnxcustom import optim
+from onnxcustom.feed.fingerprint import describe, differences, hash_arrays, hash_model
 from onnxcustom.objective import HuberLearningLoss, SquareLearningLoss
-from onnxcustom.training.fingerprint import describe, differences, hash_arrays, hash_model
 
 
 def values():
@@ -54,7 +54,7 @@ def test_descriptions_go_by_value():
 
 def test_in_another_process():
     code = (
-        "from onnxcustom import optim; from onnxcustom.training.fingerprint import describe;"
+        "from onnxcustom import optim; from onnxcustom.feed.fingerprint import describe;"
         "print(describe([optim.Adam(optim.Cosine(0.1, total=5), frozen={'a', 'b', 'c'}), {'x', 'y', 'z'}]))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -68,7 +68,7 @@ def test_hash_of_a_model(mlp_model, monkeypatch):
     assert hash_model(model) == hash_model(same) == hash_model(model.SerializeToString())
     other = mlp_model([3, 4, 1], seed=1)
     assert hash_model(other) != hash_model(model)
-    monkeypatch.setattr("onnxcustom.training.fingerprint.PROTOBUF_LIMIT", 10)
+    monkeypatch.setattr("onnxcustom.feed.fingerprint.PROTOBUF_LIMIT", 10)
     large = hash_model(model)
     assert large == hash_model(same) != hash_model(other)
     assert len(model.graph.initializer) == 4

@@ -10,9 +10,9 @@ import pytest
 
 from onnxcustom.data import stream
 from onnxcustom.exceptions import CheckpointError, InvalidDataError
+from onnxcustom.step.training_step import TrainingStep
 from onnxcustom.training.callbacks import Callback, Checkpoint, Score
 from onnxcustom.training.estimators import OnnxClassifier, OnnxRegressor
-from onnxcustom.training.step import TrainingStep
 
 pytest.importorskip("onnxruntime")
 

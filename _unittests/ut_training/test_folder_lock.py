@@ -14,14 +14,14 @@ from pathlib import Path
 import pytest
 
 from onnxcustom.exceptions import CheckpointError
-from onnxcustom.training import folder_lock
-from onnxcustom.training.folder_lock import LOCK_FILE, locked_folder
+from onnxcustom.training.checkpoints import folder_lock
+from onnxcustom.training.checkpoints.folder_lock import LOCK_FILE, locked_folder
 
 # Takes the lock of the folder, says so, and waits for the end of its input.
 HOLDER = """
 import sys
 from pathlib import Path
-from onnxcustom.training.folder_lock import locked_folder
+from onnxcustom.training.checkpoints.folder_lock import locked_folder
 with locked_folder(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
@@ -115,7 +115,7 @@ FORKED = """
 import os, sys, time
 from pathlib import Path
 from onnxcustom.exceptions import CheckpointError
-from onnxcustom.training.folder_lock import locked_folder
+from onnxcustom.training.checkpoints.folder_lock import locked_folder
 folder = Path(sys.argv[1])
 with locked_folder(folder):
     if os.fork() == 0:

@@ -8,8 +8,8 @@ import pytest
 from onnxcustom.exceptions import EvaluationError
 from onnxcustom.graph import prepare, weights
 from onnxcustom.runtime import parse_device, to_ortvalue
-from onnxcustom.training.compose import compose_forward
-from onnxcustom.training.inference import Forward
+from onnxcustom.step.compose import compose_forward
+from onnxcustom.step.inference import Forward
 
 pytest.importorskip("onnxruntime")
 

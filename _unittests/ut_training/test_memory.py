@@ -12,9 +12,9 @@ import pytest
 
 from onnxcustom import OnnxClassifier, OnnxRegressor, TrainingStep
 from onnxcustom.data import stream
+from onnxcustom.feed.data_loader import Batch
 from onnxcustom.optim import Adam, ReduceOnPlateau
 from onnxcustom.training.callbacks import Callback, EarlyStopping, HistoryFile, LearningRate, Score
-from onnxcustom.training.data_loader import Batch
 
 from .memory_cases import (
     SUBJECTS,

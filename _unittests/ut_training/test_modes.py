@@ -13,7 +13,7 @@ from onnxcustom import OnnxRegressor, TrainingStep, weights
 from onnxcustom.exceptions import InvalidModelError, UnknownNameError
 from onnxcustom.graph import prepare, to_proto
 from onnxcustom.runtime import create_session
-from onnxcustom.training.modes import ModeSettings, set_modes
+from onnxcustom.step.modes import ModeSettings, set_modes
 
 HEADER = '<ir_version: 8, opset_import: ["": 18]>'
 NORMALIZED = (

@@ -14,7 +14,7 @@ from onnxcustom.objective.base import LOSSES
 from onnxcustom.optim import create
 from onnxcustom.optim.registry import RULES
 from onnxcustom.runtime import create_session
-from onnxcustom.training.modes import ModeSettings, set_modes
+from onnxcustom.step.modes import ModeSettings, set_modes
 
 ENGINES = ["onnx", pytest.param("ort", marks=pytest.mark.ort)]
 OPSETS = range(7, min(23, onnx.defs.onnx_opset_version()) + 1)

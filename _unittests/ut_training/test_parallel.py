@@ -23,8 +23,8 @@ from onnxcustom import OnnxClassifier, OnnxRegressor, OrtGradientForwardBackward
 from onnxcustom.graph import to_ir
 from onnxcustom.graph.passes import InferShapesPass
 from onnxcustom.optim import Adam
-from onnxcustom.training import step as step_module
-from onnxcustom.training.folding import fold_updates
+from onnxcustom.step import training_step as step_module
+from onnxcustom.step.passes.folding import fold_updates
 
 from ..processes import SECONDS, in_child, needs_fork
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxcustom import TrainingStep, optim
-from onnxcustom.training.buffers import DoubleBuffer, block_layout
+from onnxcustom.step.buffers import DoubleBuffer, block_layout
 
 pytest.importorskip("onnxruntime")
 ACTIVATIONS = ["Relu", "Tanh", "Sigmoid"]

@@ -9,7 +9,7 @@ import pytest
 
 from onnxcustom import TrainingStep, optim
 from onnxcustom.graph import to_proto
-from onnxcustom.training.products import bias_products
+from onnxcustom.step.passes.products import bias_products
 
 ort = pytest.importorskip("onnxruntime")
 

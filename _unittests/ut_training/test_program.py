@@ -13,8 +13,8 @@ import pytest
 
 from onnxcustom import TrainingStep
 from onnxcustom.runtime import session_options
-from onnxcustom.training import program
-from onnxcustom.training.inference import without_numbers
+from onnxcustom.step import program
+from onnxcustom.step.inference import without_numbers
 
 pytest.importorskip("onnxruntime")
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from onnxcustom import TrainingStep
 from onnxcustom.graph import to_proto
-from onnxcustom.training.recompute import _sink_side, recompute
+from onnxcustom.step.passes.recompute import _sink_side, recompute
 
 ort = pytest.importorskip("onnxruntime")
 # Tanh where gelu has Erf, which onnxruntime has in single precision only.

@@ -24,7 +24,7 @@ from onnxcustom.training.callbacks import (
     Score,
     TimeBudget,
 )
-from onnxcustom.training.checkpoint import CheckpointStore
+from onnxcustom.training.checkpoints.checkpoint import CheckpointStore
 from onnxcustom.training.estimators import OnnxClassifier, OnnxRegressor
 
 pytest.importorskip("onnxruntime")

@@ -9,9 +9,9 @@ import pytest
 from onnxcustom import OnnxClassifier, OnnxRegressor, TrainingStep
 from onnxcustom.data import stream
 from onnxcustom.exceptions import InvalidDataError
+from onnxcustom.feed.data_loader import OrtDataLoader
 from onnxcustom.gradient import ENGINES
 from onnxcustom.optim import SGD
-from onnxcustom.training.data_loader import OrtDataLoader
 
 HEAD = '<ir_version: 8, opset_import: ["": 17]> g '
 W = "<double[2,3] w = {0.1, -0.2, 0.3, 0.4, 0.5, -0.6}>"

@@ -11,7 +11,7 @@ import pytest
 
 from onnxcustom import TrainingStep, optim
 from onnxcustom.graph import to_proto
-from onnxcustom.training.scalars import plan_scalars
+from onnxcustom.step.passes.scalars import plan_scalars
 
 ort = pytest.importorskip("onnxruntime")
 SOURCES = {"rate": "hyper['learning_rate']", "t": "step", "n": "rows", "part": "share"}

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxcustom.exceptions import InvalidDataError
-from onnxcustom.training.splitting import hold_out
+from onnxcustom.feed.splitting import hold_out
 
 
 @settings(max_examples=50, deadline=None)

@@ -17,9 +17,9 @@ from onnxcustom.exceptions import (
 )
 from onnxcustom.graph import load, weights
 from onnxcustom.optim import LearningRateSGD, LearningRateSGDNesterov
-from onnxcustom.training import program as program_module
-from onnxcustom.training import step as step_module
-from onnxcustom.training.step import TrainingStep
+from onnxcustom.step import program as program_module
+from onnxcustom.step import training_step as step_module
+from onnxcustom.step.training_step import TrainingStep
 
 ort = pytest.importorskip("onnxruntime")
 

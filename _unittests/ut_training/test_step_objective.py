@@ -21,7 +21,7 @@ from onnxcustom.objective import (
     SquareLearningLoss,
 )
 from onnxcustom.optim import create, rule_names
-from onnxcustom.training.step import TrainingStep
+from onnxcustom.step.training_step import TrainingStep
 
 ort = pytest.importorskip("onnxruntime")
 

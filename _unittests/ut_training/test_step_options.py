@@ -176,7 +176,7 @@ def test_a_schedule_need_not_know_of_steps_that_are_never_done():
 def test_no_session_after_the_first_step(monkeypatch):
     step = TrainingStep(linear(), optimizer=optim.SGD(optim.Exp(0.1, 0.5, True), momentum=optim.Fixed(0.5)))
     step.run(X, Y)
-    monkeypatch.setattr("onnxcustom.training.program.create_session", None)
+    monkeypatch.setattr("onnxcustom.step.program.create_session", None)
     step.optimizer.set_learning_rate(optim.Step(0.1, 2, decay_on_iteration=True))
     for _ in range(4):
         step.run(X, Y)

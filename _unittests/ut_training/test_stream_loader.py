@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from onnxcustom import TrainingStep
 from onnxcustom.data import stream
 from onnxcustom.exceptions import CheckpointError, InvalidDataError
+from onnxcustom.feed.stream_loader import StreamLoader
+from onnxcustom.feed.validation import TensorSpec
 from onnxcustom.runtime import owned_copy
-from onnxcustom.training.stream_loader import StreamLoader
-from onnxcustom.training.validation import TensorSpec
 
 ort = pytest.importorskip("onnxruntime")
 F32, I64 = np.dtype(np.float32), np.dtype(np.int64)
@@ -121,7 +121,7 @@ def test_other_devices_get_copies_of_every_block(monkeypatch):
 
     loader = make(53, {"block_rows": 20})
     wanted = [rows_of(loader, epoch) for epoch in range(2)]
-    monkeypatch.setattr("onnxcustom.training.stream_loader.to_ortvalue", somewhere_else)
+    monkeypatch.setattr("onnxcustom.feed.stream_loader.to_ortvalue", somewhere_else)
     loader = make(53, {"block_rows": 20})
     loader.device = SimpleNamespace(type="elsewhere", name="elsewhere")
     for epoch in range(2):
@@ -390,8 +390,8 @@ MEMORY = """
 import sys
 import numpy as np, pyarrow as pa, pyarrow.parquet as parquet
 from onnxcustom.data import stream
-from onnxcustom.training.stream_loader import StreamLoader
-from onnxcustom.training.validation import TensorSpec
+from onnxcustom.feed.stream_loader import StreamLoader
+from onnxcustom.feed.validation import TensorSpec
 
 def peak():
     return next(int(s.split()[1]) / 1024 for s in open("/proc/self/status") if s.startswith("VmHWM"))

@@ -9,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from onnxcustom.exceptions import InvalidModelError, UnknownNameError
 from onnxcustom.graph import prepare
 from onnxcustom.objective import BinaryCrossEntropyLearningLoss, SquareLearningLoss
-from onnxcustom.training.targets import (
+from onnxcustom.step.targets import (
     float_outputs,
     prediction_tensors,
     select_targets,

@@ -13,8 +13,8 @@ from sklearn.utils.validation import check_is_fitted
 from onnxcustom.exceptions import CheckpointError, ConvergenceError
 from onnxcustom.graph import weights
 from onnxcustom.optim import LearningRateSGD, LearningRateSGDNesterov, create
+from onnxcustom.step.training_step import TrainingStep
 from onnxcustom.training.estimators import OnnxRegressor
-from onnxcustom.training.step import TrainingStep
 
 pytest.importorskip("onnxruntime")
 

@@ -13,9 +13,9 @@ from sklearn.neural_network import MLPClassifier, MLPRegressor
 
 from onnxcustom.graph import replace_weights
 from onnxcustom.optim import LearningRateSGD, LearningRateSGDNesterov
+from onnxcustom.step.training_step import TrainingStep
 from onnxcustom.training.estimators import OnnxClassifier, OnnxRegressor
 from onnxcustom.training.optimizers_partial import OrtGradientForwardBackwardOptimizer
-from onnxcustom.training.step import TrainingStep
 
 pytest.importorskip("onnxruntime")
 

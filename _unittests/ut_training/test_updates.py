@@ -9,7 +9,7 @@ import pytest
 
 from onnxcustom import optim
 from onnxcustom.graph.builder import Builder
-from onnxcustom.training.updates import Scalars, compose_updates
+from onnxcustom.step.updates import Scalars, compose_updates
 
 # Trust ratios, products of momenta, random numbers: what is each weight's own.
 OWN = {"lamb": 3, "nadam": 10, "sgld": 4}

@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 
 from onnxcustom.data.sparse import SparseRows
 from onnxcustom.exceptions import InvalidDataError, UnknownNameError
-from onnxcustom.training.validation import (
+from onnxcustom.feed.validation import (
     TensorSpec,
     as_inputs,
     as_sample_weight,

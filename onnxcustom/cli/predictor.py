@@ -11,13 +11,13 @@ import numpy as np
 from onnxcustom.data import Stream
 from onnxcustom.data.columns import Plan
 from onnxcustom.exceptions import InvalidDataError, InvalidModelError
+from onnxcustom.feed.stream_rows import placed
+from onnxcustom.feed.tensors import PlaceError, check_places
 from onnxcustom.graph import to_ir
 from onnxcustom.graph.lookups import Places, lookups
 from onnxcustom.runtime import create_session
 from onnxcustom.runtime.binding import run_error
-from onnxcustom.training.inference import guarded
-from onnxcustom.training.stream_rows import placed
-from onnxcustom.training.tensors import PlaceError, check_places
+from onnxcustom.step.inference import guarded
 
 from .models import InputSpec, Model, of_file
 from .tables import Features, Table, checked_head, reshaped

@@ -77,7 +77,7 @@ def step(
     check_outputs({"--output": (target, (".onnx",))}, force, [model])
     from onnxcustom.graph import save
     from onnxcustom.graph import weights as graph_weights
-    from onnxcustom.training.step import TrainingStep
+    from onnxcustom.step.training_step import TrainingStep
 
     from .graphs import describe_graph, fitting_name
     from .models import Model, of_file

@@ -32,7 +32,7 @@ from onnxcustom.training.callbacks import (
     StopOnNonFinite,
     TimeBudget,
 )
-from onnxcustom.training.checkpoint import CheckpointStore
+from onnxcustom.training.checkpoints.checkpoint import CheckpointStore
 from onnxcustom.training.estimators import OnnxClassifier, OnnxRegressor
 
 from .base import command_line, say

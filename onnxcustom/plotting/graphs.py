@@ -183,8 +183,8 @@ def _graph_of(model: Any) -> Any:
     """The model that an object of this library stands for."""
     if not type(model).__module__.startswith("onnxcustom.") and not hasattr(model, "get_params"):
         return model
+    from onnxcustom.step.training_step import TrainingStep
     from onnxcustom.training.ortgradient import OrtGradientForwardBackward
-    from onnxcustom.training.step import TrainingStep
     from onnxcustom.training.trainer import Trainer
 
     if isinstance(model, Trainer):

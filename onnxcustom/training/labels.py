@@ -12,16 +12,15 @@ import onnx_ir as ir
 from onnxcustom._parameters import check_number
 from onnxcustom.data.sparse import is_sparse
 from onnxcustom.exceptions import InvalidDataError, InvalidModelError
+from onnxcustom.feed.validation import check_not_masked
 from onnxcustom.graph import find_logits
 from onnxcustom.objective import (
     BaseLearningLoss,
     BinaryCrossEntropyLearningLoss,
     SoftmaxCrossEntropyLearningLoss,
 )
-
-from .step import TrainingStep
-from .targets import prediction_tensors
-from .validation import check_not_masked
+from onnxcustom.step.targets import prediction_tensors
+from onnxcustom.step.training_step import TrainingStep
 
 __all__ = [
     "FITTING_NAMES",

@@ -14,13 +14,25 @@ from sklearn.utils.metaestimators import available_if
 from onnxcustom._warnings import warn_user
 from onnxcustom.data import Stream
 from onnxcustom.exceptions import InvalidDataError, InvalidModelError, UnknownNameError
+from onnxcustom.feed.splitting import hold_out
+from onnxcustom.feed.validation import (
+    TensorSpec,
+    as_inputs,
+    check_not_masked,
+    input_specs,
+    of_batch,
+    some_rows,
+    with_axis,
+)
 from onnxcustom.graph import Prepared, class_labels
 from onnxcustom.graph.batch_axis import BatchAxes
 from onnxcustom.objective import BaseLearningLoss
 from onnxcustom.runtime import parse_device
+from onnxcustom.step.compose import compose_forward
+from onnxcustom.step.inference import Forward, runnable
+from onnxcustom.step.targets import prediction_tensors
+from onnxcustom.step.training_step import TrainingStep
 
-from .compose import compose_forward
-from .inference import Forward, runnable
 from .labels import (
     FITTING_NAMES,
     are_independent,
@@ -37,18 +49,6 @@ from .labels import (
     some,
 )
 from .onnx_estimator import OnnxEstimator
-from .splitting import hold_out
-from .step import TrainingStep
-from .targets import prediction_tensors
-from .validation import (
-    TensorSpec,
-    as_inputs,
-    check_not_masked,
-    input_specs,
-    of_batch,
-    some_rows,
-    with_axis,
-)
 
 __all__ = ["OnnxClassifier"]
 

@@ -7,15 +7,15 @@ from typing import Any
 
 from onnxcustom.data import Block, Stream
 from onnxcustom.data.sources import ArraySource, IterableSource
+from onnxcustom.feed.data_loader import draw_seed
+from onnxcustom.feed.stream_rows import axes_of, features
+from onnxcustom.feed.validation import input_specs, with_axis
 from onnxcustom.graph import to_ir
 from onnxcustom.graph.batch_axis import BatchAxes
 from onnxcustom.optim import select_optimizer
+from onnxcustom.step.training_step import TrainingStep
 
-from .data_loader import draw_seed
-from .step import TrainingStep
-from .stream_rows import axes_of, features
 from .trainer import Trainer
-from .validation import input_specs, with_axis
 
 __all__ = ["OnnxEstimator"]
 

@@ -9,9 +9,10 @@ import numpy as np
 from sklearn.base import RegressorMixin
 from sklearn.metrics import r2_score
 
+from onnxcustom.feed.validation import check_not_masked, dimensions
+from onnxcustom.step.training_step import TrainingStep
+
 from .onnx_estimator import OnnxEstimator
-from .step import TrainingStep
-from .validation import check_not_masked, dimensions
 
 __all__ = ["OnnxRegressor"]
 

@@ -13,14 +13,14 @@ import onnx
 
 from onnxcustom._warnings import warn_user
 from onnxcustom.exceptions import ConvergenceError, ConvergenceWarning, InvalidDataError, UnknownNameError
+from onnxcustom.feed.data_loader import OrtDataLoader
 from onnxcustom.graph import load, replace_weights
 from onnxcustom.optim import BaseLearningRate
 from onnxcustom.runtime import owned_copy
+from onnxcustom.step.training_step import TrainingStep
 
-from .data_loader import OrtDataLoader
 from .graph_files import save_graphs
 from .ortgradient import OrtGradientForwardBackward
-from .step import TrainingStep
 from .trainer import Trainer
 
 logger = logging.getLogger("onnxcustom")

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxcustom.exceptions import CheckpointError
-
-from .checkpoint import Saved
-from .fingerprint import describe, differences, hash_model
+from onnxcustom.feed.fingerprint import describe, differences, hash_model
+from onnxcustom.training.checkpoints.checkpoint import Saved
 
 if TYPE_CHECKING:
+    from onnxcustom.step.training_step import TrainingStep
+
     from .run import Run
-    from .step import TrainingStep
     from .trainer import Trainer
 
 __all__ = ["capture", "check_same", "checked", "fingerprint", "restore", "restore_callbacks"]

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from onnxcustom.training.checkpoints.checkpoint import CheckpointStore
+
     from .callbacks.base import Callbacks
-    from .checkpoint import CheckpointStore
 
 __all__ = ["Run", "deferred_interrupt"]
 

@@ -38,19 +38,27 @@ from onnxcustom.exceptions import (
     InvalidDataError,
     RowsWarning,
 )
+from onnxcustom.feed.data_loader import Batch, LentBatch, OrtDataLoader, draw_seed
+from onnxcustom.feed.held_out import ArrayValidation, StreamValidation, score_stream
+from onnxcustom.feed.splitting import check_fraction, hold_out
+from onnxcustom.feed.stream_loader import StreamLoader
+from onnxcustom.feed.validation import (
+    as_inputs,
+    as_targets,
+    dimensions,
+    is_named,
+    ordered,
+    rows_of,
+    weights_of,
+)
 from onnxcustom.graph import load
 from onnxcustom.graph.feature_names import read_feature_names
+from onnxcustom.step.training_step import TrainingStep
+from onnxcustom.training.checkpoints.checkpoint import CheckpointStore, Saved
 
 from .callbacks import Callback, Callbacks, Checkpoint, PrintLog, ProgressBar
-from .checkpoint import CheckpointStore, Saved
-from .data_loader import Batch, LentBatch, OrtDataLoader, draw_seed
-from .held_out import ArrayValidation, StreamValidation, score_stream
 from .resuming import capture, check_same, checked, fingerprint, restore, restore_callbacks
 from .run import Run, deferred_interrupt
-from .splitting import check_fraction, hold_out
-from .step import TrainingStep
-from .stream_loader import StreamLoader
-from .validation import as_inputs, as_targets, dimensions, is_named, ordered, rows_of, weights_of
 
 __all__ = ["Trainer"]
 

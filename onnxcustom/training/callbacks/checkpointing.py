@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from onnxcustom._parameters import check_number
 from onnxcustom._warnings import warn_user
 from onnxcustom.exceptions import CheckpointError
+from onnxcustom.training.checkpoints.checkpoint import CheckpointStore, Saved
 
-from ..checkpoint import CheckpointStore, Saved
 from .base import Callback
 
 if TYPE_CHECKING:

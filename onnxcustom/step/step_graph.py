@@ -7,7 +7,7 @@ import json
 
 import onnx_ir as ir
 
-from .scalars import ScalarPlan
+from onnxcustom.step.passes.scalars import ScalarPlan
 
 __all__ = ["METADATA_KEY", "ComposedStep"]
 

@@ -47,7 +47,7 @@ def plan_packs(
     weights : mapping of str to Var
         Weights that have a gradient of their own shape.
     roles, born
-        What :func:`~onnxcustom.training.updates.compose_updates` takes.
+        What :func:`~onnxcustom.step.updates.compose_updates` takes.
     index : mapping of str to int
         Index of each weight among all that are trained.
 

@@ -38,7 +38,7 @@ class StreamLoader:
     stream : Stream
         The rows.
     inputs : sequence of TensorSpec
-        What the model's inputs want, see :func:`~onnxcustom.training.validation.input_specs`.
+        What the model's inputs want, see :func:`~onnxcustom.feed.validation.input_specs`.
     targets : sequence of TensorSpec
         What the losses want.
     batch_size : int, default=20

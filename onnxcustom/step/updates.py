@@ -12,9 +12,8 @@ from onnxcustom.graph.builder import Builder, Var
 from onnxcustom.graph.roles import Role
 from onnxcustom.optim import BaseLearningRate, State
 from onnxcustom.optim.transforms import global_norm_factor, scalar
-
-from .packing import concatenate, plan_packs
-from .sparse import RowGradient
+from onnxcustom.step.passes.packing import concatenate, plan_packs
+from onnxcustom.step.passes.sparse import RowGradient
 
 __all__ = ["Scalars", "Updates", "compose_accumulation", "compose_updates", "state_layout"]
 

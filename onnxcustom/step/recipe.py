@@ -13,6 +13,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxcustom.exceptions import InvalidModelError, NoTrainableWeightError, UnknownNameError
+from onnxcustom.feed.validation import TensorSpec, tensor_specs, with_axis, with_limits
 from onnxcustom.gradient.build import form_of
 from onnxcustom.gradient.interface import Engine, select_engine
 from onnxcustom.graph import Prepared, Selection, constants, to_ir
@@ -41,7 +42,6 @@ from .layout import Layout
 from .modes import ModeSettings
 from .step_graph import ComposedStep
 from .targets import Target, has_positions, prediction_tensors, select_targets
-from .validation import TensorSpec, tensor_specs, with_axis, with_limits
 
 __all__ = ["Recipe", "make_recipe"]
 
@@ -144,7 +144,7 @@ class Recipe:
         weighted : bool or 'labels'
             Whether it takes one weight per row, or one per label.
         phase : {'update', 'accumulate', 'apply'}
-            What it does: see :func:`~onnxcustom.training.compose.compose_step`.
+            What it does: see :func:`~onnxcustom.step.compose.compose_step`.
         lean : bool, default=True
             Whether it may be one that is read with its plan of scalars only.
         """
@@ -176,7 +176,7 @@ class Recipe:
         return self._graphs[key]
 
     def scores(self, weighted: Weighted) -> ir.Model:
-        """The graph of one loss per row: see :func:`~onnxcustom.training.compose.compose_scores`."""
+        """The graph of one loss per row: see :func:`~onnxcustom.step.compose.compose_scores`."""
         model = form_of(self.trunk, self.engine)
         return compose_scores(model, self.targets, self.changed, weighted=weighted)
 

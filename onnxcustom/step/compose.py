@@ -1,7 +1,7 @@
 """Composition of training graphs: models go in, one model comes out, nothing is run.
 
 A training step is forward, loss, penalty, backward and update in ONE graph; running it is the
-business of :mod:`onnxcustom.training.step`.
+business of :mod:`onnxcustom.step.training_step`.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from onnxcustom.graph.traversal import all_names
 from onnxcustom.objective import BaseLearningPenalty
 from onnxcustom.objective.base import LossTerms
 from onnxcustom.optim import BaseLearningRate
+from onnxcustom.step.passes.folding import fold_updates
+from onnxcustom.step.passes.products import bias_products
+from onnxcustom.step.passes.recompute import recompute
+from onnxcustom.step.passes.scalars import NOTHING, plan_scalars
+from onnxcustom.step.passes.sparse import CutTable, cut_tables, gather_only, reattach
 
-from .folding import fold_updates
 from .layout import Layout
 from .modes import Modes, ModeSettings, set_modes
-from .products import bias_products
-from .recompute import recompute
-from .scalars import NOTHING, plan_scalars
-from .sparse import CutTable, cut_tables, gather_only, reattach
 from .step_graph import ComposedStep
 from .targets import Target
 from .updates import Scalars, Updates, compose_accumulation, compose_updates
@@ -542,7 +542,7 @@ class _StepComposer:
         return composed
 
     def sources(self) -> dict[str, str]:
-        """Scalar graph inputs and what they are: see :func:`~onnxcustom.training.scalars.plan_scalars`."""
+        """Scalar graph inputs and what they are: see :func:`~onnxcustom.step.passes.scalars.plan_scalars`."""
         scalars = {"step": self.step, "share": self.share, "rows": self.rows}
         hyper = {"learning_rate": self.learning_rate, **self.hyper}
         found = {_name(v): f"hyper[{key!r}]" for key, v in hyper.items()}

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from onnxcustom.data.blocks import Key
+from onnxcustom.feed.stream_rows import axes_of
+from onnxcustom.feed.validation import TensorSpec, as_inputs, as_targets, of_batch, rows_of, weights_of
 
 from .compose import Weighted
 from .recipe import Recipe
-from .stream_rows import axes_of
 from .targets import Target, part_shape, settled
-from .validation import TensorSpec, as_inputs, as_targets, of_batch, rows_of, weights_of
 
 __all__ = ["Feeds", "check_expected", "data_axes", "feeds_of", "settled_by", "settled_by_shapes"]
 

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from onnxcustom.exceptions import InvalidDataError, UnknownNameError
+from onnxcustom.feed.validation import tensor_specs
 from onnxcustom.graph import constants
 from onnxcustom.optim import BaseLearningRate
 from onnxcustom.runtime import Device
 
 from .buffers import DoubleBuffer
 from .recipe import Recipe
-from .validation import tensor_specs
 
 __all__ = ["Arrays", "State"]
 
@@ -25,7 +25,7 @@ Arrays = tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, np.ndarra
 class State:
     """Weights, the rule's state, running statistics and accumulated gradients, and how far training is.
 
-    It knows no session: a :class:`~onnxcustom.training.program.Program` reads the front set of its buffers
+    It knows no session: a :class:`~onnxcustom.step.program.Program` reads the front set of its buffers
     and writes the back one; whoever ran it says by :meth:`updated` or :meth:`accumulated_batch` that this is
     what counts from now on.
 

@@ -1,0 +1,13 @@
+"""Batches: what a user's data is to a model, checked, converted, split and fed piece by piece."""
+
+from types import ModuleType
+
+from onnxcustom._lazy import import_submodule, submodule_names
+
+
+def __getattr__(name: str) -> ModuleType:
+    return import_submodule(__name__, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *submodule_names(__path__)})

@@ -1,0 +1,515 @@
+"""Batches of a data set, bound by pointer."""
+
+from __future__ import annotations
+
+import functools
+import numbers
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from onnxcustom._parameters import check_flag
+from onnxcustom._versioning import check_version, stamp_version
+from onnxcustom.data.fingerprints import hash_array
+from onnxcustom.data.owned import owned_parts, sealed
+from onnxcustom.data.sparse import SparseRows
+from onnxcustom.exceptions import InvalidDataError
+from onnxcustom.runtime import Device, owned_copy, parse_device, plain_array, to_ortvalue
+
+from .batch_buffers import RowBuffer
+from .validation import (
+    TensorSpec,
+    as_inputs,
+    as_targets,
+    check_batch_size,
+    dense,
+    of_batch,
+    rows_of,
+    some_rows,
+    weights_of,
+)
+
+__all__ = ["Batch", "LentBatch", "OrtDataLoader", "draw_seed", "permutation"]
+
+# So many batches are prepared at most; beyond that they are made while iterating.
+_PREPARED = 16384
+
+
+class Batch(NamedTuple):
+    """One batch.
+
+    Attributes
+    ----------
+    rows : int
+        Number of rows.
+    values : tuple of OrtValue
+        One C OrtValue for each array: inputs, expected values, weights of the rows.
+    """
+
+    rows: int
+    values: tuple[Any, ...]
+
+    def copy(self) -> Batch:
+        """The batch in memory of its own."""
+        return Batch(self.rows, tuple(map(owned_copy, self.values)))
+
+
+class LentBatch:
+    """A batch that callbacks look at: what they keep of its values, or write to, are copies.
+
+    Parameters
+    ----------
+    batch : Batch
+        The batch that is trained on, whose memory a later one overwrites.
+
+    Attributes
+    ----------
+    rows : int
+        Number of rows.
+    """
+
+    def __init__(self, batch: Batch) -> None:
+        self.rows = batch.rows
+        self._batch: Batch | None = batch
+
+    @functools.cached_property
+    def values(self) -> tuple[Any, ...]:
+        """As those of a :class:`Batch`, in memory of their own; made when they are first asked for.
+
+        Raises
+        ------
+        RuntimeError
+            That is after the batch.
+        """
+        if self._batch is None:
+            raise RuntimeError(
+                "The memory of this batch holds another one by now: read batch.values in on_batch_begin or "
+                "on_batch_end."
+            )
+        return self._batch.copy().values
+
+    def take_back(self) -> None:
+        """Let nobody read the values from here on who did not before."""
+        self._batch = None
+
+    def __iter__(self) -> Iterator[Any]:
+        """The number of rows and the values, as of a :class:`Batch`."""
+        return iter((self.rows, self.values))
+
+
+def permutation(seed: int, epoch: int, rows: int) -> np.ndarray:
+    """The order of the rows in an epoch, a function of (seed, epoch) and nothing else.
+
+    Parameters
+    ----------
+    seed : int
+        In [0, 2**64).
+    epoch : int
+        In [0, 2**64).
+    rows : int
+        Number of rows.
+
+    Returns
+    -------
+    ndarray of shape (rows,), int64
+
+    Examples
+    --------
+    >>> bool((permutation(0, 3, 100) == permutation(0, 3, 100)).all())
+    True
+    """
+    key = np.array([seed, epoch], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key)).permutation(rows)
+
+
+def draw_seed(random_state: Any = None) -> int:
+    """A seed from scikit-learn's ``random_state``: None, an integer, a RandomState or a Generator."""
+    if random_state is None:
+        return int(np.random.SeedSequence().generate_state(1, np.uint64)[0])
+    if isinstance(random_state, numbers.Integral) and not isinstance(random_state, bool):
+        if not 0 <= int(random_state) < 2**64:
+            raise ValueError(f"random_state must be in [0, 2**64), not {random_state}.")
+        return int(random_state)
+    if isinstance(random_state, np.random.RandomState):
+        return int(random_state.randint(2**31 - 1))
+    if isinstance(random_state, np.random.Generator):
+        return int(random_state.integers(2**63))
+    raise ValueError(
+        f"random_state must be None, an integer, a RandomState or a Generator, not {random_state!r}."
+    )
+
+
+class OrtDataLoader:
+    """Iterates over a data set in batches of OrtValues.
+
+    Data is checked and converted once, into memory of the loader's own. The batches of :meth:`epoch` share
+    that memory, or, when shuffling, that of a buffer that is refilled in place at the start of each epoch
+    (data sets larger than `block_bytes` block by block), so that the OrtValues are made once and a batch
+    costs next to nothing. Those of the other iterators are copies.
+
+    Parameters
+    ----------
+    X : array_like, sparse matrix, frame or dict of str to array_like
+        Features, (n, ...), of any kind that :func:`~onnxcustom.feed.validation.as_inputs` takes; a dict
+        or a frame for several inputs. Sparse rows stay sparse: those of a block become dense in the buffer.
+    y : array_like, Series, frame or dict of str to array_like, optional
+        Expected values, (n,) or (n, ...).
+    sample_weight : number or array_like of shape (n,), optional
+        Weights of the rows.
+    batch_size : int, default=20
+        Rows in a batch; the last one may be short.
+    device : str or OrtDevice, default='cpu'
+        Where the OrtValues live.
+    random_iter : bool, default=True
+        Draw the rows of each epoch in another order. Every row comes once.
+    shuffle : bool, optional
+        The same, as scikit-learn calls it; it prevails over `random_iter`.
+    random_state : int, RandomState, Generator or None, default=None
+        Seed of the order. The order of an epoch is a function of the seed and the epoch's number.
+    inputs : sequence of TensorSpec, optional
+        What the model's inputs want, see :func:`~onnxcustom.feed.validation.input_specs`; by
+        default the data is taken as it is.
+    targets : sequence of TensorSpec, optional
+        What the losses want; by default (n, ...) as it is and (n,) as a column.
+    weight_dtype : dtype, optional
+        Dtype of the weights of the rows: by default that of the first floating-point array.
+    block_bytes : int, default=2**23
+        Size of the buffer.
+    copy : bool, default=True
+        Whether arrays that need no conversion are copied. Without, the loader shares their memory, and they
+        must stay as they are while it lives. What is mapped for reading only is never copied.
+
+    Attributes
+    ----------
+    arrays : dict of str to ndarray or SparseRows
+        The data: inputs, expected values, then ``'sample_weight'``.
+    seed : int
+        Seed of the order.
+    n_batches : int
+        Batches in an epoch.
+
+    Raises
+    ------
+    InvalidDataError
+        Data that does not fit the model or itself; nothing was changed.
+    ValueError
+        A batch size below 1.
+
+    Notes
+    -----
+    OrtValues of the batches of :meth:`epoch` are valid while the loader lives and, when shuffling, until the
+    next epoch or block: use them, don't collect them; :meth:`Batch.copy` keeps one.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> loader = OrtDataLoader(np.arange(10.0).reshape(5, 2), np.arange(5), batch_size=2, random_iter=False)
+    >>> [batch.rows for batch in loader.epoch(0)]
+    [2, 2, 1]
+    >>> len(loader), loader.n_batches
+    (5, 3)
+    """
+
+    def __init__(
+        self,
+        X: Any,
+        y: Any = None,
+        sample_weight: Any = None,
+        batch_size: int = 20,
+        device: Any = "cpu",
+        random_iter: bool = True,
+        *,
+        shuffle: bool | None = None,
+        random_state: Any = None,
+        inputs: Sequence[TensorSpec] | None = None,
+        targets: Sequence[TensorSpec] | None = None,
+        weight_dtype: Any = None,
+        block_bytes: int = 2**23,
+        copy: bool = True,
+    ) -> None:
+        check_flag("copy", copy)
+        if copy:
+            X, y, sample_weight = owned_parts((X, y, sample_weight), watched=True)
+        given = _names("X", X) if inputs is None else list(inputs)
+        arrays = as_inputs(X, given, sparse=True)
+        specs = list(given)
+        self._n_inputs = len(arrays)
+        self._rows = rows_of(arrays, given)
+        self.batch_size = check_batch_size(batch_size, self._rows, given)
+        expected: dict[str, np.ndarray] = {}
+        if y is not None or targets is not None:
+            wanted = _names("y", y) if targets is None else list(targets)
+            expected = as_targets(y, wanted, self._rows)
+            _add(arrays, expected)
+            specs += wanted
+        self._n_targets = len(arrays) - self._n_inputs
+        if sample_weight is not None:
+            dtype = weight_dtype or _first_float(arrays.values())
+            weights, like = weights_of(sample_weight, self._rows, dtype, specs[self._n_inputs :], expected)
+            _add(arrays, {"sample_weight": weights})
+            specs.append(like)
+        self._specs = specs
+        # OrtValues of batches borrow this memory: none of them may be a converted copy.
+        self.arrays: dict[str, Any] = {
+            name: array if isinstance(array, SparseRows) else plain_array(array)
+            for name, array in arrays.items()
+        }
+        self.device = parse_device(device)
+        shuffle = random_iter if shuffle is None else shuffle
+        check_flag("shuffle", shuffle)
+        self.random_iter = bool(shuffle)
+        self.seed = draw_seed(random_state)
+        self.block_bytes = int(block_bytes)
+        self._epoch = 0
+        self._prepare()
+
+    # -- buffers -------------------------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        """Buffers and the OrtValues of their batches."""
+        self._turn = 0
+        self._buffers: list[RowBuffer] = []
+        self._prepared: list[Batch] = []
+        self._short: Batch | None = None
+        self._hashes: dict[str, str] | None = None
+        size, arrays = self.batch_size, list(self.arrays.values())
+        if self._gathers:
+            pairs = zip(arrays, self._specs, strict=True)
+            cut = [a.nbytes for a, spec in pairs if spec.axis is not None or spec.is_each(a)]
+            row_bytes = max(1, sum(cut) // self._rows)
+            in_block = min(max(1, self.block_bytes // (row_bytes * size)), _PREPARED, self.n_batches)
+            self._block = min(in_block * size, self._rows)
+            self._buffers = self._made(self._block)
+        elif self.n_batches <= _PREPARED or self.device.type != "cpu":
+            # Other devices hold the whole data set: it is copied there once.
+            self._block = self._rows
+            self._buffers = self._made(None)
+        else:
+            return
+        self._prepared = [self._batch(i, i + size) for i in range(0, self._block - size + 1, size)]
+        short = self._rows % size
+        if short:
+            start = (self._rows - short) % self._block if self._block < self._rows else self._rows - short
+            self._short = self._batch(start, start + short)
+
+    def _made(self, rows: int | None) -> list[RowBuffer]:
+        return [RowBuffer(a, spec, rows) for a, spec in zip(self.arrays.values(), self._specs, strict=True)]
+
+    @property
+    def _gathers(self) -> bool:
+        """Whether rows go through a buffer, which the next block or epoch overwrites."""
+        sparse = any(isinstance(a, SparseRows) for a in self.arrays.values())
+        return self.random_iter or sparse or any(spec.axis for spec in self._specs)
+
+    def _batch(self, start: int, stop: int) -> Batch:
+        """A batch of rows of the buffers."""
+        return Batch(stop - start, tuple(_value(b.part(start, stop), self.device) for b in self._buffers))
+
+    def _fill(self, order: np.ndarray) -> None:
+        """Gather rows into the buffers."""
+        for source, buffer in zip(self.arrays.values(), self._buffers, strict=True):
+            buffer.fill(source, order, len(order))
+
+    def _upload(self, rows: int) -> None:
+        """Copy the batches of the buffers to the device."""
+        if self.device.type == "cpu":
+            return
+        start = 0
+        for batch in self._block_batches(rows):
+            for value, buffer in zip(batch.values, self._buffers, strict=True):
+                value.update_inplace(buffer.part(start, start + batch.rows))
+            start += batch.rows
+
+    def _block_batches(self, rows: int) -> list[Batch]:
+        """Batches of a block that holds so many rows."""
+        full, short = divmod(rows, self.batch_size)
+        batches = self._prepared if full == len(self._prepared) else self._prepared[:full]
+        return [*batches, self._short] if short and self._short is not None else batches
+
+    # -- iteration -----------------------------------------------------------------------------
+
+    @property
+    def n_rows(self) -> int:
+        """Number of rows."""
+        return self._rows
+
+    def fingerprint(self) -> dict[str, str]:
+        """What data it is: dtype, shape and a hash of every array, by name; computed once."""
+        if self._hashes is None:
+            self._hashes = {name: hash_array(array, whole=True) for name, array in self.arrays.items()}
+        return dict(self._hashes)
+
+    @property
+    def n_batches(self) -> int:
+        """Batches in an epoch."""
+        return -(-self._rows // self.batch_size)
+
+    def order(self, epoch: int) -> np.ndarray | None:
+        """Order of the rows in an epoch, None if they are not shuffled."""
+        return permutation(self.seed, epoch, self._rows) if self.random_iter else None
+
+    def epoch(self, epoch: int, skip: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch.
+
+        Parameters
+        ----------
+        epoch : int
+            Its number, from 0.
+        skip : int, default=0
+            Begin behind so many batches: those that follow are the same as if these had been taken.
+
+        Yields
+        ------
+        Batch
+
+        Raises
+        ------
+        ValueError
+            More batches to skip than an epoch has.
+        RuntimeError
+            Another epoch was begun before this one was through: they share a buffer.
+        """
+        if not 0 <= skip <= self.n_batches:
+            raise ValueError(f"skip must be in [0, {self.n_batches}], the batches of an epoch, not {skip!r}.")
+        self._turn += 1
+        turn = self._turn
+        for batches in self._blocks(epoch, skip):
+            for batch in batches:
+                if self._turn != turn and self._gathers:
+                    raise RuntimeError("Another epoch of this loader was begun: its batches overwrote these.")
+                yield batch
+
+    def _blocks(self, epoch: int, skip: int) -> Iterator[Any]:
+        if not self._buffers:
+            yield self._made_on_the_way(skip)
+        elif not self._gathers:
+            yield self._block_batches(self._rows)[skip:]
+        else:
+            order = self.order(epoch)
+            first = skip // -(-self._block // self.batch_size) * self._block
+            for start in range(first, self._rows, self._block):
+                stop = min(start + self._block, self._rows)
+                rows = np.arange(start, stop) if order is None else order[start:stop]
+                self._fill(rows)
+                self._upload(len(rows))
+                batches = self._block_batches(len(rows))
+                yield batches[skip - start // self.batch_size :] if start == first else batches
+
+    def _made_on_the_way(self, skip: int) -> Iterator[Batch]:
+        for start in range(skip * self.batch_size, self._rows, self.batch_size):
+            stop = min(start + self.batch_size, self._rows)
+            parts = self._cut(slice(start, stop))
+            yield Batch(stop - start, tuple(_value(p, self.device) for p in parts))
+
+    def _cut(self, rows: Any) -> list[np.ndarray]:
+        """A batch as arrays."""
+        pairs = zip(self.arrays.values(), self._specs, strict=True)
+        return [of_batch(some_rows(a, spec, rows), spec) for a, spec in pairs]
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Copies of the batches of the next epoch."""
+        return map(Batch.copy, self._next_epoch())
+
+    def _next_epoch(self) -> Iterator[Batch]:
+        epoch = self._epoch
+        self._epoch += 1
+        return self.epoch(epoch)
+
+    def iter_ortvalue(self) -> Iterator[tuple[Any, ...]]:
+        """The next epoch as tuples of C OrtValues, copies: inputs, expected values, weights."""
+        for batch in self:
+            yield batch.values
+
+    def iter_numpy(self) -> Iterator[tuple[np.ndarray, ...]]:
+        """The next epoch as tuples of arrays, copies: inputs, expected values, weights."""
+        order = self.order(self._epoch)
+        self._epoch += 1
+        for start in range(0, self._rows, self.batch_size):
+            stop = start + self.batch_size
+            rows: Any = slice(start, stop) if order is None else order[start:stop]
+            yield tuple(np.array(part) for part in self._cut(rows))
+
+    def iter_bind(self, bind: Any, names: Sequence[str]) -> Iterator[int]:
+        """Bind the batches of the next epoch to inputs, one after the other.
+
+        Parameters
+        ----------
+        bind : IOBinding or SessionIOBinding
+            What to bind to.
+        names : sequence of str
+            Inputs for the arrays, in order. Further names, such as that of a learning rate, are left
+            to the caller.
+
+        Yields
+        ------
+        int
+            Number of rows of the batch just bound.
+        """
+        if len(names) < len(self.arrays):
+            raise InvalidDataError(
+                f"{len(self.arrays)} arrays {list(self.arrays)} need as many names, not {names}."
+            )
+        target = getattr(bind, "_iobinding", bind)
+        for batch in self._next_epoch():
+            for name, value in zip(names, batch.values, strict=False):
+                target.bind_ortvalue_input(name, value)
+            yield batch.rows
+
+    # -- looking at it -------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return self._rows
+
+    @property
+    def data_np(self) -> tuple[np.ndarray, ...]:
+        """The data as arrays, read only; sparse rows as :class:`~onnxcustom.data.sparse.SparseRows`."""
+        views = {name: a if isinstance(a, SparseRows) else a.view() for name, a in self.arrays.items()}
+        return tuple(sealed(views).values())
+
+    @property
+    def data_ort(self) -> tuple[Any, ...]:
+        """The data as C OrtValues, in memory of their own."""
+        arrays = [dense(a, n) if isinstance(a, SparseRows) else a for n, a in self.arrays.items()]
+        return tuple(owned_copy(to_ortvalue(array, self.device)) for array in arrays)
+
+    @property
+    def desc(self) -> list[tuple[tuple[int, ...], np.dtype]]:
+        """Shape and dtype of each array."""
+        return [(a.shape, a.dtype) for a in self.arrays.values()]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(..., batch_size={self.batch_size!r}, device={self.device.name!r})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        rebuilt = ("_turn", "_buffers", "_prepared", "_short", "_block", "_hashes")
+        return stamp_version({k: v for k, v in vars(self).items() if k not in rebuilt})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(check_version(state, self))
+        # Older loaders had the rows of all arrays first.
+        self.__dict__.setdefault("_specs", [TensorSpec(name) for name in self.arrays])
+        self._prepare()
+
+
+def _value(array: np.ndarray, device: Device) -> Any:
+    return to_ortvalue(array, device)._ortvalue
+
+
+def _names(what: str, data: Any) -> list[TensorSpec]:
+    """Free specifications for data that comes without a model."""
+    return [TensorSpec(str(name)) for name in data] if isinstance(data, dict) else [TensorSpec(what)]
+
+
+def _add(arrays: dict[str, np.ndarray], more: dict[str, np.ndarray]) -> None:
+    """Add arrays, under other names where an input has theirs."""
+    for name, array in more.items():
+        key = name
+        while key in arrays:
+            key += "_expected"
+        arrays[key] = array
+
+
+def _first_float(arrays: Any) -> np.dtype:
+    return next((a.dtype for a in arrays if a.dtype.kind == "f"), np.dtype(np.float32))

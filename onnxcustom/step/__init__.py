@@ -1,0 +1,13 @@
+"""One training step: its recipe, its state, the graphs that are composed of them, and what runs these."""
+
+from types import ModuleType
+
+from onnxcustom._lazy import import_submodule, submodule_names
+
+
+def __getattr__(name: str) -> ModuleType:
+    return import_submodule(__name__, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *submodule_names(__path__)})

@@ -1,0 +1,375 @@
+"""What a model is trained on: which outputs, with which losses, taken on which tensors."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import numbers
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxcustom._warnings import warn_user
+from onnxcustom.exceptions import InvalidModelError, UnknownNameError
+from onnxcustom.feed.validation import TensorSpec
+from onnxcustom.graph import Logits, class_axis, find_logits, hidden_logits
+from onnxcustom.graph.batch_axis import BatchAxes
+from onnxcustom.objective import BaseLearningLoss
+
+__all__ = [
+    "Target",
+    "divided_as",
+    "float_outputs",
+    "has_positions",
+    "part_shape",
+    "prediction_tensors",
+    "select_targets",
+    "settled",
+    "tensor_shape",
+    "where",
+]
+
+
+# What names of measures begin with that are of validation data, of training data, or better when larger.
+_TAKEN = ("val", "train", "neg")
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """One output of the model with the loss it is trained on.
+
+    Attributes
+    ----------
+    output : str
+        Output of the user's model.
+    value : str
+        The tensor the loss is taken on: the output itself, or what its final Sigmoid or
+        Softmax reads.
+    loss : BaseLearningLoss
+        Loss.
+    weight : float
+        Factor of this loss in the objective.
+    axis : int
+        Axis of the classes in that tensor.
+    columns : int or None
+        Size of that axis, if it is known.
+    link : str or None
+        What makes probabilities of that tensor ('Softmax', 'Sigmoid'), if it does not hold what the
+        output does.
+    rows : int or None
+        Axis of the batch in that tensor; None if all of it is one row.
+    shape : tuple or None
+        Its dimensions, None if their number is unknown.
+    settled : bool
+        Whether the axis of the classes is certain; otherwise the shape of the labels decides.
+    positions : bool
+        Whether every position of a label counts as a row, for a loss that counts them.
+    """
+
+    output: str
+    value: str
+    loss: BaseLearningLoss
+    weight: float = 1.0
+    axis: int = 1
+    columns: int | None = None
+    link: str | None = None
+    # What follows was not there in older pickles, which had the rows first and divided by their number.
+    rows: int | None = 0
+    shape: tuple[int | str | None, ...] | None = None
+    settled: bool = True
+    positions: bool = False
+
+    @property
+    def counts_positions(self) -> bool:
+        """Whether it divides by the number of labels, in place of that of rows of the batch."""
+        return self.positions and self.loss.counts_positions
+
+    @property
+    def curve(self) -> str:
+        """Name of its loss in a history, which is that of no other measure."""
+        begins = self.output.partition("_")[0]
+        return f"output_{self.output}_loss" if begins in _TAKEN else f"{self.output}_loss"
+
+    def label_axes(self, rank: int) -> list[int]:
+        """Axes of a prediction of so many dimensions that labels have as well, in their order."""
+        return [a for a in range(rank) if a != self.axis]
+
+    def label_free_axes(self) -> list[int]:
+        """Axes that may hold the classes: all but that of the batch."""
+        return [a for a in range(len(self.shape or ())) if a != self.rows]
+
+    def with_axis(self, axis: int) -> Target:
+        """The target with its classes on another axis, certain now."""
+        size = self.shape[axis] if self.shape is not None and axis < len(self.shape) else None
+        columns = size if isinstance(size, int) else None
+        return dataclasses.replace(self, axis=axis, columns=columns, settled=True)
+
+    def __str__(self) -> str:
+        return f"{self.output}: {self.loss!r} {where(self.output, self.value, self.link)}"
+
+
+def where(output: str, value: str, link: str | None) -> str:
+    """Which tensor a loss is taken on, in words."""
+    if link is not None:
+        return f"on logits {value!r} (before {link})"
+    return f"on {value!r}" if value == output else f"on {value!r} (which {output!r} is made of)"
+
+
+def float_outputs(model: ir.Model) -> list[str]:
+    """Names of the floating-point tensor outputs of a model, in order."""
+    return [
+        v.name
+        for v in model.graph.outputs
+        if v.name
+        and isinstance(v.type, ir.TensorType)
+        and v.dtype is not None
+        and v.dtype.is_floating_point()
+    ]
+
+
+def select_targets(
+    model: ir.Model,
+    loss: Any,
+    loss_weights: Mapping[str, float] | None = None,
+    trained: Collection[str] = (),
+    axes: BatchAxes | None = None,
+) -> list[Target]:
+    """The targets that a user's `loss` means.
+
+    Parameters
+    ----------
+    model : onnx_ir.Model
+        Prepared model.
+    loss : anything :meth:`BaseLearningLoss.select` takes, or dict from output name to it
+        A single loss goes to the first output it can be taken on.
+    loss_weights : dict of str to float, optional
+        Factors by output name.
+    trained : collection of str, default=()
+        Weights that are trained.
+    axes : BatchAxes, optional
+        Where the rows are, by default what the model itself tells.
+
+    Raises
+    ------
+    UnknownNameError
+        An output that the model does not have.
+    InvalidModelError
+        An output that the loss cannot be taken on.
+    ValueError
+        A factor that is no number in [0, inf).
+    """
+    names = [v.name for v in model.graph.outputs]
+    losses = dict(loss) if isinstance(loss, Mapping) else {_default_output(model): loss}
+    factors = {name: _factor(name, value) for name, value in (loss_weights or {}).items()}
+    for name in (*losses, *factors):
+        if name not in names:
+            raise UnknownNameError(f"The model has no output {name!r}; its outputs are {names}.")
+    if not losses:
+        raise UnknownNameError(f"No loss given; the model's outputs are {names}.")
+    idle = set(factors) - set(losses)
+    if idle:
+        raise UnknownNameError(f"loss_weights names {sorted(idle)}, which have no loss.")
+    axes = axes or BatchAxes(model)
+    return [
+        _target(model, name, spec, factors.get(name, 1.0), trained, axes) for name, spec in losses.items()
+    ]
+
+
+def _factor(output: str, value: Any) -> float:
+    # A negative factor would climb: rewards are losses of their own.
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= float(value) < math.inf:
+        raise ValueError(f"loss_weights of output {output!r} must be a number in [0, inf), not {value!r}.")
+    return float(value)
+
+
+def _default_output(model: ir.Model) -> str:
+    """The first floating-point output, or the first one behind which probabilities are found."""
+    for value in model.graph.outputs:
+        name = value.name or ""
+        if name in float_outputs(model) or find_logits(model, name) is not None:
+            return name
+    raise InvalidModelError(
+        f"None of the model's outputs {[v.name for v in model.graph.outputs]} is a floating-point "
+        "tensor: there is nothing a loss could be taken on."
+    )
+
+
+def prediction_tensors(model: ir.Model) -> dict[str, str]:
+    """Outputs that can be predicted as arrays -> the tensor of the main graph that holds them."""
+    tensors = {name: name for name in float_outputs(model)}
+    for value in model.graph.outputs:
+        producer = value.producer()
+        if producer is not None and producer.op_type == "ZipMap" and producer.inputs[0] is not None:
+            tensors[str(value.name)] = str(producer.inputs[0].name)
+    return tensors
+
+
+def _target(
+    model: ir.Model, output: str, spec: Any, weight: float, trained: Collection[str], axes: BatchAxes
+) -> Target:
+    loss = BaseLearningLoss.select(spec)
+    tensors = prediction_tensors(model)
+    logits = None if loss.on == "output" else find_logits(model, output, trained)
+    _check_logits(model, output, loss, logits, trained)
+    if logits is None and output not in tensors:
+        raise InvalidModelError(
+            f"Output {output!r} is not a floating-point tensor, {type(loss).__name__} cannot be taken on it; "
+            f"the outputs it can be taken on are {list(tensors)}."
+        )
+    value = tensors[output] if logits is None else logits.name
+    shape = tensor_shape(model, value)
+    link = None if logits is None else logits.kind.capitalize()
+    made = Target(
+        output,
+        value,
+        loss,
+        weight,
+        link=link,
+        rows=axes.of(value, output),
+        shape=None if shape is None else tuple(shape),
+        positions=True,
+    )
+    return _with_class_axis(made, _said_axis(model, output, loss, logits))
+
+
+def _check_logits(
+    model: ir.Model, output: str, loss: BaseLearningLoss, logits: Logits | None, trained: Collection[str]
+) -> None:
+    """Refuse a loss on scores where there are others, or where the output holds probabilities."""
+    if loss.on == "output":
+        return
+    if logits is not None and logits.kind != loss.on:
+        raise InvalidModelError(
+            f"{type(loss).__name__} is taken on what a final {loss.on} reads, but output {output!r} ends in "
+            f"a {logits.kind}: choose the loss that belongs to it."
+        )
+    why = hidden_logits(model, output, trained) if logits is None else None
+    if why is not None:
+        raise InvalidModelError(
+            f"{type(loss).__name__} is taken on scores, but output {output!r} holds probabilities: it {why}. "
+            "Say which it is: declare the shape of the output or of the tensor before it, if its rank is "
+            "unknown; or take the loss on the probabilities as they are, with from_logits=False, or "
+            "CustomLoss(..., on='output')."
+        )
+
+
+def _said_axis(model: ir.Model, output: str, loss: BaseLearningLoss, logits: Logits | None) -> int | None:
+    """Axis of the classes as a final Softmax or LogSoftmax has it: the last for [rows, tokens, classes]."""
+    if logits is not None and logits.kind == "softmax":
+        return logits.axis
+    return class_axis(model, output) if logits is None and loss.on == "softmax" else None
+
+
+def _with_class_axis(target: Target, said: int | None) -> Target:
+    """The classes where the model says, or on the one axis that there is beside the batch.
+
+    Else they are on axis 1, until labels say more.
+    """
+    if target.shape is None:
+        return target.with_axis(said) if said is not None and said >= 0 else target
+    if said is not None:
+        return target.with_axis(said % max(1, len(target.shape)))
+    free = target.label_free_axes()
+    if target.loss.counts_positions:  # one class is none
+        free = [a for a in free if target.shape[a] != 1] or free
+    if len(free) <= 1:
+        return target.with_axis(free[0] if free else 1)
+    guess = target.with_axis(1 if 1 in free else free[-1])
+    return dataclasses.replace(guess, settled=False)
+
+
+def has_positions(target: Target) -> bool:
+    """Whether labels of a target have axes beside that of the batch."""
+    rank = None if target.shape is None else len(target.shape)
+    return rank is not None and rank - 1 > (0 if target.rows is None else 1)
+
+
+def divided_as(targets: Sequence[Target], counted: Mapping[str, bool]) -> list[Target]:
+    """Targets that divide by labels or by rows as is said, by output; those of older versions by rows."""
+    return [dataclasses.replace(t, positions=counted.get(t.output, False)) for t in targets]
+
+
+# -- labels decide -----------------------------------------------------------------------------------
+
+
+def settled(
+    targets: Sequence[Target],
+    inputs: Sequence[TensorSpec],
+    shapes: Sequence[tuple[int, ...] | None],
+    labels: Sequence[tuple[int, ...] | None],
+) -> list[Target]:
+    """Targets whose classes are on the axis without which a prediction has the shape of its labels.
+
+    Parameters
+    ----------
+    targets : sequence of Target
+        Targets, some of them not settled.
+    inputs : sequence of TensorSpec
+        The model's inputs.
+    shapes, labels : sequence of tuple or None
+        Shapes of the inputs' data and of the expected values, None where they are unknown.
+    """
+    sizes: dict[str, int] = {}
+    for spec, shape in zip(inputs, shapes, strict=True):
+        if shape is not None and spec.shape is not None and len(shape) == len(spec.shape):
+            sizes |= {d: n for d, n in zip(spec.shape, shape, strict=True) if isinstance(d, str)}
+    return [
+        t if t.settled or shape is None else _settled(t, sizes, shape)
+        for t, shape in zip(targets, labels, strict=True)
+    ]
+
+
+def _settled(target: Target, sizes: Mapping[str, int], labels: tuple[int, ...]) -> Target:
+    dims = list(target.shape or ())
+    kind = target.loss.target(None, len(dims)).kind
+    if target.rows is None and len(labels) == len(dims):
+        labels = labels[1:]  # one for each row of a model that takes one at a time
+    if kind != "labels" or len(labels) != len(dims) - 1:
+        return target
+    fit = [a for a in target.label_free_axes() if _fits(target, a, sizes, labels)]
+    if not fit:
+        return target  # the check of shapes says what is wrong
+    if len(fit) > 1:
+        axis = target.axis if target.axis in fit else fit[0]
+        warn_user(
+            f"Output {target.output!r} has shape {tuple(dims)}, its labels {labels}: any of the axes {fit} "
+            f"may hold the classes; taken for {axis}. End the model in a Softmax over the classes, or fix "
+            "their number in its shape.",
+            UserWarning,
+        )
+        return target.with_axis(axis)
+    return target.with_axis(fit[0])
+
+
+def _fits(target: Target, axis: int, sizes: Mapping[str, int], labels: tuple[int, ...]) -> bool:
+    """Whether labels have the shape of a prediction without an axis, as far as it is known."""
+    assert target.shape is not None
+    for a, found in zip((a for a in range(len(target.shape)) if a != axis), labels, strict=True):
+        size = target.shape[a]
+        size = sizes.get(size) if isinstance(size, str) else size
+        if a != target.rows and size is not None and size != found:
+            return False
+    return True
+
+
+def part_shape(data: Any, name: str) -> tuple[int, ...] | None:
+    """Shape of data, or of a part of it that has a name; None if there is no telling."""
+    part = data.get(name) if isinstance(data, Mapping) else data
+    shape = getattr(part, "shape", None)
+    if isinstance(shape, tuple):
+        return shape
+    try:
+        return None if part is None else np.shape(part)
+    except ValueError:  # rows of several lengths
+        return None
+
+
+def tensor_shape(model: ir.Model, name: str) -> list[int | str | None] | None:
+    """Dimensions of a tensor of the main graph; None if its rank is unknown."""
+    values = (*model.graph.inputs, *(v for node in model.graph for v in node.outputs))
+    for value in values:
+        if value.name == name and value.shape is not None:
+            return [d if isinstance(d, int) else d.value for d in value.shape]
+    return None
