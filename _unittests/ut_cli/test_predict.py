@@ -168,7 +168,6 @@ def test_all_outputs_as_they_are(tmp_path, monkeypatch, command, fails) -> None:
     assert not Path("o.npy").exists()
 
 
-@pytest.mark.filterwarnings("ignore:.*The format of the columns of the 'remainder':FutureWarning")  # 1.6
 # scikit-learn 1.6 warns of what 1.7 changed.
 @pytest.mark.filterwarnings(r"ignore:\s*The format of the columns of the .remainder.:FutureWarning")
 def test_text_features(tmp_path, monkeypatch, command) -> None:
