@@ -15,6 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from onnxcustom._lazy import import_submodule, submodule_names
+from onnxcustom._version import __version__
 from onnxcustom.exceptions import (
     CheckpointError,
     ConvergenceError,
@@ -41,8 +42,6 @@ if TYPE_CHECKING:
     from onnxcustom.step.training_step import TrainingStep
     from onnxcustom.training.estimators import OnnxClassifier, OnnxRegressor
     from onnxcustom.training.ortgradient import OrtGradientForwardBackward
-
-__version__ = "0.5.0.dev0"
 
 __all__ = [
     "CheckpointError",

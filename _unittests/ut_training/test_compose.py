@@ -8,8 +8,8 @@ import onnx_ir as ir
 import pytest
 
 from onnxcustom.exceptions import InvalidModelError
-from onnxcustom.gradient.build import form_of
-from onnxcustom.gradient.interface import select_engine
+from onnxcustom.gradient.choice import select_engine
+from onnxcustom.gradient.interface import form_of
 from onnxcustom.graph import Prepared, prepare, to_proto, weights
 from onnxcustom.objective import L2LearningPenalty
 from onnxcustom.optim import create

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import click
 
-from onnxcustom import __version__
+from onnxcustom._version import __version__
 
 from .base import Group
 from .demo import demo

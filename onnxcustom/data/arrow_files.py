@@ -15,7 +15,7 @@ from onnxcustom.exceptions import InvalidDataError, OnnxCustomError
 from ._optional import optional
 from .blocks import Block
 from .columns import Plan, Selection
-from .files import DataFile
+from .data_file import DataFile
 from .naming import index_names
 from .sources import Part, Source, from_frame
 

@@ -19,7 +19,7 @@ import numpy as np
 from onnxcustom.exceptions import InvalidDataError, OnnxCustomError
 
 from .columns import Selection
-from .files import DataFile
+from .data_file import DataFile
 from .frames import slice_rows
 
 __all__ = ["CsvFile"]

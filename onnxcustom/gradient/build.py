@@ -22,11 +22,14 @@ from onnxcustom.graph.guards import GiveBiasesPass
 from onnxcustom.graph.passes import RemoveUnusedPass
 from onnxcustom.graph.traversal import all_names
 
-from .flow import Flow, analyse
-from .interface import Engine, is_float, refusal_error, select_engine
+from .analysis import analyse
+from .choice import select_engine
+from .flow import Flow
+from .interface import Engine, form_of, refusal_error
 from .names import METADATA_KEY, GradientNames
+from .verdict import is_float
 
-__all__ = ["checked_names", "form_of", "gradient_graph", "gradient_model", "tidy"]
+__all__ = ["checked_names", "gradient_graph", "gradient_model", "tidy"]
 
 
 def gradient_graph(
@@ -110,12 +113,6 @@ def gradient_model(
     made = form_of(model, chosen)
     _restore(made, model.proto, wrt or ())
     return differentiate(made, chosen, wrt, inputs, outputs)
-
-
-def form_of(model: Prepared, engine: Engine) -> ir.Model:
-    """A copy of a model in versions that an engine reads."""
-    max_opset, max_ir = engine.limits()
-    return model.take(engine.min_opset(model.model), max_opset, max_ir)
 
 
 def _restore(model: ir.Model, original: onnx.ModelProto, names: Iterable[str]) -> None:

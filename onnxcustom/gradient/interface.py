@@ -1,70 +1,26 @@
-"""What every gradient engine answers, and the choice between engines."""
+"""What every gradient engine answers, and the engines by name."""
 
 from __future__ import annotations
 
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import ClassVar
 
 import onnx_ir as ir
 
 from onnxcustom.exceptions import (
     DifferentiationError,
     GradientNotImplementedError,
-    MissingRuntimeError,
     NonDifferentiableError,
     UnknownNameError,
     UnknownOperatorError,
 )
-from onnxcustom.graph import ModelLike, Prepared
-from onnxcustom.graph.operands import FLOATS
+from onnxcustom.graph import Prepared
 
-if TYPE_CHECKING:
-    from .flow import Flow
-    from .report import GradientReport
+from .flow import Flow
+from .verdict import Verdict
 
-__all__ = ["ENGINES", "Choice", "Engine", "Verdict", "choose_engine", "register_engine", "select_engine"]
-
-logger = logging.getLogger("onnxcustom")
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """How an engine treats one operand of one node.
-
-    Parameters
-    ----------
-    how : {'rule', 'function', 'non-differentiable', 'refused', 'unknown'}
-        'rule': by a rule of the engine; 'function': by standard operators put in its place;
-        'non-differentiable': the output is a step function of the operand, whose gradient stops here;
-        'refused': a gradient exists but the engine has none, or a wrong one; 'unknown': the operator is
-        in no schema.
-    reason : str
-        Why, and what to do about it; empty if there is nothing to say.
-    """
-
-    how: str
-    reason: str = ""
-
-    @property
-    def passes(self) -> bool:
-        """Whether a gradient flows through."""
-        return self.how in ("rule", "function")
-
-    @property
-    def stops(self) -> bool:
-        """Whether the gradient certainly ends here."""
-        return self.how == "non-differentiable"
-
-
-RULE = Verdict("rule")
-
-
-def is_float(value: ir.Value | None) -> bool:
-    """Whether a value can carry a gradient; one of unknown type is taken as such."""
-    return value is not None and (value.dtype is None or value.dtype in FLOATS)
+__all__ = ["ENGINES", "Engine", "form_of", "get_engine", "refusal_error", "register_engine"]
 
 
 class Engine(ABC):
@@ -170,77 +126,10 @@ def get_engine(name: str) -> Engine:
     return ENGINES[name]
 
 
-def select_engine(name: str | Engine, model: ModelLike | Prepared | None = None) -> Engine:
-    """The engine for a model.
-
-    Parameters
-    ----------
-    name : str or Engine
-        The name of an engine, or ``'auto'`` for the first one that is available and differentiates
-        the whole model; which one it is and why goes to the logger ``onnxcustom``. The choice
-        depends on the graph alone.
-    model : optional
-        Anything :func:`onnxcustom.graph.load` takes, or a :class:`onnxcustom.graph.Prepared`. Without
-        it ``'auto'`` means the first available.
-
-    Returns
-    -------
-    Engine
-
-    Raises
-    ------
-    UnknownNameError
-        If there is no such engine.
-    MissingRuntimeError
-        If the engine, or every engine, is unavailable (an ImportError).
-    """
-    if isinstance(name, Engine):
-        return name
-    if name != "auto":
-        engine = get_engine(name)
-        reason = engine.unavailable()
-        if reason is not None:
-            raise MissingRuntimeError(f"The gradient engine {name!r} is not available: {reason}")
-        return engine
-    choice = choose_engine(model)
-    logger.info("[gradient] engine 'auto' is %r: %s", choice.engine.name, choice.why)
-    return choice.engine
-
-
-class Choice(NamedTuple):
-    """What ``engine="auto"`` takes."""
-
-    engine: Engine
-    why: str
-    report: GradientReport | None = None
-    """Of the engine on the model, None without a model."""
-
-
-def choose_engine(model: ModelLike | Prepared | None = None) -> Choice:
-    """The engine that ``'auto'`` takes for a model, and why: see :func:`select_engine`."""
-    from .report import engine_report
-
-    prepared = None if model is None else Prepared.of(model)
-    problems: dict[str, str] = {}
-    fallback: Choice | None = None
-    for engine in ENGINES.values():
-        reason, report = engine.unavailable(), None
-        if reason is None and prepared is not None:
-            report = engine_report(prepared, engine)
-            if report.refused:
-                first = report.refused[0]
-                reason = f"it refuses node {first.node!r} ({first.op_type}): {first.reason}"
-                # A part of the model may be all that is asked for; if not, this engine says what is missing.
-                fallback = fallback or Choice(engine, f"no engine covers the whole model; {reason}", report)
-        if reason is None:
-            why = "; ".join(f"not {k!r}: {v}" for k, v in problems.items())
-            return Choice(engine, why or "the first choice, and it covers the model", report)
-        problems[engine.name] = reason
-    if fallback is not None:
-        return fallback
-    raise MissingRuntimeError(
-        "No gradient engine is available: " + "; ".join(f"{k!r}: {v}" for k, v in problems.items())
-    )
+def form_of(model: Prepared, engine: Engine) -> ir.Model:
+    """A copy of a model in versions that an engine reads."""
+    max_opset, max_ir = engine.limits()
+    return model.take(engine.min_opset(model.model), max_opset, max_ir)
 
 
 def refusal_error(

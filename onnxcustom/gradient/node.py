@@ -2,23 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
+from onnxcustom.exceptions import DifferentiationError
 from onnxcustom.graph.builder import Var
 
 from .emit import GradientBuilder
 
-if TYPE_CHECKING:
-    from .engine import ReverseWalk
-
-__all__ = ["NodeView"]
+__all__ = ["NodeView", "Walk"]
 
 _MISSING = object()
+
+
+class Walk(Protocol):
+    """What a rule may ask of the walk that called it."""
+
+    opsets: dict[str, int]
+
+    def inside(self, op: GradientBuilder) -> Walk:
+        """A walk over a subgraph, whose gradients another builder emits."""
+
+    def active(self, nodes: Iterable[ir.Node], wanted: Iterable[ir.Value]) -> set[ir.Value]:
+        """`wanted` and every floating-point value that depends differentiably on one of them."""
+
+    def gradients(
+        self, nodes: Sequence[ir.Node], seeds: Mapping[ir.Value, Var], wanted: Sequence[ir.Value]
+    ) -> dict[ir.Value, Var]:
+        """Gradients of sum(seed · value) with respect to `wanted`."""
+
+    def error(self, kind: type[DifferentiationError], node: ir.Node, what: str) -> DifferentiationError:
+        """An exception that names the node."""
 
 
 class NodeView:
@@ -33,7 +51,7 @@ class NodeView:
         removed afterwards.
     version : int
         Opset of the node's domain.
-    walk : ReverseWalk
+    walk : Walk
         The walk that asks, to be repeated inside subgraphs.
     captured : tuple of onnx_ir.Value
         Values of enclosing graphs that the node's subgraphs read and a gradient is asked for; a rule
@@ -56,7 +74,7 @@ class NodeView:
         self.inputs: tuple[Any, ...] = tuple(None if v is None else op.wrap(v) for v in node.inputs)
         self.outputs: tuple[Any, ...] = tuple(op.wrap(v) if v.name else None for v in node.outputs)
         self._constant = constant
-        self.walk: ReverseWalk
+        self.walk: Walk
         self.captured: tuple[ir.Value, ...] = ()
 
     @property

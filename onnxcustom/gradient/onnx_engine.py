@@ -17,9 +17,10 @@ from .engine import ReverseWalk, captured_values
 from .expand import expand, expandable
 from .flow import Flow
 from .graphs import add, clean, constants, name_sizes
-from .interface import RULE, Engine, Verdict, is_float, register_engine
+from .interface import Engine, register_engine
 from .registry import find_rule, non_differentiable_reason, refused_reason
 from .simplify import fuse_biases
+from .verdict import RULE, Verdict, is_float
 
 __all__ = ["OnnxEngine"]
 

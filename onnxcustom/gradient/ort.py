@@ -7,6 +7,7 @@ else in the model, names cannot collide, and weights are never copied into a mes
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -21,14 +22,17 @@ from onnxcustom.runtime import build_gradient_model, create_session, ort_limits,
 
 from .build import tidy
 from .flow import Flow
-from .interface import Engine, Verdict, logger, register_engine
+from .interface import Engine, register_engine
 from .names import GradientNames
 from .ort_broadcast import hide_ambiguous_shapes
 from .ort_kernels import KERNELS
 from .ort_operators import attribute, judge
 from .ort_rewrites import REWRITES, slices
+from .verdict import Verdict
 
 __all__ = ["OrtEngine"]
+
+logger = logging.getLogger("onnxcustom")
 
 # Constants that operators want to see (axes, shapes, bounds); larger ones come in as inputs.
 _SMALL = 1024

@@ -45,7 +45,7 @@ import onnx_ir as ir
 
 from onnxcustom.graph.passes import constant_array
 
-from .interface import RULE, Verdict
+from .verdict import RULE, Verdict
 
 __all__ = ["OPERATORS", "STEP_OPERANDS", "STEP_OPERATORS", "Support", "judge"]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,8 +16,7 @@ import onnx_ir as ir
 
 from onnxcustom.exceptions import InvalidModelError
 
-if TYPE_CHECKING:
-    from .builder import Builder, Operand, Var
+from .variables import Operand, Operators, Var
 
 __all__ = ["operator_schema", "stand_in", "written"]
 
@@ -164,12 +163,12 @@ def _count_from_the_front(op_type: str, operands: Sequence[Operand], attributes:
 # -- operators that are younger than the opset -----------------------------------------------------
 
 
-def stand_in(op: Builder, op_type: str) -> Callable[..., Any] | None:
+def stand_in(op: Operators, op_type: str) -> Callable[..., Any] | None:
     """What emits an operator, as it is from some opset on, in the older opset of a builder.
 
     Parameters
     ----------
-    op : Builder
+    op : Operators
         Builder.
     op_type : str
         Operator of the default domain.
@@ -183,7 +182,7 @@ def stand_in(op: Builder, op_type: str) -> Callable[..., Any] | None:
     return function if op.opset < since else None
 
 
-def _typed(op: Builder, *operands: Operand) -> list[Var]:
+def _typed(op: Operators, *operands: Operand) -> list[Var]:
     """Variables, of which numbers take the dtype of the first that has one."""
     like = next(op.wrap(v) for v in operands if _is_variable(v))  # type: ignore[arg-type]
     return [op.wrap(v) if _is_variable(v) else op.const(v, like=like) for v in operands]  # type: ignore[arg-type]
@@ -193,11 +192,11 @@ def _is_variable(operand: Operand) -> bool:
     return isinstance(operand, ir.Value) or isinstance(getattr(operand, "value", None), ir.Value)
 
 
-def _sign(op: Builder, x: Var) -> Var:
+def _sign(op: Operators, x: Var) -> Var:
     return op.Cast(op.Greater(x, 0), to=x.dtype) - op.Cast(op.Less(x, 0), to=x.dtype)
 
 
-def _where(op: Builder, condition: Var, a: Operand, b: Operand) -> Var:
+def _where(op: Operators, condition: Var, a: Operand, b: Operand) -> Var:
     """The sum of both, each brought to 0 where it is not chosen; NaN stays."""
     one, other = _typed(op, a, b)
     chosen = op.Cast(condition, to=one.dtype)
@@ -211,7 +210,7 @@ def _where(op: Builder, condition: Var, a: Operand, b: Operand) -> Var:
 def _extreme(op_type: str) -> Callable[..., Var]:
     """Max or Min, which did not broadcast, and had kernels for single precision only: by a reduction."""
 
-    def emit(op: Builder, *operands: Operand) -> Var:
+    def emit(op: Operators, *operands: Operand) -> Var:
         result, *rest = _typed(op, *operands)
         for other in rest:
             # Not added: onnxruntime drops an addition of 1e-300, which it takes for 0.
@@ -228,13 +227,13 @@ def _extreme(op_type: str) -> Callable[..., Var]:
     return emit
 
 
-def _zeros(op: Builder, like: Var, dtype: ir.DataType | None = None) -> Var:
+def _zeros(op: Operators, like: Var, dtype: ir.DataType | None = None) -> Var:
     """Zeros of a tensor's shape, whatever it holds: that something is and is not so is true nowhere."""
     some = op.Cast(like, to=ir.DataType.BOOL)
     return op.Cast(op.And(some, op.Not(some)), to=like.dtype if dtype is None else dtype)
 
 
-def _zeros_of_shape(op: Builder, shape: Operand, dtype: ir.DataType | None, what: str) -> Var:
+def _zeros_of_shape(op: Operators, shape: Operand, dtype: ir.DataType | None, what: str) -> Var:
     """Zeros of a shape that is the one of another tensor."""
     node = op.wrap(shape).value.producer() if _is_variable(shape) else None  # type: ignore[arg-type]
     if node is None or node.op_type != "Shape" or node.inputs[0] is None:
@@ -242,12 +241,12 @@ def _zeros_of_shape(op: Builder, shape: Operand, dtype: ir.DataType | None, what
     return _zeros(op, op.wrap(node.inputs[0]), dtype)
 
 
-def _expand(op: Builder, x: Operand, shape: Operand) -> Var:
+def _expand(op: Operators, x: Operand, shape: Operand) -> Var:
     (value,) = _typed(op, x)
     return value - _zeros_of_shape(op, shape, value.dtype, "Expand")
 
 
-def _constant_of_shape(op: Builder, shape: Operand, *, value: ir.TensorProtocol | None = None) -> Var:
+def _constant_of_shape(op: Operators, shape: Operand, *, value: ir.TensorProtocol | None = None) -> Var:
     tensor = ir.tensor(np.zeros(1, np.float32)) if value is None else value
     one = op.const(tensor.numpy().reshape(()), tensor.dtype)
     array = _constant(shape)
@@ -256,7 +255,7 @@ def _constant_of_shape(op: Builder, shape: Operand, *, value: ir.TensorProtocol 
     return op.Expand(one, shape)
 
 
-def _scatter_elements(op: Builder, x: Var, indices: Var, updates: Var, *, axis: int = 0) -> Var:
+def _scatter_elements(op: Operators, x: Var, indices: Var, updates: Var, *, axis: int = 0) -> Var:
     """Scatter; before, and where there is one index along the axis, a choice element by element."""
     if op.opset >= 9:
         made: Var = op.node("Scatter", x, indices, updates, axis=axis)
@@ -266,7 +265,7 @@ def _scatter_elements(op: Builder, x: Var, indices: Var, updates: Var, *, axis: 
     return made
 
 
-def _places(op: Builder, x: Var, indices: Var, axis: int, what: str) -> Var:
+def _places(op: Operators, x: Var, indices: Var, axis: int, what: str) -> Var:
     """Places along an axis, to be compared with one index along it."""
     shape = indices.shape
     if x.rank is None or x.shape is None or shape is None or shape[axis] != 1:
@@ -280,15 +279,15 @@ def _places(op: Builder, x: Var, indices: Var, axis: int, what: str) -> Var:
     return op.Reshape(places, np.array([-1 if i == axis else 1 for i in range(x.rank)]))
 
 
-def _greater_or_equal(op: Builder, a: Operand, b: Operand) -> Var:
+def _greater_or_equal(op: Operators, a: Operand, b: Operand) -> Var:
     return op.Or(op.Greater(a, b), op.Equal(a, b))
 
 
-def _less_or_equal(op: Builder, a: Operand, b: Operand) -> Var:
+def _less_or_equal(op: Operators, a: Operand, b: Operand) -> Var:
     return op.Or(op.Less(a, b), op.Equal(a, b))
 
 
-def _equal(op: Builder, a: Operand, b: Operand) -> Var:
+def _equal(op: Operators, a: Operand, b: Operand) -> Var:
     """Equal of floating-point numbers, two NaN of which are equal here."""
     one, other = _typed(op, a, b)
     if one.dtype is None or not one.dtype.is_floating_point():
@@ -299,7 +298,7 @@ def _equal(op: Builder, a: Operand, b: Operand) -> Var:
 def _compared(op_type: str) -> Callable[..., Var]:
     """Less or Greater of integers, as numbers that hold those below 2**53."""
 
-    def emit(op: Builder, a: Operand, b: Operand) -> Var:
+    def emit(op: Operators, a: Operand, b: Operand) -> Var:
         one, other = _typed(op, a, b)
         if one.dtype is not None and not one.dtype.is_floating_point():
             one, other = (op.Cast(v, to=ir.DataType.DOUBLE) for v in (one, other))
@@ -309,7 +308,7 @@ def _compared(op_type: str) -> Callable[..., Var]:
 
 
 def _clip(
-    op: Builder,
+    op: Operators,
     x: Var,
     low: Operand = None,
     high: Operand = None,
@@ -334,7 +333,7 @@ def _softmax(logarithm: bool) -> Callable[..., Var]:
     """Softmax or LogSoftmax along one axis: early ones took all from there on together."""
     op_type = "LogSoftmax" if logarithm else "Softmax"
 
-    def emit(op: Builder, x: Var, *, axis: int = -1) -> Var:
+    def emit(op: Operators, x: Var, *, axis: int = -1) -> Var:
         if x.rank is not None and axis % x.rank == x.rank - 1:
             return op.node(op_type, x, axis=x.rank - 1)
         if x.rank is None and axis == -1 and op.opset >= _NEGATIVE_AXES:
@@ -351,7 +350,7 @@ def _softmax(logarithm: bool) -> Callable[..., Var]:
     return emit
 
 
-def _gather_elements(op: Builder, x: Var, indices: Var, *, axis: int = 0) -> Var:
+def _gather_elements(op: Operators, x: Var, indices: Var, *, axis: int = 0) -> Var:
     """Where there is one index along the axis: the sum of the elements, all others 0."""
     places = _places(op, x, indices, axis, "GatherElements")
     made = op.ReduceSum(op.Where(op.Equal(indices, places), x, 0), [axis % (x.rank or 1)], keepdims=1)
@@ -359,7 +358,7 @@ def _gather_elements(op: Builder, x: Var, indices: Var, *, axis: int = 0) -> Var
     return made
 
 
-def _arg_max(op: Builder, x: Var, *, axis: int = 0, keepdims: int = 1) -> Var:
+def _arg_max(op: Operators, x: Var, *, axis: int = 0, keepdims: int = 1) -> Var:
     """In double precision, for which there was no kernel: the first place of the maximum."""
     if x.dtype != ir.DataType.DOUBLE or x.rank is None:
         return op.node("ArgMax", x, axis=axis, keepdims=keepdims)
@@ -373,7 +372,7 @@ def _arg_max(op: Builder, x: Var, *, axis: int = 0, keepdims: int = 1) -> Var:
     return op.Cast(first, to=ir.DataType.INT64)
 
 
-def _range(op: Builder, start: Operand, limit: Operand, delta: Operand) -> Var:
+def _range(op: Operators, start: Operand, limit: Operand, delta: Operand) -> Var:
     """By the places of ones, of which there are as many as numbers, all integers."""
     if op.opset < 9:
         raise _error("Range", op.opset, "does not exist")
@@ -385,7 +384,7 @@ def _range(op: Builder, start: Operand, limit: Operand, delta: Operand) -> Var:
     return first + step * places
 
 
-def _mod(op: Builder, a: Operand, b: Operand) -> Var:
+def _mod(op: Operators, a: Operand, b: Operand) -> Var:
     """Of integers that are not negative, by a division that drops the rest."""
     one, other = _typed(op, a, b)
     return one - other * op.Div(one, other)

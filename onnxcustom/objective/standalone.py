@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnx
@@ -13,12 +13,28 @@ from onnxcustom.exceptions import InvalidDataError
 from onnxcustom.graph.builder import Builder
 from onnxcustom.graph.passes import RemoveUnusedPass
 
-if TYPE_CHECKING:
-    from .base import Loss
-
 __all__ = ["loss_model", "make_model", "run_loss"]
 
 Spec = tuple[ir.DataType, Any]  # dtype and shape
+
+
+class Evaluated(Protocol):
+    """What is asked of a loss, or of what mixes several, to evaluate it alone."""
+
+    opset: int
+
+    @property
+    def depends_on_columns(self) -> bool:
+        """Whether the graph depends on the number of columns."""
+
+    def build(self, op: Builder, predicted: Any, expected: Any, weight: Any = None) -> Any:
+        """Emit the loss."""
+
+    def target(self, dtype: ir.DataType, rank: int | None, shape: Sequence | None = None) -> Any:
+        """Dtype and shape of what is expected."""
+
+    def check_expected(self, expected: np.ndarray, columns: int | None = None) -> None:
+        """Refuse values that no prediction can be compared with."""
 
 
 def make_model(op: Builder, inputs: Sequence, outputs: Sequence[tuple[str, Any]], name: str) -> ir.Model:
@@ -45,7 +61,7 @@ def make_model(op: Builder, inputs: Sequence, outputs: Sequence[tuple[str, Any]]
 
 
 def loss_model(
-    loss: Loss,
+    loss: Evaluated,
     predicted: Spec,
     expected: Spec,
     weight: Spec | None = None,
@@ -75,7 +91,7 @@ def _named(spec: Spec) -> tuple[ir.DataType, list | None]:
 
 
 def run_loss(
-    loss: Loss, device: Any, expected: Any, predicted: Any, weight: Any, outputs: tuple[str, ...]
+    loss: Evaluated, device: Any, expected: Any, predicted: Any, weight: Any, outputs: tuple[str, ...]
 ) -> Sequence[Any]:
     """Run a loss; sessions are kept on it, one for each device and combination of dtypes and ranks."""
     from onnxcustom.runtime import Binding, create_session, parse_device, run_values, to_ortvalue
@@ -110,7 +126,7 @@ def _spec(value: Any, columns: bool) -> Spec:
     ]
 
 
-def _check(loss: Loss, feeds: dict[str, Any]) -> None:
+def _check(loss: Evaluated, feeds: dict[str, Any]) -> None:
     """Refuse what would fail inside onnxruntime, or worse, broadcast."""
     shapes = {name: list(value.shape()) for name, value in feeds.items()}
     shape = shapes["predicted"]

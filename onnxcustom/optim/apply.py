@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from onnxcustom.graph.builder import Builder, Var
 from onnxcustom.graph.roles import Role
 
+from .rule import Rule, State
 from .transforms import Unit, clip, is_zero, once_key, proximal_l1, scalar, shrink
-
-if TYPE_CHECKING:
-    from .base import BaseLearningRate
-    from .function import State
 
 __all__ = ["apply_rule"]
 
 
 def apply_rule(
-    rule: BaseLearningRate,
+    rule: Rule,
     op: Builder,
     w: Var,
     g: Var,
@@ -65,7 +62,7 @@ def apply_rule(
     return new, dict(state)
 
 
-def _kept_from_zero(rule: BaseLearningRate, w: Var) -> dict[str, float]:
+def _kept_from_zero(rule: Rule, w: Var) -> dict[str, float]:
     """Epsilons that are 0 in the weight's dtype, so that 0 / 0 threatens, as its smallest normal number."""
     assert w.dtype is not None
     limits = np.finfo(w.dtype.numpy())
@@ -75,7 +72,7 @@ def _kept_from_zero(rule: BaseLearningRate, w: Var) -> dict[str, float]:
     }
 
 
-def _prepared(view: BaseLearningRate, op: Builder, w: Var, g: Var) -> Var:
+def _prepared(view: Rule, op: Builder, w: Var, g: Var) -> Var:
     """The gradient as the formula takes it: rescaled, clipped, decayed in the rule's own order."""
     for what in view.order:
         if what == "rescale" and view.rescale_grad != 1:

@@ -7,9 +7,9 @@ import dataclasses
 import functools
 import inspect
 import numbers
-from abc import ABCMeta, abstractmethod
+from abc import ABCMeta
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -21,11 +21,11 @@ from onnxcustom.graph.builder import Builder, Var
 from onnxcustom.graph.roles import Role
 
 from .apply import apply_rule
-from .clock import Clock
-from .function import State
 from .in_place import InPlaceUpdates
+from .indexed import IndexedCalls
 from .options import SharedOptions
-from .registry import RULES, SELECTED, UnknownOptionError, create, named_options, resolve_options, rule_names
+from .registry import RULES, SELECTED, UnknownOptionError, named_options, resolve_options, rule_names
+from .rule import Rule, State
 from .schedules import Null, Schedule
 
 __all__ = ["BaseLearningRate", "State"]
@@ -49,7 +49,7 @@ class RuleType(ABCMeta):
         )
 
 
-class BaseLearningRate(Clock, metaclass=RuleType):
+class BaseLearningRate(Rule, metaclass=RuleType):
     """Base of every update rule.
 
     A rule is one pure function, :meth:`update`, written with the graph builder. Its ONNX function,
@@ -81,35 +81,6 @@ class BaseLearningRate(Clock, metaclass=RuleType):
         Number, schedule or function of the step.
     """
 
-    #: Options under other names.
-    aliases: ClassVar[dict[str, str]] = {
-        "lr": "learning_rate",
-        "weight_decay": "wd",
-        "grad_clip": "clip_gradient",
-        "grad_scale": "rescale_grad",
-        "momentum_scheduler": "momentum",
-    }
-    #: What is done to the gradient before the formula, in this order. Without ``'decay'`` the
-    #: formula itself says what becomes of ``self.wd``.
-    order: ClassVar[tuple[str, ...]] = ("rescale", "clip", "decay")
-
-    #: Whether the formula draws random numbers, so that every weight needs a graph of its own.
-    stochastic: ClassVar[bool] = False
-
-    #: Whether :meth:`update` reads the learning rate only as a factor of the gradient.
-    proportional: ClassVar[bool] = False
-
-    #: Whether ``lazy_update`` makes sense: what happens to a row of a table depends on that row only.
-    by_rows: ClassVar[bool] = False
-
-    #: Whether NaN in a gradient may leave no NaN in the weight, as where only signs count.
-    swallows_nan: ClassVar[bool] = False
-
-    #: In :meth:`update`, what the weight is to the model.
-    role: Role = "unknown"
-    #: In :meth:`update`, a number of the weight's own.
-    stream: int = 0
-
     _updates: InPlaceUpdates | None = None
     # What updates by index, as :meth:`update` may be called.
     _indexed: Any = None
@@ -128,50 +99,10 @@ class BaseLearningRate(Clock, metaclass=RuleType):
         self.make_schedules()  # refuses a bad learning rate now rather than at the first step
         self.__dict__["_sealed"] = True
 
-    # -- the formula ---------------------------------------------------------------------------
-
-    @property
-    def state(self) -> tuple[str, ...]:
-        """Names of the tensors kept for each weight; a class writes ``state = ("m", "v")``."""
-        return ()
-
-    @abstractmethod
-    def update(self, op: Builder, w: Var, g: Var, s: State, lr: Var, t: Var) -> tuple[Var, dict[str, Var]]:
-        """Emit the update of one tensor.
-
-        Parameters
-        ----------
-        op : Builder
-            Builder of the graph.
-        w, g : Var
-            Weight and gradient of the objective, of one shape and dtype. What the options shared by
-            all rules ask for was done already.
-        s : State
-            State of this weight.
-        lr : Var
-            Learning rate, a scalar of the weight's dtype.
-        t : Var
-            Step counted from 1, a floating-point scalar.
-
-        Returns
-        -------
-        tuple of (Var, dict of str to Var)
-            The new weight, and the new state under every name of :attr:`state`.
-
-        Notes
-        -----
-        Called as ``update(index, weight, grad, state)``, as MXNet's optimizers are, it updates arrays or
-        OrtValues in place: `weight`, and `state`, which ``create_state(index, weight)`` has made. Each index
-        counts its own updates, as in an :class:`~onnxcustom.optim.Updater`, from ``init_learning_rate()`` on;
-        ``clip_global_norm`` bounds each gradient alone.
-        """
-
     @property
     def indexed(self) -> Any:
         """What :meth:`update` by index remembers, until the clock is set to its beginning."""
         if self._indexed is None:
-            from .indexed import IndexedCalls
-
             kept = self.__dict__.pop("_kept", None)
             self.__dict__["_indexed"] = IndexedCalls(self, kept)
         return self._indexed
@@ -192,41 +123,6 @@ class BaseLearningRate(Clock, metaclass=RuleType):
         self.__dict__.pop("_indexed", None)
         return self
 
-    def init_state(self, weight: np.ndarray) -> dict[str, np.ndarray]:
-        """The state of a weight that was never updated: zeros of its shape and dtype.
-
-        Parameters
-        ----------
-        weight : ndarray
-            Initial value of the weight.
-
-        Returns
-        -------
-        dict of str to ndarray
-        """
-        return {name: np.zeros(weight.shape, weight.dtype) for name in self.state}
-
-    def create_state(self, index: Any = None, weight: Any = None) -> Any:
-        """All that is kept for a weight: :meth:`init_state`, and its master copy if there is one.
-
-        Parameters
-        ----------
-        index : int or str, optional
-            Its index, as in MXNet; may be left out, as in ``create_state(weight)``.
-        weight : ndarray or OrtValue
-            Initial value of the weight.
-
-        Returns
-        -------
-        dict of str to ndarray, or with an index None, ndarray or tuple of them
-            With an index, what :meth:`update` takes for one. With ``multi_precision`` the state of a float16
-            weight is float32, and ``'master'`` is the weight in that precision.
-        """
-        if index is None or weight is None:
-            return self._all_state(_plain(index if weight is None else weight))
-        states = tuple(self._all_state(_plain(weight)).values())
-        return states if len(states) > 1 else states[0] if states else None
-
     def create_state_multi_precision(self, index: Any, weight: Any) -> Any:
         """:meth:`create_state`, which does by ``multi_precision``."""
         return self.create_state(index, weight)
@@ -234,38 +130,6 @@ class BaseLearningRate(Clock, metaclass=RuleType):
     def update_multi_precision(self, index: Any, weight: Any, grad: Any, state: Any) -> None:
         """``update(index, weight, grad, state)``, which does by ``multi_precision``."""
         self.indexed.update(index, weight, grad, state)
-
-    def _all_state(self, weight: np.ndarray) -> dict[str, np.ndarray]:
-        if not (self.multi_precision and weight.dtype == np.float16):
-            return self.init_state(weight)
-        master = weight.astype(np.float32)
-        return {**self.init_state(master), "master": master}
-
-    @property
-    def needs_grad(self) -> bool:
-        """Whether the rule keeps state from one update to the next, made of past gradients."""
-        return bool(self.state)
-
-    @property
-    def hides_nonfinite(self) -> bool:
-        """Whether NaN or infinity in a gradient may leave no trace in the weight."""
-        return self.swallows_nan or self.clip_gradient is not None
-
-    @property
-    def prescalable(self) -> bool:
-        """Whether gradients may come multiplied by the learning rate, for all weights alike."""
-        changed = (self.clip_gradient, self.clip_global_norm, self.lr_mult, self.param_dict)
-        return self.proportional and self.accumulate == 1 and not any(changed)
-
-    def bound(self: Self, **values: Any) -> Self:
-        """A copy to emit graphs with, some hyper-parameters replaced by scalars of a graph.
-
-        :meth:`update` reads them like numbers, so that a formula is written once, whether momentum
-        is a number or a schedule.
-        """
-        view = object.__new__(type(self))
-        view.__dict__.update(self.__dict__, **values)
-        return view
 
     def apply(
         self,
@@ -445,10 +309,6 @@ class BaseLearningRate(Clock, metaclass=RuleType):
             self._updates = InPlaceUpdates(self)
         return self._updates.run(n_bind, device, statei, gradienti, batch_size, velocity)
 
-    def _call_iobinding(self, sess: Any, bind: Any) -> Any:
-        """Run a bound session and return its outputs: the one call to override to watch updates."""
-        return bind.run()
-
     # -- names, copies, pickles ----------------------------------------------------------------
 
     @staticmethod
@@ -502,25 +362,7 @@ class BaseLearningRate(Clock, metaclass=RuleType):
     @staticmethod
     def create_optimizer(name: str, **kwargs: Any) -> BaseLearningRate:
         """An update rule by name: :func:`onnxcustom.optim.create`."""
-        return create(name, **kwargs)
-
-    @classmethod
-    def parameter_names(cls) -> list[str]:
-        """Names of the hyper-parameters, in the order of the constructor."""
-        parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
-        return [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-
-    @classmethod
-    def option_aliases(cls) -> dict[str, str]:
-        """Other names of options, those of the base classes included."""
-        merged: dict[str, str] = {}
-        for base in reversed(cls.__mro__):
-            merged.update(vars(base).get("aliases", {}))
-        return merged
-
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """Hyper-parameters by name, as scikit-learn asks for them."""
-        return {name: getattr(self, name) for name in self.parameter_names()}
+        return RULES.find(name)(**kwargs)
 
     def set_params(self: Self, **params: Any) -> Self:
         """Change hyper-parameters, as scikit-learn does between two fits; the clock stops.
@@ -563,11 +405,6 @@ class BaseLearningRate(Clock, metaclass=RuleType):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(check_version(state, self))
-
-
-def _plain(weight: Any) -> np.ndarray:
-    """A weight as an array."""
-    return weight.numpy() if hasattr(weight, "update_inplace") else np.asarray(weight)
 
 
 def _formula_or_call(formula: Callable[..., Any]) -> Callable[..., Any]:

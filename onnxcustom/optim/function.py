@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,24 +14,13 @@ from onnxcustom.exceptions import InvalidDataError
 from onnxcustom.graph.builder import Builder, Var
 from onnxcustom.graph.roles import Role
 
-if TYPE_CHECKING:
-    from .base import BaseLearningRate
+from .rule import Rule, State
 
 __all__ = ["State", "build_update", "onnx_function", "update_model"]
 
 
-class State(dict):
-    """The state of one weight by name, also readable as attributes: ``s.m`` is ``s["m"]``."""
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return self[name]
-        except KeyError:
-            raise AttributeError(f"no state {name!r}; there are {list(self)}") from None
-
-
 def update_model(
-    optimizer: BaseLearningRate,
+    optimizer: Rule,
     shape: Sequence[int | str] | None = None,
     dtype: Any = np.float32,
     opset: int = 18,
@@ -82,9 +71,7 @@ def update_model(
     return ir.to_proto(build_update(optimizer, np.dtype(dtype), shape, opset))
 
 
-def onnx_function(
-    optimizer: BaseLearningRate, dtype: Any = np.float32, opset: int = 18
-) -> onnx.FunctionProto:
+def onnx_function(optimizer: Rule, dtype: Any = np.float32, opset: int = 18) -> onnx.FunctionProto:
     """The update of one weight as a function of domain ``onnxcustom``, to be called from other graphs.
 
     Parameters
@@ -120,7 +107,7 @@ def onnx_function(
 
 
 def build_update(
-    rule: BaseLearningRate,
+    rule: Rule,
     dtype: np.dtype,
     shape: Sequence[int | str] | None,
     opset: int,
@@ -161,13 +148,13 @@ def build_update(
     return ir.Model(graph, ir_version=max(4, ir_version), producer_name="onnxcustom")
 
 
-def update_dtype(rule: BaseLearningRate, dtype: ir.DataType) -> ir.DataType:
+def update_dtype(rule: Rule, dtype: ir.DataType) -> ir.DataType:
     """The dtype in which a weight of `dtype` is updated, and its scalars are."""
     return ir.DataType.FLOAT if rule.multi_precision and dtype == ir.DataType.FLOAT16 else dtype
 
 
 def _state_inputs(
-    op: Builder, rule: BaseLearningRate, dtype: np.dtype, shape: Sequence[int | str] | None
+    op: Builder, rule: Rule, dtype: np.dtype, shape: Sequence[int | str] | None
 ) -> dict[str, Var]:
     """One input for each state, of the dtype that the rule starts it with."""
     probe = (2, 3) if shape is None else tuple(d if isinstance(d, int) else 3 for d in shape)

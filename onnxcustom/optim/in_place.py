@@ -6,7 +6,7 @@ import dataclasses
 import math
 import operator
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -18,9 +18,7 @@ from onnxcustom.runtime import Binding, Device, create_session, owned_copy, pars
 from onnxcustom.runtime.binding import c_value
 
 from .function import build_update, update_dtype
-
-if TYPE_CHECKING:
-    from .base import BaseLearningRate
+from .rule import Rule
 
 __all__ = ["InPlaceUpdates", "Target", "shape_dtype"]
 
@@ -81,9 +79,7 @@ def _readers(value: ir.Value) -> set[ir.Node]:
 class _Function:
     """The update of weights of one dtype on one device, compiled."""
 
-    def __init__(
-        self, rule: BaseLearningRate, dtype: np.dtype, device: Device, opset: int, target: Target
-    ) -> None:
+    def __init__(self, rule: Rule, dtype: np.dtype, device: Device, opset: int, target: Target) -> None:
         self.rule = rule
         model = build_update(rule, dtype, None, opset, divided=True, **dataclasses.asdict(target))
         names = ["weight", *rule.create_state(np.zeros((), dtype))]
@@ -141,7 +137,7 @@ class InPlaceUpdates:
         Number of weights; any by default.
     """
 
-    def __init__(self, rule: BaseLearningRate, opset: int = 18, n_tensors: int | None = None) -> None:
+    def __init__(self, rule: Rule, opset: int = 18, n_tensors: int | None = None) -> None:
         if n_tensors is not None:
             check_number("n_tensors", n_tensors, "[0, inf)", integral=True)
         self.rule = rule
@@ -172,7 +168,7 @@ class InPlaceUpdates:
         batch_size: float,
         state: Any,
         target: Target | None = None,
-        clock: BaseLearningRate | None = None,
+        clock: Rule | None = None,
     ) -> Any:
         """See :meth:`BaseLearningRate.update_weights`; `target` is what is known beside the index.
 

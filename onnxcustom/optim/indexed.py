@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from onnxcustom.exceptions import InvalidDataError
 
 from .in_place import shape_dtype
+from .rule import Rule
 from .updater import Index, Updater
-
-if TYPE_CHECKING:
-    from .base import BaseLearningRate
 
 __all__ = ["IndexedCalls"]
 
@@ -26,7 +24,7 @@ class IndexedCalls(Updater):
         What :meth:`kept` has returned.
     """
 
-    def __init__(self, rule: BaseLearningRate, kept: tuple[Any, ...] | None = None) -> None:
+    def __init__(self, rule: Rule, kept: tuple[Any, ...] | None = None) -> None:
         super().__init__(rule)
         if kept is not None:
             self.counts, self._means, self.skipped = kept

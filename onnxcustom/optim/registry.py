@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from onnxcustom._registry import Registry
 from onnxcustom.exceptions import UnknownNameError
 
+from .rule import Rule
 from .schedules import Schedule, with_rate
-
-if TYPE_CHECKING:
-    from .base import BaseLearningRate
 
 __all__ = [
     "RULES",
@@ -25,14 +23,14 @@ __all__ = [
     "rule_names",
 ]
 
-Rule = TypeVar("Rule", bound="type[BaseLearningRate]")
+RuleClass = TypeVar("RuleClass", bound="type[Rule]")
 
 
 class UnknownOptionError(UnknownNameError, TypeError):
     """An update rule was given an option it does not have; the message lists those it has."""
 
 
-class _RuleRegistry(Registry["type[BaseLearningRate]"]):
+class _RuleRegistry(Registry["type[Any]"]):
     """Rules by name: that of a class is as good as its others."""
 
     def names(self) -> list[str]:
@@ -46,9 +44,9 @@ class _RuleRegistry(Registry["type[BaseLearningRate]"]):
         ]
 
 
-RULES: Registry[type[BaseLearningRate]] = _RuleRegistry("update rule")
+RULES: Registry[type[Any]] = _RuleRegistry("update rule")
 #: Names that mean something else to `select` and `learning_rate=` than to `create`.
-SELECTED: Registry[type[BaseLearningRate]] = Registry("update rule")
+SELECTED: Registry[type[Any]] = Registry("update rule")
 
 
 def register(*args: Any, select: tuple[str, ...] = ()) -> Any:
@@ -71,7 +69,7 @@ def register(*args: Any, select: tuple[str, ...] = ()) -> Any:
     if len(args) == 1 and isinstance(args[0], type):
         return register()(args[0])
 
-    def add(cls: Rule) -> Rule:
+    def add(cls: RuleClass) -> RuleClass:
         RULES.register(*args)(cls)
         if select:
             SELECTED.register(*select)(cls)
@@ -91,7 +89,7 @@ def rule_names() -> list[str]:
     return sorted(RULES.names())
 
 
-def create(name: str, **kwargs: Any) -> BaseLearningRate:
+def create(name: str, **kwargs: Any) -> Any:
     """An update rule by name.
 
     Parameters
@@ -122,7 +120,7 @@ def create(name: str, **kwargs: Any) -> BaseLearningRate:
 
 
 def named_options(
-    cls: type[BaseLearningRate], args: tuple[Any, ...], given: Mapping[str, Any]
+    cls: type[Rule], args: tuple[Any, ...], given: Mapping[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Options that were given by position under their names, with those that were given by name.
 
@@ -150,7 +148,7 @@ def named_options(
     return (), {**placed, **given}
 
 
-def resolve_options(cls: type[BaseLearningRate], given: Mapping[str, Any]) -> dict[str, Any]:
+def resolve_options(cls: type[Rule], given: Mapping[str, Any]) -> dict[str, Any]:
     """Options under the names of the constructor.
 
     Raises

@@ -12,9 +12,9 @@ from onnxcustom._parameters import check_number
 from onnxcustom.exceptions import CheckpointError, UnknownNameError
 
 from . import annealing, plateau, schedules
-from .base import BaseLearningRate
 from .clock import Clock
 from .registry import RULES
+from .rule import Rule
 from .schedules import Function, Schedule
 
 __all__ = [
@@ -46,7 +46,7 @@ _UNREADABLE = (
 )
 
 
-def rule_to_dict(rule: BaseLearningRate) -> dict[str, Any]:
+def rule_to_dict(rule: Rule) -> dict[str, Any]:
     """A rule, its options, clock and schedules as what JSON can hold.
 
     Parameters
@@ -82,7 +82,7 @@ def rule_to_dict(rule: BaseLearningRate) -> dict[str, Any]:
     }
 
 
-def rule_from_dict(data: Mapping[str, Any], **objects: Any) -> BaseLearningRate:
+def rule_from_dict(data: Mapping[str, Any], **objects: Any) -> Rule:
     """The rule that :func:`rule_to_dict` described, at the step where it was.
 
     Parameters
@@ -188,7 +188,7 @@ def _remembering(rule: Clock, memory: Any, what: str) -> dict[str, Schedule]:
     return schedules
 
 
-def rate_to_dict(rule: BaseLearningRate) -> dict[str, Any]:
+def rate_to_dict(rule: Rule) -> dict[str, Any]:
     """The learning rate of a rule as what JSON can hold, if it is a number or a schedule of ours.
 
     Beside :func:`clock_to_dict` for who does not write the rule: the learning rate may have been set
@@ -210,7 +210,7 @@ def rate_to_dict(rule: BaseLearningRate) -> dict[str, Any]:
         return {}
 
 
-def load_rate(rule: BaseLearningRate, data: Mapping[str, Any]) -> None:
+def load_rate(rule: Rule, data: Mapping[str, Any]) -> None:
     """Give a rule the learning rate that :func:`rate_to_dict` described; the clock is not touched.
 
     Parameters

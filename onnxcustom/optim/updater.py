@@ -18,9 +18,9 @@ from onnxcustom.graph.roles import Role, weight_roles
 from onnxcustom.runtime import owned_copy, parse_device, to_ortvalue
 from onnxcustom.runtime.binding import plain_array
 
-from .base import BaseLearningRate
 from .in_place import InPlaceUpdates, Target, shape_dtype
 from .registry import create
+from .rule import Rule
 from .serialization import rule_from_dict, rule_to_dict
 
 __all__ = ["Updater", "get_updater"]
@@ -42,7 +42,7 @@ class _Item:
     weight: Any
 
 
-def get_updater(optimizer: BaseLearningRate | str) -> Updater:
+def get_updater(optimizer: Rule | str) -> Updater:
     """A function ``updater(index, gradient, weight)`` that updates weights and remembers their state.
 
     Parameters
@@ -106,9 +106,9 @@ class Updater:
     array([1., 1.])
     """
 
-    def __init__(self, optimizer: BaseLearningRate | str, device: Any = "cpu") -> None:
+    def __init__(self, optimizer: Rule | str, device: Any = "cpu") -> None:
         rule = create(optimizer) if isinstance(optimizer, str) else optimizer
-        if not isinstance(rule, BaseLearningRate):
+        if not isinstance(rule, Rule):
             raise TypeError(f"optimizer must be an update rule or its name, not {optimizer!r}.")
         self.device = parse_device(device)
         self.states: dict[Index, dict[str, Any]] = {}
@@ -119,14 +119,14 @@ class Updater:
         self._compile()
 
     @property
-    def optimizer(self) -> BaseLearningRate:
+    def optimizer(self) -> Rule:
         """The rule; one of the same kind may be assigned, and goes on where this one is."""
         return self._rule
 
     @optimizer.setter
-    def optimizer(self, rule: BaseLearningRate) -> None:
+    def optimizer(self, rule: Rule) -> None:
         old = self._rule
-        if not isinstance(rule, BaseLearningRate):
+        if not isinstance(rule, Rule):
             raise TypeError(f"optimizer must be an update rule, not {rule!r}.")
         if (type(rule), rule.state) != (type(old), old.state) and self.states:
             raise ValueError(
@@ -305,11 +305,11 @@ class Updater:
         norm = float(np.sqrt(sum(np.sum(a.astype(np.float64) ** 2) for a in arrays)))
         return [np.asarray(a * (limit / max(norm, limit)), a.dtype) for a in arrays]
 
-    def _clock(self, index: Index) -> BaseLearningRate:
+    def _clock(self, index: Index) -> Rule:
         """The rule at the next update of an index: a copy, so that others may use the rule as well."""
         return self._rule.bound().update_learning_rate(self.counts.get(index, 0))
 
-    def _update(self, item: _Item, gradient: Any, clock: BaseLearningRate) -> None:
+    def _update(self, item: _Item, gradient: Any, clock: Rule) -> None:
         index = item.index
         state, count = self.states.get(index), self.counts.get(index, 0)
         if state is None:
@@ -445,7 +445,7 @@ def _host(value: Any) -> np.ndarray:
     return np.asarray(value) if isinstance(value, (np.ndarray, np.generic)) else value.numpy()
 
 
-def _roles(rule: BaseLearningRate) -> dict[str, Role]:
+def _roles(rule: Rule) -> dict[str, Role]:
     """What the weights of the rule's model are to it; words of the rule's options are looked up there."""
     if rule.sym is None:
         return {}

@@ -10,7 +10,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxcustom.exceptions import EvaluationError
-from onnxcustom.graph.io import to_ir
+from onnxcustom.graph.conversion import represented
 from onnxcustom.graph.passes import InferShapesPass
 
 from .devices import Device, require_runtime
@@ -44,7 +44,7 @@ def check_bfloat16(model: onnx.ModelProto | bytes | ir.Model, device: Device) ->
     if isinstance(model, onnx.ModelProto):
         if not _mentions(model.graph, model.functions):
             return
-        model = to_ir(model)
+        model = represented(model, sparse=True)
         InferShapesPass()(model)
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
         values = [v for v in (*node.inputs, *node.outputs) if v is not None]

@@ -13,7 +13,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxcustom.exceptions import EvaluationError, InvalidModelError, ProviderError
-from onnxcustom.graph.io import PROTOBUF_LIMIT, to_ir, to_proto
+from onnxcustom.graph.conversion import PROTOBUF_LIMIT, represented, to_proto
 from onnxcustom.graph.traversal import proto_nodes
 
 from .bfloat16 import check_bfloat16
@@ -282,7 +282,9 @@ def serialize(model: onnx.ModelProto | bytes | ir.Model) -> bytes | None:
 def _spill(model: Any, folder: str) -> str:
     """Write a model with its tensors outside; return its path."""
     path = os.path.join(folder, "model.onnx")
-    made = model if isinstance(model, ir.Model) else to_ir(model)
+    made = model
+    if not isinstance(model, ir.Model):
+        made = represented(model, sparse=bool(model.graph.sparse_initializer))
     # Saving replaces tensors by references into the folder: only a shallow copy may lose them.
     before = {name: v.const_value for name, v in made.graph.initializers.items()}
     try:

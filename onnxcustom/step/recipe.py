@@ -14,8 +14,8 @@ import onnx_ir as ir
 
 from onnxcustom.exceptions import InvalidModelError, NoTrainableWeightError, UnknownNameError
 from onnxcustom.feed.validation import TensorSpec, tensor_specs, with_axis, with_limits
-from onnxcustom.gradient.build import form_of
-from onnxcustom.gradient.interface import Engine, select_engine
+from onnxcustom.gradient.choice import select_engine
+from onnxcustom.gradient.interface import Engine, form_of
 from onnxcustom.graph import Prepared, Selection, constants, to_ir
 from onnxcustom.graph.batch_axis import BatchAxes
 from onnxcustom.graph.builder import Builder

@@ -13,6 +13,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from onnxcustom._version import __version__
 from onnxcustom.exceptions import CheckpointError
 
 __all__ = [
@@ -177,8 +178,6 @@ def _key(name: str, others: Mapping[str, Any]) -> str:
 
 def encoded_document(state: dict[str, Any], specs: dict[str, Any], file: dict[str, Any]) -> bytes:
     """The JSON of a checkpoint."""
-    from onnxcustom import __version__
-
     document = {
         "format": FORMAT,
         "version": VERSION,

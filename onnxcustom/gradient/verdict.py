@@ -1,0 +1,48 @@
+"""How an engine treats one operand of one node."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from onnxcustom.graph.operands import FLOATS
+
+__all__ = ["RULE", "Verdict", "is_float"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How an engine treats one operand of one node.
+
+    Parameters
+    ----------
+    how : {'rule', 'function', 'non-differentiable', 'refused', 'unknown'}
+        'rule': by a rule of the engine; 'function': by standard operators put in its place;
+        'non-differentiable': the output is a step function of the operand, whose gradient stops here;
+        'refused': a gradient exists but the engine has none, or a wrong one; 'unknown': the operator is
+        in no schema.
+    reason : str
+        Why, and what to do about it; empty if there is nothing to say.
+    """
+
+    how: str
+    reason: str = ""
+
+    @property
+    def passes(self) -> bool:
+        """Whether a gradient flows through."""
+        return self.how in ("rule", "function")
+
+    @property
+    def stops(self) -> bool:
+        """Whether the gradient certainly ends here."""
+        return self.how == "non-differentiable"
+
+
+RULE = Verdict("rule")
+
+
+def is_float(value: ir.Value | None) -> bool:
+    """Whether a value can carry a gradient; one of unknown type is taken as such."""
+    return value is not None and (value.dtype is None or value.dtype in FLOATS)
