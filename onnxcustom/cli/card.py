@@ -40,6 +40,10 @@ class Card:
         it holds them.
     multilabel : bool
         Whether each column is a question of its own.
+    batch_axis : dict of str to int or None
+        Where the rows of inputs and outputs are, as far as their dimensions do not say.
+    class_axis : int or None
+        Axis of the classes of an output with several labels a row.
     """
 
     task: str
@@ -49,11 +53,16 @@ class Card:
     classes: list[Any] | None = None
     link: str | None = None
     multilabel: bool = False
+    batch_axis: dict[str, int | None] = dataclasses.field(default_factory=dict)
+    class_axis: int | None = None
 
 
 def write_card(model: onnx.ModelProto, card: Card) -> None:
     """Put a card into the metadata of a model, in place of one that is there."""
-    text = json.dumps({"version": _VERSION, **dataclasses.asdict(card)})
+    fields = dataclasses.asdict(card)
+    # Programs of before know no axes, and need none for most models.
+    known = {k: v for k, v in fields.items() if not (k.endswith("_axis") and v in ({}, None))}
+    text = json.dumps({"version": _VERSION, **known})
     kept = {p.key: p.value for p in model.metadata_props if p.key != KEY}
     onnx.helper.set_model_props(model, {**kept, KEY: text})
 
@@ -98,7 +107,13 @@ def _is_sound(card: Card) -> bool:
         and len(set(classes)) == len(classes)
         and (card.link is None or card.link in _LINKS)
         and isinstance(card.multilabel, bool)
+        and isinstance(card.batch_axis, dict)
+        and all(map(_is_axis, (card.class_axis, *card.batch_axis.values())))
     )
+
+
+def _is_axis(value: Any) -> bool:
+    return value is None or type(value) is int
 
 
 def _are_texts(value: Any) -> bool:

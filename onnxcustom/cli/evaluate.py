@@ -9,7 +9,15 @@ from typing import Any
 import click
 
 from .base import Command, say
-from .options import columns_options, compute_options, data_argument, model_argument, option, task_option
+from .options import (
+    batch_axis_option,
+    columns_options,
+    compute_options,
+    data_argument,
+    model_argument,
+    option,
+    task_option,
+)
 
 __all__ = ["evaluate"]
 
@@ -48,6 +56,7 @@ __all__ = ["evaluate"]
 )
 @option("--json", "as_json", is_flag=True, section="Results", help="Print JSON.")
 @task_option
+@batch_axis_option
 @compute_options
 def evaluate(
     model: Path,
@@ -59,6 +68,7 @@ def evaluate(
     metrics: tuple[str, ...],
     as_json: bool,
     task: str,
+    batch_axis: tuple[str, ...],
     device: str,
     threads: int | None,
 ) -> None:
@@ -74,7 +84,7 @@ def evaluate(
     from .scores import Collected, scored
     from .tables import Table, features_of
 
-    found, table = Model(model), Table(data)
+    found, table = Model(model, batch_axis), Table(data)
     names = split_names(target, table.names)
     if not names:
         names = [] if found.card is None else found.card.target

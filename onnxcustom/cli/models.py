@@ -5,19 +5,22 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import onnx
 import onnx_ir as ir
 
 from onnxcustom.exceptions import InvalidDataError, InvalidModelError, OnnxCustomError
 from onnxcustom.graph import class_labels, find_logits, load, prepare
+from onnxcustom.graph.batch_axis import BatchAxes
 from onnxcustom.graph.feature_names import read_feature_names
 
 from .card import Card, read_card
+from .phrases import assigned, parse_value
 
 __all__ = ["InputSpec", "Model", "of_file"]
 
@@ -45,21 +48,27 @@ class InputSpec:
         Its dtype; that of objects for text.
     shape : tuple of (int or str or None), or None
         Its dimensions, None for an unknown rank.
+    axis : int or None
+        Which of them holds the rows; None if it is given once a batch.
     """
 
     name: str
     dtype: np.dtype
     shape: tuple[Any, ...] | None
+    axis: int | None = 0
+
+    @property
+    def of_row(self) -> tuple[Any, ...]:
+        """Dimensions of what it takes for a row; of a known rank."""
+        return tuple(d for i, d in enumerate(self.shape or ()) if i != self.axis)
 
     @property
     def width(self) -> int | None:
         """Number of columns it takes, None if any number will do."""
         if self.shape is None:
             return None
-        if len(self.shape) == 1:
-            return 1
-        sizes = [d for d in self.shape[1:] if isinstance(d, int)]
-        return int(np.prod(sizes)) if len(sizes) == len(self.shape) - 1 else None
+        sizes = [d for d in self.of_row if isinstance(d, int)]
+        return int(np.prod(sizes)) if len(sizes) == len(self.of_row) else None
 
     def __str__(self) -> str:
         dims = "?" if self.shape is None else ", ".join("?" if d is None else str(d) for d in self.shape)
@@ -73,6 +82,8 @@ class Model:
     ----------
     path : Path
         The file.
+    batch_axis : sequence of str
+        As it was typed for ``--batch-axis``.
 
     Raises
     ------
@@ -80,11 +91,16 @@ class Model:
         It holds no valid model.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, batch_axis: Sequence[str] = ()) -> None:
         self.path = path
         with of_file(path):
             self.proto: onnx.ModelProto = load(path)
         self.card: Card | None = read_card(self.proto)
+        names = [v.name for v in (*self.proto.graph.input, *self.proto.graph.output)]
+        known = {} if self.card is None else self.card.batch_axis
+        #: Where rows are, as far as the command or the card says.
+        self.batch_axis = {n: axis for n, axis in known.items() if n in names}
+        self.batch_axis.update(_axes(batch_axis, names))
 
     @functools.cached_property
     def columns(self) -> dict[str, list[str]]:
@@ -99,6 +115,12 @@ class Model:
         """The model in the form that others look at."""
         with of_file(self.path):
             return prepare(self.proto)
+
+    @functools.cached_property
+    def axes(self) -> BatchAxes:
+        """Where the rows of inputs and outputs are."""
+        with of_file(self.path):
+            return BatchAxes(self.prepared, self.batch_axis)
 
     @functools.cached_property
     def inputs(self) -> list[InputSpec]:
@@ -120,7 +142,7 @@ class Model:
                 shape = tuple(
                     d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in tensor.shape.dim
                 )
-            made.append(InputSpec(info.name, np.dtype(dtype), shape))
+            made.append(InputSpec(info.name, np.dtype(dtype), shape, self.axes.inputs.get(info.name, 0)))
         if not made:
             raise InvalidModelError(f"{self.path}: the model has no inputs.")
         return made
@@ -132,6 +154,11 @@ class Model:
             info.name: info.type.tensor_type.elem_type if info.type.HasField("tensor_type") else 0
             for info in self.proto.graph.output
         }
+
+    def output_axis(self, name: str) -> int | None:
+        """Where the rows of an output are; None if it has none."""
+        known = {str(v.name) for v in self.prepared.graph.outputs if v.producer() is not None}
+        return self.axes.of(name) if name in known else 0
 
     @functools.cached_property
     def score_output(self) -> str | None:
@@ -212,3 +239,13 @@ class Model:
                 f"{self.path}: input {spec} takes {wanted} column{'s' if wanted > 1 else ''}, and {where} "
                 f"has {found} for it: {text}. Name those it takes, in its order, with {option}."
             )
+
+
+def _axes(typed: Sequence[str], names: Sequence[str]) -> dict[str, int | None]:
+    """What ``--batch-axis`` says."""
+    made = {}
+    for name, text in assigned(typed, names, "--batch-axis").items():
+        value = made[name] = parse_value(text)
+        if value is not None and type(value) is not int:
+            raise click.UsageError(f"--batch-axis {name}={text}: an axis or none was expected.")
+    return made

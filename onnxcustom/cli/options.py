@@ -13,6 +13,7 @@ from .base import Option
 
 __all__ = [
     "ENGINES",
+    "batch_axis_option",
     "columns_options",
     "compute_options",
     "data_argument",
@@ -68,6 +69,17 @@ task_option = _group(
         show_default=True,
         section="Model",
         help="Whether the model tells classes apart or computes numbers.",
+    ),
+)
+batch_axis_option = _group(
+    "Where rows are.",
+    option(
+        "--batch-axis",
+        metavar="NAME=AXIS",
+        multiple=True,
+        section="Model",
+        help="Where the rows of an input or output are, if its dimensions do not say; NAME=none for one "
+        "without rows. May be repeated.",
     ),
 )
 force_option = _group(

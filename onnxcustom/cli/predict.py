@@ -10,6 +10,7 @@ import click
 
 from .base import Command, say
 from .options import (
+    batch_axis_option,
     columns_options,
     compute_options,
     data_argument,
@@ -51,6 +52,7 @@ __all__ = ["predict"]
 @output_option(help="A .csv, .tsv, .parquet, .npy or .npz file.  [default: CSV to standard output]")
 @force_option
 @task_option
+@batch_axis_option
 @compute_options
 def predict(
     model: Path,
@@ -62,6 +64,7 @@ def predict(
     output: Path | None,
     force: bool,
     task: str,
+    batch_axis: tuple[str, ...],
     device: str,
     threads: int | None,
 ) -> None:
@@ -83,7 +86,7 @@ def predict(
     from .tables import Table, features_of
     from .writers import open_writer
 
-    found, table = Model(model), Table(data)
+    found, table = Model(model, batch_axis), Table(data)
     check_outputs({"--output": (output, ENDINGS)}, force, [model, *table.files()])
     features = features_of(found, table, columns, inputs, [])
     predictor = Predictor(found, found.choose_task(task)[0], device, threads)
@@ -119,16 +122,17 @@ def _arranged(answers: Answers, model: Any, ending: str, proba: bool, raw: bool)
 
 def _chosen(answers: Answers, model: Any, proba: bool, raw: bool) -> tuple[dict[str, Any], dict[str, Any]]:
     """Arrays by name, and names of the columns of those that have some."""
+    import numpy as np
+
     if raw:
         return answers.outputs, {}
     if answers.labels is None:
         if proba:
             raise click.UsageError("--proba is for classifiers; this model predicts numbers.")
         return _numbers(answers, model)
-    several = answers.labels.ndim == 2 and len(answers.classes) == answers.labels.shape[1]
     arrays: dict[str, Any] = {"prediction": answers.labels}
     headings: dict[str, Any] = {}
-    if several:
+    if answers.multilabel:
         headings["prediction"] = [f"prediction_{c}" for c in answers.classes]
     if proba:
         if answers.probabilities is None:
@@ -136,7 +140,10 @@ def _chosen(answers: Answers, model: Any, proba: bool, raw: bool) -> tuple[dict[
                 f"{model.path} computes scores that are no probabilities: --raw writes them."
             )
         arrays["probability"] = answers.probabilities
-        headings["probability"] = [f"probability_{c}" for c in answers.classes]
+        places = np.ndindex(answers.probabilities.shape[1:-1])
+        headings["probability"] = [
+            "_".join(["probability", *map(str, place), str(c)]) for place in places for c in answers.classes
+        ]
     return arrays, headings
 
 

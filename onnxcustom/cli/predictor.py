@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -32,7 +33,7 @@ class Rows:
     Attributes
     ----------
     feeds : dict of str to ndarray
-        By input.
+        By input, rows first.
     y, weights : ndarray or None
         Expected values and weights, if they were asked for.
     """
@@ -53,15 +54,18 @@ class Answers:
     Attributes
     ----------
     outputs : dict of str to ndarray
-        Its outputs as they are; maps became columns.
+        Its outputs, rows first; maps became columns.
     values : dict of str to ndarray
         Predictions of a regressor by output; empty for a classifier.
     labels : ndarray or None
-        Predictions of a classifier, (n,), or (n, classes) of 0 and 1 if a row may have several.
-    probabilities, scores : ndarray of shape (n, classes), or None
+        Predictions of a classifier: (n,); (n, ...) of as many labels a row (tokens, pixels); or (n, classes)
+        of 0 and 1.
+    probabilities, scores : ndarray of shape (n, ..., classes), or None
         If there are such.
     classes : list
         Labels in their order.
+    multilabel : bool
+        Whether labels are 0 and 1 for each of the classes.
     """
 
     outputs: dict[str, np.ndarray]
@@ -70,6 +74,7 @@ class Answers:
     probabilities: np.ndarray | None = None
     scores: np.ndarray | None = None
     classes: Sequence[Any] = ()
+    multilabel: bool = False
 
 
 def read_rows(
@@ -144,6 +149,22 @@ def _as_input(array: np.ndarray, spec: InputSpec, where: str) -> np.ndarray:
     return cast
 
 
+def _runs(once: list[np.ndarray], count: int) -> list[tuple[int, int]]:
+    """Runs of rows, from and to, with the same of what the model takes once for all of them."""
+    cuts = {0, count}
+    for array in once:
+        flat = array.reshape(count, -1)
+        cuts.update((1 + np.flatnonzero((flat[1:] != flat[:-1]).any(axis=1))).tolist())
+    return list(itertools.pairwise(sorted(cuts))) or [(0, 0)]
+
+
+def _placed(array: np.ndarray, axis: int | None) -> np.ndarray:
+    """An array with its rows where the model has them."""
+    if axis is None:
+        return array[0, ...]
+    return np.ascontiguousarray(np.moveaxis(array, 0, axis)) if axis else array
+
+
 class Predictor:
     """A model in a session.
 
@@ -164,9 +185,9 @@ class Predictor:
         with of_file(model.path):
             self._session = create_session(guarded(model.proto), device, threads=threads)
         self._names = [output.name for output in self._session.get_outputs()]
-        self._rows = next(
-            (s.shape[0] for s in model.inputs if s.shape and isinstance(s.shape[0], int) and s.shape[0]), None
-        )
+        # The model takes so many rows and no other number.
+        self._rows = model.axes.rows() or None
+        self._axes = {name: model.output_axis(name) for name in self._names}
         self._classes: list[Any] | None = None
 
     def __call__(self, rows: Rows) -> Answers:
@@ -187,36 +208,51 @@ class Predictor:
     # -- running ---------------------------------------------------------------------------------------
 
     def _run(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Outputs, rows first, for feeds that have them first."""
         count = len(next(iter(feeds.values())))
-        if self._rows is None:
-            return self._once(feeds, count)
+        size = self._rows or count
+        once = [feeds[spec.name] for spec in self.model.inputs if spec.axis is None]
         parts = []
-        for start in range(0, count, self._rows):
-            part = {name: array[start : start + self._rows] for name, array in feeds.items()}
-            real = len(next(iter(part.values())))
-            # The model takes so many rows and no other number: the last ones are filled up.
-            full = {name: np.resize(array, (self._rows, *array.shape[1:])) for name, array in part.items()}
-            found = self._once(full, self._rows)
-            parts.append({name: array[:real] for name, array in found.items()})
+        for start, stop in _runs(once, count):
+            for begin in range(start, stop, size) if size else [start]:
+                part = {name: array[begin : min(begin + size, stop)] for name, array in feeds.items()}
+                real = len(next(iter(part.values())))
+                if self._rows is not None:  # the last ones are filled up
+                    part = {n: np.resize(array, (size, *array.shape[1:])) for n, array in part.items()}
+                found = self._once(part, self._rows or real)
+                parts.append({name: array[:real] for name, array in found.items()})
+        if len(parts) == 1:
+            return parts[0]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def _once(self, feeds: dict[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
+        """Outputs, rows first, of one run."""
         from onnxcustom.exceptions import EvaluationError
 
+        axes = {spec.name: spec.axis for spec in self.model.inputs}
+        placed = {name: _placed(array, axes[name]) for name, array in feeds.items()}
         try:
-            found = self._session.run(None, feeds)
+            found = self._session.run(None, placed)
         except Exception as exc:
             raise EvaluationError(f"{self.model.path}: {run_error(self._session, exc)}") from exc
-        made = {}
-        for name, value in zip(self._names, found, strict=True):
-            array = self._columns_of(value) if isinstance(value, list) else np.asarray(value)
-            if array.ndim == 0 or len(array) != count:
-                raise InvalidModelError(
-                    f"{self.model.path}: output {name!r} has shape {array.shape} for {count} rows: "
-                    "predictions need one row for each."
-                )
-            made[name] = array
-        return made
+        return {
+            name: self._rows_first(name, value, count) for name, value in zip(self._names, found, strict=True)
+        }
+
+    def _rows_first(self, name: str, value: Any, count: int) -> np.ndarray:
+        array = self._columns_of(value) if isinstance(value, list) else np.asarray(value)
+        axis = 0 if isinstance(value, list) else self._axes[name]
+        if axis is None and self._rows == 1:
+            return array[None]
+        # Files may declare other sizes than outputs have: those with as many rows in front are taken.
+        axis = axis or 0
+        if array.ndim <= axis or array.shape[axis] != count:
+            raise InvalidModelError(
+                f"{self.model.path}: output {name!r} has shape {array.shape} for {count} rows: predictions "
+                "need one row for each. If another of its axes holds the rows, or one of the inputs', say "
+                f"so: --batch-axis {name}=AXIS."
+            )
+        return np.moveaxis(array, axis, 0)
 
     def _columns_of(self, maps: list[Any]) -> np.ndarray:
         """The maps of a ZipMap, or other sequences, as columns."""
@@ -246,17 +282,40 @@ class Predictor:
             if label is None:
                 raise InvalidModelError(f"{model.path}: no output holds scores or labels.")
             return Answers(outputs, {}, label)
-        if scores.ndim > 2:
-            return self._deep(outputs, scores, label)
-        scores = scores.reshape(len(scores), -1)
+        deep = scores.ndim > 2
+        if deep:
+            axis = self._class_axis(scores.ndim)
+            if axis is None:
+                return self._deep(outputs, scores, label)
+            scores, label = np.moveaxis(scores, axis, -1), None
+        else:
+            scores = scores.reshape(len(scores), -1)
         probabilities = self._probabilities(scores)
-        classes = self._known_classes(2 if scores.shape[1] == 1 else scores.shape[1])
-        if self._is_multilabel(scores):
+        classes = self._known_classes(2 if scores.shape[-1] == 1 else scores.shape[-1])
+        if not deep and self._is_multilabel(scores):
             threshold = 0.5 if model.holds_probabilities else 0.0
-            return Answers(outputs, {}, (scores > threshold).astype(np.int64), probabilities, scores, classes)
+            labels = (scores > threshold).astype(np.int64)
+            return Answers(outputs, {}, labels, probabilities, scores, classes, multilabel=True)
         if label is None or label.ndim != 1 or model.graph_classes is None:
             label = np.array(classes)[self._best(scores)]
         return Answers(outputs, {}, label, probabilities, scores, classes)
+
+    def _class_axis(self, rank: int) -> int | None:
+        """Axis of the classes in scores, rows first, of several labels a row; None if unknown."""
+        from onnxcustom.graph import find_logits
+
+        name = self.model.score_output
+        assert name is not None
+        rows, card = self._axes[name], self.model.card
+        said = None if card is None or card.output != name else card.class_axis
+        if said is None:
+            logits = find_logits(self.model.prepared, name)
+            said = logits.axis if logits is not None and logits.kind == "softmax" else None
+        if said is None:
+            return None
+        own = rank - (rows is None)  # what has no rows was stacked
+        axis = said % own
+        return axis + 1 if rows is None or axis < rows else axis
 
     def _deep(self, outputs: dict[str, np.ndarray], scores: np.ndarray, label: np.ndarray | None) -> Answers:
         """Several labels a row: tokens, pixels."""
@@ -281,25 +340,25 @@ class Predictor:
         return several and logits is not None and logits.columns != 1 and model.label_output is None
 
     def _best(self, scores: np.ndarray) -> np.ndarray:
-        if scores.shape[1] > 1:
-            return np.argmax(scores, axis=1)
-        return (scores[:, 0] > (0.5 if self.model.holds_probabilities else 0.0)).astype(np.int64)
+        if scores.shape[-1] > 1:
+            return np.argmax(scores, axis=-1)
+        return (scores[..., 0] > (0.5 if self.model.holds_probabilities else 0.0)).astype(np.int64)
 
     def _known_classes(self, count: int) -> list[Any]:
         known = self._classes or self.model.classes
         return list(known) if known is not None and len(known) == count else list(range(count))
 
     def _probabilities(self, scores: np.ndarray) -> np.ndarray | None:
-        """Of shape (n, classes), None if there is no telling."""
+        """Of shape (n, ..., classes), None if there is no telling."""
         from scipy.special import expit, softmax
 
         model = self.model
         if not model.holds_probabilities:
             link = None if model.card is None or model.card.output != model.score_output else model.card.link
             if link == "softmax":
-                scores = softmax(scores, axis=1)
+                scores = softmax(scores, axis=-1)
             elif link == "sigmoid":
                 scores = expit(scores)
             else:
                 return None
-        return np.concatenate([1 - scores, scores], axis=1) if scores.shape[1] == 1 else scores
+        return np.concatenate([1 - scores, scores], axis=-1) if scores.shape[-1] == 1 else scores

@@ -55,6 +55,8 @@ class Collected:
                 array = getattr(answers, name)
                 if array is not None:
                     part[name] = array
+            if answers.labels.ndim > 1 and not answers.multilabel:
+                part = _label_by_label(part)
         self.rows += len(rows)
         self._parts.append(part)
 
@@ -96,7 +98,7 @@ def scored(collected: Collected, metrics: Sequence[str], model: Model) -> dict[s
     assert y is not None
     assert predicted is not None
     y, estimator = _estimator(collected, y, predicted, model)
-    weights, index = collected.get("weights"), np.arange(collected.rows).reshape(-1, 1)
+    weights, index = collected.get("weights"), np.arange(len(y)).reshape(-1, 1)
     made = {}
     names = list(dict.fromkeys(metrics or _USUAL[collected.task]))
     if collected.task == "classification":
@@ -156,6 +158,25 @@ def _estimator(
     return y, _Classifier(
         predicted, classes, collected.get("probabilities"), collected.get("scores"), predicted.ndim == 2
     )
+
+
+def _label_by_label(part: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Rows with several labels (tokens, pixels) as a row for each label."""
+    y, predicted = part["y"], part["predicted"]
+    if y.shape != predicted.shape and y.size == predicted.size and len(y) == len(predicted):
+        y = y.reshape(predicted.shape)  # columns of a table
+    if y.shape != predicted.shape:
+        raise InvalidDataError(
+            f"The model predicts labels of shape {predicted.shape[1:]} for a row, the target has "
+            f"{y.shape[1:]}."
+        )
+    made: dict[str, np.ndarray] = {"y": y.reshape(-1), "predicted": predicted.reshape(-1)}
+    if "weights" in part:
+        made["weights"] = np.repeat(part["weights"], predicted[0].size)
+    for name in ("probabilities", "scores"):
+        if name in part:
+            made[name] = part[name].reshape(-1, part[name].shape[-1])
+    return made
 
 
 class _Regressor(RegressorMixin, BaseEstimator):

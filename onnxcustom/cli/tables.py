@@ -311,17 +311,16 @@ def _fitted(array: np.ndarray, spec: InputSpec | None) -> np.ndarray:
 
 
 def reshaped(array: np.ndarray, spec: InputSpec) -> np.ndarray:
-    """Columns as pictures, where a model takes those.
+    """Columns as pictures, where a model takes those, rows first.
 
     Raises
     ------
     InvalidDataError
         Another number of columns.
     """
-    shape = spec.shape
-    if shape is None or len(shape) == array.ndim:
+    rest = spec.of_row
+    if spec.shape is None or len(rest) == array.ndim - 1:
         return array
-    rest = shape[1:]
     if not all(isinstance(d, int) for d in rest) or int(np.prod(rest)) != int(np.prod(array.shape[1:])):
         raise InvalidDataError(f"Rows have the shape {array.shape[1:]}, input {spec} takes others.")
     return array.reshape(len(array), *rest)

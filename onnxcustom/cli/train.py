@@ -9,6 +9,7 @@ import click
 
 from .base import Command
 from .options import (
+    batch_axis_option,
     columns_options,
     compute_options,
     data_argument,
@@ -101,14 +102,7 @@ _DATA, _MODEL, _TRAINING, _RESULTS = "Data", "Model", "Training", "Results"
     section=_MODEL,
     help="Weights of the classes, beside those of rows.",
 )
-@option(
-    "--batch-axis",
-    metavar="NAME=AXIS",
-    multiple=True,
-    section=_MODEL,
-    help="Where the rows of an input or output are, if its dimensions do not say; NAME=none for one "
-    "without rows. May be repeated.",
-)
+@batch_axis_option
 @option(
     "--batch-norm",
     type=click.Choice(["frozen", "update"]),

@@ -18,7 +18,6 @@ import onnx
 from onnxcustom.data import Stream
 from onnxcustom.graph import save
 from onnxcustom.graph import weights as graph_weights
-from onnxcustom.graph.batch_axis import BatchAxes
 from onnxcustom.graph.feature_names import write_feature_names
 from onnxcustom.training.callbacks import (
     Callback,
@@ -40,7 +39,7 @@ from .card import Card, write_card
 from .errors import INTERRUPTED
 from .models import Model, of_file
 from .outputs import replacing
-from .phrases import assigned, parse_value, split_names
+from .phrases import parse_value, split_names
 from .rules import classifies, loss_name, make_loss, make_optimizer, make_penalty, make_schedule
 from .scores import check_metrics
 from .settings import Settings, check_results
@@ -122,7 +121,7 @@ class Training:
     def read(self) -> None:
         """Read model and data, and make the estimator."""
         settings = self.settings
-        self.model = Model(settings.model)
+        self.model = Model(settings.model, settings.batch_axis)
         self.table = table = Table(settings.data)
         held = settings.validation if self._held_out is None else None
         self._other = None if held is None else Table(held)
@@ -138,7 +137,6 @@ class Training:
         rows = table.stream(self._plan(self.features))
         head = checked_head(self.model, table, self.features, rows)
         self.task, self.why = self._choose_task(head.y)
-        self._batch_axis = self._axes()
         self._streamed = self._reads_blocks(rows)
         self._data = self._arguments(rows)
         self._add_validation()
@@ -161,19 +159,9 @@ class Training:
             return "regression", f"{self.target[0]!r} holds fractions"
         return task, why
 
-    def _axes(self) -> dict[str, int | None]:
-        """What ``--batch-axis`` says."""
-        names = [v.name for v in (*self.model.proto.graph.input, *self.model.proto.graph.output)]
-        made = {}
-        for name, text in assigned(self.settings.batch_axis, names, "--batch-axis").items():
-            value = made[name] = parse_value(text)
-            if value is not None and type(value) is not int:
-                raise click.UsageError(f"--batch-axis {name}={text}: an axis or none was expected.")
-        return made
-
     def _reads_blocks(self, rows: Stream) -> bool:
         """Whether the file is read in blocks: as asked for, or as file and model need it."""
-        axes = BatchAxes(self.model.prepared, self._batch_axis)
+        axes = self.model.axes
         outputs = (axes.of(str(v.name)) for v in self.model.prepared.graph.outputs)
         if all(axis == 0 for axis in (*axes.inputs.values(), *outputs)):
             return is_large(rows, self.table) if self.settings.stream is None else self.settings.stream
@@ -222,7 +210,7 @@ class Training:
             "random_state": settings.seed,
             "engine": settings.engine,
             "device": settings.device,
-            "batch_axis": self._batch_axis or None,
+            "batch_axis": self.model.batch_axis or None,
             "batch_norm": settings.batch_norm,
             "dropout": settings.dropout,
             "threads": settings.threads,
@@ -371,10 +359,12 @@ class Training:
 
     def _card(self) -> Card:
         estimator = self.estimator
-        output = estimator.step_.targets[0].output
+        target = estimator.step_.targets[0]
+        output = target.output
         columns = {name: list(names) for name, names in self.features.columns.items()}
+        axes = self.model.batch_axis
         if self.task == "regression":
-            return Card("regression", columns, self.target, output)
+            return Card("regression", columns, self.target, output, batch_axis=axes)
         return Card(
             "classification",
             columns,
@@ -383,6 +373,9 @@ class Training:
             estimator.classes_.tolist(),
             estimator._link,
             bool(estimator._multilabel),
+            axes,
+            # Of one label a row the axis beside that of the rows is the only one.
+            target.axis if target.shape is None or len(target.shape) > 2 or target.rows is None else None,
         )
 
 
