@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import onnx
@@ -32,6 +33,16 @@ def test_there_and_back(classes: list | None) -> None:
     assert [p.value for p in model.metadata_props if p.key == "mine"] == ["kept"]
 
 
+def test_axes() -> None:
+    model = onnx.ModelProto()
+    card = Card(*dataclasses.astuple(CARD)[:7], batch_axis={"x": 1, "r": None}, class_axis=2)
+    write_card(model, card)
+    assert read_card(model) == card
+    # Without any, programs of before read it.
+    write_card(model, CARD)
+    assert "axis" not in model.metadata_props[0].value
+
+
 def test_no_card() -> None:
     assert read_card(onnx.ModelProto()) is None
 
@@ -55,6 +66,10 @@ def test_no_card() -> None:
         {"link": ["softmax"]},
         {"multilabel": 1},
         {"more": 1},
+        {"batch_axis": [1]},
+        {"batch_axis": {"x": "1"}},
+        {"batch_axis": {"x": True}},
+        {"class_axis": 1.0},
     ],
     ids=str,
 )

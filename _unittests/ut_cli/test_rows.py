@@ -180,21 +180,31 @@ def test_a_classifier_of_tokens(name: str, empty: Path, command) -> None:
     np.testing.assert_allclose(table["probability_2_cow"], found["probability"][:, 2, 2], rtol=1e-5)
 
 
-def test_columns_of_a_table(empty: Path, command) -> None:
+@pytest.mark.parametrize(
+    ("dims", "said"), [(("5,N,2", "5,N,3"), SAY), (("N,5,2", "N,5,3"), ["--stream"])], ids=["second", "first"]
+)
+def test_columns_of_a_table(dims: tuple[str, str], said: list[str], empty: Path, command) -> None:
     """A table has a column for each number of a row: time is of a fixed length."""
-    saved(f"(float[5,N,2] seq) => (float[5,N,3] z) {W} {{ z = MatMul(seq, w) }}")
+    saved(f"(float[{dims[0]}] seq) => (float[{dims[1]}] z) {W} {{ z = MatMul(seq, w) }}")
     X, y = rows_of("said")
-    frame = pd.DataFrame(X["seq"].reshape(ROWS, -1)).add_prefix("x").assign(
-        **{f"y{i}": column for i, column in enumerate(y.reshape(ROWS, -1).T)}
-    )  # fmt: skip
+    frame = pd.DataFrame(X["seq"].reshape(ROWS, -1)).add_prefix("x")
+    frame = frame.join(pd.DataFrame(y.reshape(ROWS, -1)).add_prefix("y"))
     frame.to_csv("rows.csv", index=False)
-    target = ",".join(f"y{i}" for i in range(15))
-    command("predict", "net.onnx", "rows.csv", "--columns", ",".join(f"x{i}" for i in range(10)), "-o",
-            "out.npy", *SAY)  # fmt: skip
+    features, target = (",".join(f"{c}{i}" for i in range(n)) for c, n in (("x", 10), ("y", 15)))
+    told = [] if "--stream" in said else said
+    command("predict", "net.onnx", "rows.csv", "--columns", features, "-o", "out.npy", *told)
     np.testing.assert_allclose(np.load("out.npy"), X["seq"] @ W0, rtol=1e-4, atol=1e-5)
-    said = command("evaluate", "net.onnx", "rows.csv", "--target", target, "--json", *SAY).output
+    found = command("evaluate", "net.onnx", "rows.csv", "--target", target, "--json", *told).output
     wanted = r2_score(y.reshape(ROWS, -1), (X["seq"] @ W0).reshape(ROWS, -1))
-    assert json.loads(said)["metrics"]["r2"] == pytest.approx(wanted, rel=1e-4)
+    assert json.loads(found)["metrics"]["r2"] == pytest.approx(wanted, rel=1e-4)
+    command("train", "net.onnx", "rows.csv", "--target", target, "--epochs", 10, "--batch-size", 24, "--lr",
+            0.05, "-o", "new.onnx", "--quiet", *said)  # fmt: skip
+    w = W0
+    for _ in range(10):
+        w = w - 0.05 * np.tensordot(X["seq"], X["seq"] @ w - y, ((0, 1), (0, 1))) / ROWS
+    np.testing.assert_allclose(weights(load("new.onnx"))["w"], w, rtol=1e-4, atol=1e-5)
+    command("predict", "new.onnx", "rows.csv", "-o", "new.npy")
+    np.testing.assert_allclose(np.load("new.npy"), X["seq"] @ w, rtol=1e-3, atol=1e-3)
 
 
 def test_what_is_given_once_a_batch(empty: Path, command, fails) -> None:

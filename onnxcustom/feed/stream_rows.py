@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -53,6 +54,24 @@ def restored(block: Block, axes: Axes) -> Block:
     return Block({key: moved(key, a) for key, a in block.arrays.items()}) if axes else block
 
 
+def _unflattened(block: Block, inputs: Sequence[TensorSpec], targets: Sequence[TensorSpec] = ()) -> Block:
+    """A block with columns of a table as pictures or sequences, where those are wanted."""
+    wanted = {Key(role, s.name): s for role, specs in (("X", inputs), ("y", targets)) for s in specs}
+    for role, specs in (("X", inputs), ("y", targets)):
+        if len(specs) == 1:
+            wanted[Key(role)] = specs[0]
+
+    def shaped(array: np.ndarray, spec: TensorSpec | None) -> np.ndarray:
+        if spec is None or spec.shape is None or array.ndim != 2:
+            return array
+        sizes = [d for i, d in enumerate(spec.shape) if i != spec.axis]
+        fixed = [d for d in sizes if isinstance(d, int)]
+        fits = len(sizes) == len(fixed) > 1 and math.prod(fixed) == array.shape[1]
+        return array.reshape(len(array), *fixed) if fits else array
+
+    return Block({key: shaped(array, wanted.get(key)) for key, array in block.arrays.items()})
+
+
 def converted(
     block: Block,
     stream: Stream,
@@ -81,6 +100,8 @@ def converted(
             "The stream has no expected values: name their column with target=, or give batches (X, y)."
         )
     rows = len(block)
+    if stream.source.selection is not None:
+        block = _unflattened(block, inputs, targets)
     block = restored(block, stream.source.axes)
     # Rows come with a value each, also of what the model takes once a batch.
     inputs, targets = _for_rows(inputs), _for_rows(targets)
@@ -101,8 +122,8 @@ def _for_rows(specs: Sequence[TensorSpec]) -> list[TensorSpec]:
 
 
 def features(block: Block, axes: Axes, inputs: Sequence[TensorSpec]) -> Any:
-    """Features of a block as a model takes those of a batch."""
-    block = restored(block, axes)
+    """Features of a block of a table as a model takes those of a batch."""
+    block = restored(_unflattened(block, inputs), axes)
     if not axes or not isinstance(block.X, dict):
         return block.X
     given = as_inputs(block.X, _for_rows(inputs))
