@@ -265,6 +265,11 @@ def _file(module: str, modules: set[str]) -> str | None:
     return next((m for m in (module, f"{module}.__init__") if m in modules), None)
 
 
+def arrows(found: dict[str, ast.Module]) -> dict[str, set[str]]:
+    """What each file imports of the package: inside of functions, and for type checkers only, too."""
+    return {name: set(imported(name, tree, set(found))) for name, tree in found.items()}
+
+
 def circles(arrows: dict[str, set[str]]) -> list[list[str]]:
     """Sets of files each of which imports all the others, by way of others of the set."""
     reach: dict[str, set[str]] = {}
@@ -318,8 +323,7 @@ def shape(result: Result) -> None:
     result.say(f"\n{'lines':<40}{counts.total():>8}")
     for folder, lines in counts.most_common():
         result.say(f"  {folder:<38}{lines:>8}")
-    arrows = {name: set(imported(name, tree, set(found))) for name, tree in found.items()}
-    rings = circles(arrows)
+    rings = circles(arrows(found))
     result.say(f"{'circles of imports':<40}{len(rings):>8}")
     result.rows += [{"what": "lines", **counts}, {"what": "circles", "files": rings}]
     for kinds, limit in (((ast.ClassDef,), 350), ((ast.FunctionDef, ast.AsyncFunctionDef), 50)):

@@ -15,8 +15,7 @@ from onnxcustom.training.checkpoints.checkpoint import Saved
 if TYPE_CHECKING:
     from onnxcustom.step.training_step import TrainingStep
 
-    from .run import Run
-    from .trainer import Trainer
+    from .run import Run, Training
 
 __all__ = ["capture", "check_same", "checked", "fingerprint", "restore", "restore_callbacks"]
 
@@ -38,7 +37,7 @@ _FREE = frozenset(
 )
 
 
-def fingerprint(trainer: Trainer, run: Run) -> dict[str, Any]:
+def fingerprint(trainer: Training, run: Run) -> dict[str, Any]:
     """What makes a training what it is: estimator, model, data and parameters."""
     parameters = trainer.get_params(deep=False)
     parameters["shuffle"] = trainer.shuffles
@@ -117,7 +116,7 @@ def check_same(saved: Mapping[str, Any], run: Run, folder: Any) -> None:
         )
 
 
-def capture(trainer: Trainer, run: Run) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def capture(trainer: Training, run: Run) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Everything that training goes on from: tensors, and what JSON holds."""
     step_tensors, step = trainer.step_.state_dict()
     tensors = {f"step/{name}": array for name, array in step_tensors.items()}
@@ -163,7 +162,7 @@ def restore(saved: Saved, step: TrainingStep, run: Run) -> None:
         run.stopped_by = by
 
 
-def restore_callbacks(saved: Saved, trainer: Trainer, run: Run) -> None:
+def restore_callbacks(saved: Saved, trainer: Training, run: Run) -> None:
     """Hand every callback what one of its class had, in order; others begin anew."""
     waiting = list(saved.state["callbacks"])
     for callback in run.callbacks.items:

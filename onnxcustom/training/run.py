@@ -7,14 +7,49 @@ import signal
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from onnxcustom.step.training_step import TrainingStep
     from onnxcustom.training.checkpoints.checkpoint import CheckpointStore
 
-    from .callbacks.base import Callbacks
+__all__ = ["Run", "Training", "deferred_interrupt"]
 
-__all__ = ["Run", "deferred_interrupt"]
+
+class Training(Protocol):
+    """What callbacks and checkpoints see of the estimator that trains: it is a :class:`Trainer`."""
+
+    step_: TrainingStep
+    history_: dict[str, list[float]]
+    n_iter_: int
+
+    @property
+    def run(self) -> Run:
+        """The training that goes on."""
+
+    @property
+    def shuffles(self) -> bool:
+        """Whether each epoch takes the rows in another order."""
+
+    @property
+    def _step_parameters(self) -> tuple[str, ...]:
+        """Names of the parameters that make the step, that of the model first."""
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Parameters by name."""
+
+    def record(self, name: str, value: float) -> None:
+        """Write a number of the epoch just ended into the history."""
+
+    def score_with(
+        self, scorer: Any, X: Any, y: Any, sample_weight: Any = None, *, weighs: bool = False
+    ) -> Any:
+        """What a scorer says of the present weights."""
+
+    def checkpoint_state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """What a checkpoint of the training that goes on holds."""
 
 
 @dataclass
@@ -79,7 +114,7 @@ class Run:
     y_val: Any
     loader: Any
     validation: Any
-    callbacks: Callbacks
+    callbacks: Any
     epochs: int = 0
     measures: list[str] = field(default_factory=list)
     on_the_way: list[str] = field(default_factory=list)

@@ -10,8 +10,7 @@ from onnxcustom._registry import did_you_mean
 from onnxcustom.exceptions import UnknownNameError
 
 if TYPE_CHECKING:
-    from ..run import Run
-    from ..trainer import Trainer
+    from ..run import Run, Training
 
 __all__ = ["Callback", "Callbacks", "is_better", "is_loss", "monitored"]
 
@@ -44,25 +43,25 @@ class Callback:
     def check(self, run: Run) -> None:
         """Refuse, before anything of the estimator changes, a training this callback cannot be part of."""
 
-    def on_train_begin(self, trainer: Trainer) -> None:
+    def on_train_begin(self, trainer: Training) -> None:
         """Before the first epoch of a ``fit`` or ``partial_fit``."""
 
-    def on_train_end(self, trainer: Trainer) -> None:
+    def on_train_end(self, trainer: Training) -> None:
         """After the last one, also if an error ended it (``trainer.run.error``): in reverse order."""
 
-    def on_epoch_begin(self, trainer: Trainer) -> None:
+    def on_epoch_begin(self, trainer: Training) -> None:
         """Before an epoch; not before the rest of one that was resumed."""
 
-    def on_epoch_end(self, trainer: Trainer) -> None:
+    def on_epoch_end(self, trainer: Training) -> None:
         """After an epoch, when its loss is in the history and ``n_iter_`` counts it."""
 
-    def on_batch_begin(self, trainer: Trainer, batch: Any) -> None:
+    def on_batch_begin(self, trainer: Training, batch: Any) -> None:
         """Before a step on a batch."""
 
-    def on_batch_end(self, trainer: Trainer, batch: Any, loss: float) -> None:
+    def on_batch_end(self, trainer: Training, batch: Any, loss: float) -> None:
         """After it, with the objective before its update."""
 
-    def on_nonfinite(self, trainer: Trainer, error: Exception) -> bool:
+    def on_nonfinite(self, trainer: Training, error: Exception) -> bool:
         """When the objective is NaN or infinite: whether training is to end without that error."""
         return False
 
@@ -77,7 +76,7 @@ class Callback:
         """What a checkpoint keeps of it: numbers, text, lists, dicts and arrays."""
         return {}
 
-    def load_state_dict(self, trainer: Trainer, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, trainer: Training, state: Mapping[str, Any]) -> None:
         """Go on from what :meth:`state_dict` returned: after :meth:`on_train_begin`."""
 
     def __repr__(self) -> str:
@@ -93,7 +92,7 @@ class _Function(Callback):
     def __init__(self, function: Callable[[Any], Any]) -> None:
         self.function = function
 
-    def on_epoch_end(self, trainer: Trainer) -> None:
+    def on_epoch_end(self, trainer: Training) -> None:
         self.function(trainer)
 
 
@@ -137,13 +136,13 @@ class Callbacks:
             _check_moments(callback)
             callback.check(run)
 
-    def begin(self, trainer: Trainer) -> None:
+    def begin(self, trainer: Training) -> None:
         """Tell all of them, in order, that training begins."""
         for callback in self.items:
             callback.on_train_begin(trainer)
             self.begun.append(callback)
 
-    def call(self, moment: str, trainer: Trainer) -> None:
+    def call(self, moment: str, trainer: Training) -> None:
         """Call a method of all of them, in order."""
         run = trainer.run
         for callback in self.items:
@@ -152,17 +151,17 @@ class Callbacks:
             if going and run.stop_reason is not None:
                 run.stopped_by = type(callback).__name__
 
-    def begin_batch(self, trainer: Trainer, batch: Any) -> None:
+    def begin_batch(self, trainer: Training, batch: Any) -> None:
         """Tell those that look at batches."""
         for callback in self.of_batches:
             callback.on_batch_begin(trainer, batch)
 
-    def end_batch(self, trainer: Trainer, batch: Any, loss: float) -> None:
+    def end_batch(self, trainer: Training, batch: Any, loss: float) -> None:
         """Tell those that look at batches."""
         for callback in self.of_batches:
             callback.on_batch_end(trainer, batch, loss)
 
-    def end(self, trainer: Trainer) -> None:
+    def end(self, trainer: Training) -> None:
         """Call all that began, the last first, though one of them may fail."""
         failed: BaseException | None = None
         for callback in reversed(self.begun):
@@ -175,7 +174,7 @@ class Callbacks:
         if failed is not None:
             logger.error("A callback failed when training ended: %s", failed, exc_info=failed)
 
-    def accept(self, trainer: Trainer, error: Exception) -> bool:
+    def accept(self, trainer: Training, error: Exception) -> bool:
         """Whether one of them lets training end on an objective that is not finite."""
         accepted = [callback.on_nonfinite(trainer, error) for callback in self.items]  # all are told
         return any(accepted)

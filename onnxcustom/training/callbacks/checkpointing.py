@@ -18,8 +18,7 @@ from onnxcustom.training.checkpoints.checkpoint import CheckpointStore, Saved
 from .base import Callback
 
 if TYPE_CHECKING:
-    from ..run import Run
-    from ..trainer import Trainer
+    from ..run import Run, Training
 
 __all__ = ["Checkpoint"]
 
@@ -120,34 +119,34 @@ class Checkpoint(Callback):
         """Whether there may be checkpoints within an epoch."""
         return self.batches is not None or self.seconds is not None
 
-    def on_train_begin(self, trainer: Trainer) -> None:
+    def on_train_begin(self, trainer: Training) -> None:
         """Start the clock."""
         self._saved = self._place(trainer) if trainer.run.resumed else None
         self._last = time.monotonic()
 
-    def on_batch_end(self, trainer: Trainer, batch: Any, loss: float) -> None:
+    def on_batch_end(self, trainer: Training, batch: Any, loss: float) -> None:
         """Save if it is time."""
         late = self.seconds is not None and time.monotonic() - self._last >= self.seconds
         if late or (self.batches is not None and trainer.run.batches % self.batches == 0):
             self._save(trainer)
 
-    def on_epoch_end(self, trainer: Trainer) -> None:
+    def on_epoch_end(self, trainer: Training) -> None:
         """Save after so many epochs."""
         if trainer.n_iter_ % self.epochs == 0 and trainer.run.stop_reason is None:
             self._save(trainer)
 
-    def on_train_end(self, trainer: Trainer) -> None:
+    def on_train_end(self, trainer: Training) -> None:
         """Save the end, unless an error was it, which may have left a step half done."""
         if trainer.run.error is None or trainer.run.orderly:
             self._save(trainer)
 
     @staticmethod
-    def _place(trainer: Trainer) -> tuple[Any, ...]:
+    def _place(trainer: Training) -> tuple[Any, ...]:
         """What a checkpoint would be of: no second one is written of the same."""
         run = trainer.run
         return trainer.n_iter_, run.batches, run.stop_reason
 
-    def _save(self, trainer: Trainer) -> None:
+    def _save(self, trainer: Training) -> None:
         run, place = trainer.run, self._place(trainer)
         if run.store is None or place == self._saved:
             return

@@ -16,8 +16,7 @@ from .base import Callback, is_better, is_loss, monitored
 from .scoring import direction_known
 
 if TYPE_CHECKING:
-    from ..run import Run
-    from ..trainer import Trainer
+    from ..run import Run, Training
 
 __all__ = ["EarlyStopping"]
 
@@ -91,7 +90,7 @@ class EarlyStopping(Callback):
                 UserWarning,
             )
 
-    def on_train_begin(self, trainer: Trainer) -> None:
+    def on_train_begin(self, trainer: Training) -> None:
         """Nothing was measured yet."""
         self._name = monitored(self.monitor, trainer.run)
         self.best_: float | None = None
@@ -106,12 +105,12 @@ class EarlyStopping(Callback):
         """Whether weights are put back for what the steps of an epoch give."""
         return self.restore_best and monitored(self.monitor, run) in run.on_the_way
 
-    def on_epoch_begin(self, trainer: Trainer) -> None:
+    def on_epoch_begin(self, trainer: Training) -> None:
         """Keep the weights that an epoch of one batch measures."""
         if self._first:
             self._before = trainer.step_.weights(), trainer.step_.statistics()
 
-    def on_epoch_end(self, trainer: Trainer) -> None:
+    def on_epoch_end(self, trainer: Training) -> None:
         """Keep the best, count the others."""
         value = trainer.history_[self._name][-1]
         if np.isnan(value):  # not measured after this epoch
@@ -129,7 +128,7 @@ class EarlyStopping(Callback):
                 f"{self._waited} epochs"
             )
 
-    def on_train_end(self, trainer: Trainer) -> None:
+    def on_train_end(self, trainer: Training) -> None:
         """Put the best weights back."""
         if self._weights:
             trainer.step_.set_weights(self._weights)
@@ -147,7 +146,7 @@ class EarlyStopping(Callback):
         numbers = {"best": self.best_, "best_epoch": self.best_epoch_, "waited": self._waited}
         return {"name": self._name, **numbers, **copy.deepcopy(kept)}
 
-    def load_state_dict(self, trainer: Trainer, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, trainer: Training, state: Mapping[str, Any]) -> None:
         """Go on with the best of before, if it is of the same measure."""
         if state["name"] != self._name:
             return

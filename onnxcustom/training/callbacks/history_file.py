@@ -17,8 +17,7 @@ from onnxcustom.exceptions import InvalidDataError
 from .base import Callback
 
 if TYPE_CHECKING:
-    from ..run import Run
-    from ..trainer import Trainer
+    from ..run import Run, Training
 
 __all__ = ["HistoryFile"]
 
@@ -48,14 +47,14 @@ class HistoryFile(Callback):
         if path.is_dir() or not os.access(path.parent, os.W_OK):
             raise PermissionError(f"The history cannot be written to {str(path)!r}.")
 
-    def on_train_begin(self, trainer: Trainer) -> None:
+    def on_train_begin(self, trainer: Training) -> None:
         """Start the clock; epochs of before have no time."""
         self._path = Path(self.path).absolute()  # whatever the current folder is then
         self._begin = time.monotonic()
         self._rates: list[float] = [math.nan] * trainer.n_iter_
         self._seconds: list[float] = [math.nan] * trainer.n_iter_
 
-    def on_epoch_end(self, trainer: Trainer) -> None:
+    def on_epoch_end(self, trainer: Training) -> None:
         """Write it all."""
         now = time.monotonic()
         self._seconds.append(now - self._begin)
@@ -63,7 +62,7 @@ class HistoryFile(Callback):
         self._begin = now
         self.write(trainer)
 
-    def write(self, trainer: Trainer) -> None:
+    def write(self, trainer: Training) -> None:
         """Write what is known of the epochs, of a training that was through as well."""
         columns: dict[str, list[Any]] = {"epoch": list(range(1, trainer.n_iter_ + 1))}
         columns.update(trainer.history_)
@@ -74,7 +73,7 @@ class HistoryFile(Callback):
         """Rates and times of the epochs."""
         return {"rates": [*self._rates], "seconds": [*self._seconds]}
 
-    def load_state_dict(self, trainer: Trainer, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, trainer: Training, state: Mapping[str, Any]) -> None:
         """Go on behind them."""
         self._rates, self._seconds = list(state["rates"]), list(state["seconds"])
 

@@ -15,8 +15,7 @@ from .base import Callback, monitored
 from .scoring import is_score
 
 if TYPE_CHECKING:
-    from ..run import Run
-    from ..trainer import Trainer
+    from ..run import Run, Training
 
 __all__ = ["LearningRate"]
 
@@ -56,7 +55,7 @@ class LearningRate(Callback):
                 f"{self.rate!r} waits for less of {name!r}, of which more is better: give it mode='max'."
             )
 
-    def on_train_begin(self, trainer: Trainer) -> None:
+    def on_train_begin(self, trainer: Training) -> None:
         """A schedule begins again."""
         self._name = monitored(self.monitor, trainer.run)
         self._schedule = copy.deepcopy(self.rate) if isinstance(self.rate, Schedule) else None
@@ -64,7 +63,7 @@ class LearningRate(Callback):
         if self._schedule is None:  # what is no rate is said before anything is trained
             self._checked(self.rate(trainer.n_iter_ + 1))  # type: ignore[operator]
 
-    def on_epoch_begin(self, trainer: Trainer) -> None:
+    def on_epoch_begin(self, trainer: Training) -> None:
         """Set the rate."""
         given = trainer.step_.optimizer.learning_rate
         if self._value is not None and given != self._value:
@@ -80,7 +79,7 @@ class LearningRate(Callback):
         else:
             self._set(trainer, self.rate(epoch))  # type: ignore[operator]
 
-    def on_train_end(self, trainer: Trainer) -> None:
+    def on_train_end(self, trainer: Training) -> None:
         """Give the optimizer its own rate back."""
         if self._value is not None:
             trainer.step_.optimizer.set_learning_rate(trainer.run.rate)
@@ -90,12 +89,12 @@ class LearningRate(Callback):
         check_number("the learning rate that the callback gives", value, "[0, inf)")
         return value
 
-    def _set(self, trainer: Trainer, value: float) -> None:
+    def _set(self, trainer: Training, value: float) -> None:
         if self._checked(value) != self._value:
             trainer.step_.optimizer.set_learning_rate(value)
             self._value = value
 
-    def on_epoch_end(self, trainer: Trainer) -> None:
+    def on_epoch_end(self, trainer: Training) -> None:
         """Tell the schedule."""
         value = trainer.history_[self._name][-1]
         if self._schedule is not None and value == value and self._schedule.report_epoch(value):
@@ -106,7 +105,7 @@ class LearningRate(Callback):
         memory = {} if self._schedule is None else self._schedule.state_dict()
         return {"value": self._value, "schedule": memory}
 
-    def load_state_dict(self, trainer: Trainer, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, trainer: Training, state: Mapping[str, Any]) -> None:
         """Go on with them."""
         if self._schedule is not None:
             self._schedule.load_state_dict(state["schedule"])

@@ -12,8 +12,7 @@ from onnxcustom.exceptions import ConvergenceWarning
 from .base import Callback
 
 if TYPE_CHECKING:
-    from ..run import Run
-    from ..trainer import Trainer
+    from ..run import Run, Training
 
 __all__ = ["StopOnNonFinite", "TimeBudget"]
 
@@ -41,12 +40,12 @@ class TimeBudget(Callback):
         """Refuse a budget that is none."""
         check_number("seconds", self.seconds, "(0, inf)")
 
-    def on_train_begin(self, trainer: Trainer) -> None:
+    def on_train_begin(self, trainer: Training) -> None:
         """Start the clock."""
         self._end = time.monotonic() + self.seconds
         self.used_up_ = False
 
-    def on_batch_end(self, trainer: Trainer, batch: Any, loss: float) -> None:
+    def on_batch_end(self, trainer: Training, batch: Any, loss: float) -> None:
         """Look at the clock."""
         if time.monotonic() >= self._end:
             self.used_up_ = True
@@ -59,7 +58,7 @@ class StopOnNonFinite(Callback):
     The weights are those before that step, the last good ones; :class:`EarlyStopping` puts back the best.
     """
 
-    def on_nonfinite(self, trainer: Trainer, error: Exception) -> bool:
+    def on_nonfinite(self, trainer: Training, error: Exception) -> bool:
         """Warn and end."""
         warn_user(str(error), ConvergenceWarning)
         trainer.run.stop("the objective is not finite")

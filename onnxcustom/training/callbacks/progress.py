@@ -11,7 +11,7 @@ from tqdm import tqdm
 from .base import Callback
 
 if TYPE_CHECKING:
-    from ..trainer import Trainer
+    from ..run import Training
 
 __all__ = ["PrintLog", "ProgressBar"]
 
@@ -33,7 +33,7 @@ class ProgressBar(Callback):
 
     _bar: Any = None
 
-    def on_train_begin(self, trainer: Trainer) -> None:
+    def on_train_begin(self, trainer: Training) -> None:
         """Open it."""
         run = trainer.run
         self._n_rows = run.loader.n_rows
@@ -53,24 +53,24 @@ class ProgressBar(Callback):
             else "{desc}: {n_fmt} rows, {rate_fmt}{postfix}",
         )
 
-    def _description(self, trainer: Trainer) -> str:
+    def _description(self, trainer: Training) -> str:
         epochs = trainer.run.epochs
         return f"epoch {min(trainer.n_iter_ + 1, epochs)}/{epochs}"
 
-    def on_epoch_begin(self, trainer: Trainer) -> None:
+    def on_epoch_begin(self, trainer: Training) -> None:
         """Name the epoch."""
         self._bar.set_description_str(self._description(trainer), refresh=False)
 
-    def on_batch_end(self, trainer: Trainer, batch: Any, loss: float) -> None:
+    def on_batch_end(self, trainer: Training, batch: Any, loss: float) -> None:
         """Move on."""
         self._bar.update(batch.rows)
 
-    def on_epoch_end(self, trainer: Trainer) -> None:
+    def on_epoch_end(self, trainer: Training) -> None:
         """Show what was measured."""
         last = ", ".join(f"{k} {v[-1]:.4g}" for k, v in trainer.history_.items() if v and v[-1] == v[-1])
         self._bar.set_postfix_str(last, refresh=True)
 
-    def on_train_end(self, trainer: Trainer) -> None:
+    def on_train_end(self, trainer: Training) -> None:
         """Close it."""
         if self._bar is not None:
             self._bar.close()
@@ -92,11 +92,11 @@ class PrintLog(Callback):
     def __init__(self, file: Any = None) -> None:
         self.file = file
 
-    def on_train_begin(self, trainer: Trainer) -> None:
+    def on_train_begin(self, trainer: Training) -> None:
         """Start the clock."""
         self._begin = time.monotonic()
 
-    def on_epoch_end(self, trainer: Trainer) -> None:
+    def on_epoch_end(self, trainer: Training) -> None:
         """Print."""
         now = time.monotonic()
         seconds, self._begin = now - self._begin, now
@@ -105,7 +105,7 @@ class PrintLog(Callback):
         line = "  ".join([f"epoch {trainer.n_iter_:>{len(str(epochs))}}/{epochs}", *measured])
         print(f"{line}  {seconds:.2f} s", file=self.file or sys.stdout, flush=True)
 
-    def on_train_end(self, trainer: Trainer) -> None:
+    def on_train_end(self, trainer: Training) -> None:
         """Say why it ended early."""
         if trainer.run.stop_reason is not None:
             print(f"stopped: {trainer.run.stop_reason}", file=self.file or sys.stdout, flush=True)

@@ -15,8 +15,7 @@ from onnxcustom.exceptions import InvalidDataError, UnknownNameError
 from .base import Callback
 
 if TYPE_CHECKING:
-    from ..run import Run
-    from ..trainer import Trainer
+    from ..run import Run, Training
 
 __all__ = ["Score", "direction_known", "is_score"]
 
@@ -113,7 +112,7 @@ class Score(Callback):
                 f"scoring must be a name or a function of (estimator, X, y), not {self.scoring!r}."
             )
 
-    def on_train_begin(self, trainer: Trainer) -> None:
+    def on_train_begin(self, trainer: Training) -> None:
         """Nothing was measured yet."""
         self.records_: list[dict[str, float]] = []
         self._scorer = get_scorer(self.scoring) if isinstance(self.scoring, str) else self.scoring
@@ -130,19 +129,19 @@ class Score(Callback):
         """Whether something is measured within an epoch."""
         return self.batches is not None
 
-    def on_batch_end(self, trainer: Trainer, batch: Any, loss: float) -> None:
+    def on_batch_end(self, trainer: Training, batch: Any, loss: float) -> None:
         """Measure after so many batches."""
         self._batch += 1
         if self.batches is not None and self._batch % self.batches == 0:
             self._measure(trainer)
 
-    def on_epoch_end(self, trainer: Trainer) -> None:
+    def on_epoch_end(self, trainer: Training) -> None:
         """Measure after so many epochs."""
         if trainer.n_iter_ % self.every == 0 or trainer.n_iter_ >= trainer.run.epochs:
             for name, value in self._measure(trainer).items():
                 trainer.record(name, value)
 
-    def _measure(self, trainer: Trainer) -> dict[str, float]:
+    def _measure(self, trainer: Training) -> dict[str, float]:
         found = {}
         for name, (X, y, weights) in self._parts(trainer.run).items():
             value = trainer.score_with(self._scorer, X, y, weights, weighs=_takes_weights(self._scorer))
@@ -156,7 +155,7 @@ class Score(Callback):
         """What was measured."""
         return {"records": [dict(r) for r in self.records_], "batch": self._batch}
 
-    def load_state_dict(self, trainer: Trainer, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, trainer: Training, state: Mapping[str, Any]) -> None:
         """Go on behind it."""
         self.records_, self._batch = [dict(r) for r in state["records"]], state["batch"]
 
