@@ -139,10 +139,17 @@ def _names(model: onnx.ModelProto) -> list[str]:
 
 
 def _outputs(model: onnx.ModelProto, feeds: Feeds) -> dict[str, Any]:
-    """What the model computes, prepared."""
-    session = create_session(to_proto(runnable(model)), threads=1)
+    """What the model computes, prepared; of a ZipMap, which makes lists of dicts, the scores it reads."""
+    made = to_proto(runnable(model))
+    maps = {n.output[0]: n.input[0] for n in made.graph.node if n.op_type == "ZipMap"}
+    kept = [o for o in made.graph.output if o.name not in maps]
+    del made.graph.output[:]
+    made.graph.output.extend(kept)
+    made.graph.output.extend(onnx.ValueInfoProto(name=name) for name in maps.values())
+    session = create_session(made, threads=1)
     names = [o.name for o in model.graph.output]
-    return dict(zip(names, run_values(session, _values(session, feeds), names), strict=True))
+    places = [maps.get(name, name) for name in names]
+    return dict(zip(names, run_values(session, _values(session, feeds), places), strict=True))
 
 
 def _values(session: Any, feeds: Feeds) -> dict[str, Any]:

@@ -9,9 +9,11 @@ from collections.abc import Iterable
 
 import onnx_ir as ir
 
+from onnxcustom.graph.operands import is_opaque
+
 from .flow import Flow, Reach, operands
 from .interface import Engine
-from .verdict import Verdict, is_float
+from .verdict import STEP, Verdict, is_float
 
 __all__ = ["analyse"]
 
@@ -73,7 +75,11 @@ def _edge(
         reach.blocked = reach.blocked or after.blocked or (node, _INTEGER)
         return
     if not live:
-        reach.blocked = reach.blocked or after.blocked or (node, _STEP)
+        # Where numbers become places or labels says more than what is done with those afterwards.
+        smooth = any(is_float(v) and v in flow.reach for v in node.outputs)
+        step = (node, STEP)
+        if reach.blocked is None or is_opaque(reach.blocked[0]):
+            reach.blocked = (after.blocked or step) if smooth else step
         return
     verdict = flow.verdicts.get((node, position))
     if verdict is None:
@@ -87,4 +93,3 @@ def _edge(
 
 
 _INTEGER = Verdict("non-differentiable", "the operand is not a floating-point tensor")
-_STEP = Verdict("non-differentiable", "its output is not a floating-point tensor")

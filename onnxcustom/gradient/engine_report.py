@@ -16,7 +16,7 @@ from onnxcustom.graph.links import Links
 from .analysis import analyse
 from .flow import Flow, operands
 from .interface import Engine, form_of
-from .verdict import Verdict, is_float
+from .verdict import Verdict, is_float, of_weight
 
 __all__ = ["GradientReport", "LeftOutRow", "OperatorRow", "Row", "WeightRow", "described", "engine_report"]
 
@@ -330,7 +330,7 @@ def _weight_row(flow: Flow, value: ir.Value, targets: bool) -> WeightRow:
     if obstacle is None:
         return WeightRow(name, shape, dtype, "trained" if reach.live else "unused")
     node, verdict = obstacle
-    reason = f"node {node.name!r} ({node.op_type}): {verdict.reason}"
+    reason = f"node {node.name!r} ({node.op_type}): {of_weight(verdict)}"
     return WeightRow(name, shape, dtype, verdict.how, reason)
 
 

@@ -18,7 +18,7 @@ from onnxcustom.exceptions import (
 from onnxcustom.graph import Prepared
 
 from .flow import Flow
-from .verdict import Verdict
+from .verdict import Verdict, of_weight
 
 __all__ = ["ENGINES", "Engine", "form_of", "get_engine", "refusal_error", "register_engine"]
 
@@ -140,7 +140,8 @@ def refusal_error(
     operator = node.op_type if not node.domain else f"{node.domain}.{node.op_type}"
     message = (
         f"No gradient with respect to {what}: node {node.name!r} ({operator}, opset {opset}) "
-        f"{_KINDS[verdict.how][1]} with the engine {engine!r}: {verdict.reason}"
+        f"{_KINDS[verdict.how][1]} with the engine {engine!r}: "
+        f"{of_weight(verdict) if what.startswith('weight ') else verdict.reason}"
     )
     return _KINDS[verdict.how][0](
         message, node=node.name, op_type=node.op_type, domain=node.domain, opset=opset

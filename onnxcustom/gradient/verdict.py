@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from onnxcustom.graph.operands import FLOATS
 
-__all__ = ["RULE", "Verdict", "is_float"]
+__all__ = ["RULE", "STEP", "Verdict", "is_float", "of_weight"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,20 @@ class Verdict:
 
 
 RULE = Verdict("rule")
+STEP = Verdict(
+    "non-differentiable",
+    "only places, labels or truth values come of the operand, which have no gradient",
+)
+
+
+def of_weight(verdict: Verdict) -> str:
+    """The reason of a verdict, where it keeps a weight from being trained."""
+    if verdict != STEP:
+        return verdict.reason
+    return (
+        f"{verdict.reason}. Constants that are compared only, as the rows that nearest neighbours are looked "
+        "for among, are no weights that a gradient could move; linear models and neural networks have some."
+    )
 
 
 def is_float(value: ir.Value | None) -> bool:
