@@ -51,9 +51,9 @@ class LossTarget:
 
     Attributes
     ----------
-    kind : {'values', 'labels'}
-        Numbers in the prediction's dtype and shape, or indices of classes (axis 1 of the
-        prediction).
+    kind : {'values', 'labels', 'own'}
+        Numbers in the prediction's dtype and shape; indices of classes (axis 1 of the prediction); or
+        integers of a shape of their own, rows first: the loss knows which axis of the prediction is what.
     dtype : onnx_ir.DataType
         Element type.
     shape : list or None

@@ -39,6 +39,8 @@ class CustomLoss(Loss):
         A model (``ModelProto``, bytes, path, ``onnx_ir.Model``) with the inputs `predicted` and
         `expected`, in this order unless they have these names, perhaps a third one with one weight a
         row, and one output (the first counts): the losses, rows first, any further axes are summed.
+        Integers expected of another shape than that of `predicted` without axis 1 may have any, rows first;
+        predictions then come with their rows first, too, and their other axes in order.
         With the third input they are weighted already.
         Or ``function(op, predicted, expected)``, which returns such losses, or a pair of losses and
         the gradient of their sum with respect to `predicted`. A module's function, not a lambda, if
@@ -96,14 +98,11 @@ class CustomLoss(Loss):
     ) -> LossTarget:
         """What the function or the model expects."""
         if not self._is_function():
-            _, expected, _ = _inputs(self._model())
+            predicted, expected, _ = _inputs(self._model())
             if expected.dtype is not None:
-                dims = (
-                    None
-                    if expected.shape is None
-                    else [d if isinstance(d, int) else d.value for d in expected.shape]
-                )
-                kind = "values" if expected.dtype.is_floating_point() else "labels"
+                dims = _shape(expected)
+                kind = "labels" if _are_labels(dims, _shape(predicted)) else "own"
+                kind = "values" if expected.dtype.is_floating_point() else kind
                 return LossTarget(kind, expected.dtype, dims)
         if self.labels:
             return label_target(rank, shape)
@@ -304,6 +303,14 @@ def _inputs(model: ir.Model) -> tuple[ir.Value, ir.Value, ir.Value | None]:
         rest = [v for v in inputs if v.name not in ("predicted", "expected")]
         return named["predicted"], named["expected"], rest[0] if rest else None
     return inputs[0], inputs[1], inputs[2] if len(inputs) == 3 else None
+
+
+def _are_labels(expected: Sequence | None, predicted: Sequence | None) -> bool:
+    """Whether integers of a loss model have the shape of its predictions without axis 1, by its own word."""
+    if expected is None or predicted is None or len(expected) <= 1:
+        return True
+    pairs = zip(expected[1:], predicted[2:], strict=False)
+    return len(expected) == len(predicted) - 1 and all(a == b or None in (a, b) for a, b in pairs)
 
 
 def _shape(value: ir.Value) -> list[int | str | None] | None:

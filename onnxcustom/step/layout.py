@@ -29,12 +29,14 @@ class Layout:
     Attributes
     ----------
     moved : Var
-        That tensor with the rows first and the classes second; a tensor without rows is one.
+        That tensor with the rows first and the classes second, unless the loss takes them where they are; a
+        tensor without rows is one.
     """
 
     def __init__(self, op: Builder, target: Target, predicted: Var) -> None:
         self.op, self.target, self.predicted = op, target, predicted
         self.rank = predicted.rank
+        self._own = target.loss.target(predicted.dtype, self.rank).kind == "own"
         self.moved = self._move(predicted, self._values())
 
     def _values(self) -> list[int]:
@@ -43,7 +45,7 @@ class Layout:
         if rank is None:
             return []
         first = [] if rows is None else [rows]
-        if classes < rank and classes != rows:
+        if classes < rank and classes != rows and not self._own:
             first.append(classes)
         return first + [a for a in range(rank) if a not in first]
 
@@ -58,6 +60,8 @@ class Layout:
         if self.rank is None or rank is None:
             return "own"
         moved = self.moved.rank or 0
+        if wanted.kind == "own":
+            return "own"
         if wanted.kind == "labels":
             return "labels" if rank == moved - 1 and self.target.axis < self.rank else "own"
         return "values" if rank == moved else "own"

@@ -326,13 +326,15 @@ def _settled(target: Target, sizes: Mapping[str, int], labels: tuple[int, ...]) 
     kind = target.loss.target(None, len(dims)).kind
     if target.rows is None and len(labels) == len(dims):
         labels = labels[1:]  # one for each row of a model that takes one at a time
-    if kind != "labels" or len(labels) != len(dims) - 1:
+    if kind == "values" or len(labels) != len(dims) - 1:
         return target
     fit = [a for a in target.label_free_axes() if _fits(target, a, sizes, labels)]
     if not fit:
         return target  # the check of shapes says what is wrong
     if len(fit) > 1:
         axis = target.axis if target.axis in fit else fit[0]
+        if kind == "own":
+            return target.with_axis(axis)
         warn_user(
             f"Output {target.output!r} has shape {tuple(dims)}, its labels {labels}: any of the axes {fit} "
             f"may hold the classes; taken for {axis}. End the model in a Softmax over the classes, or fix "
