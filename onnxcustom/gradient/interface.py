@@ -20,7 +20,7 @@ from onnxcustom.graph import Prepared
 from .flow import Flow
 from .verdict import Verdict, of_weight
 
-__all__ = ["ENGINES", "Engine", "form_of", "get_engine", "refusal_error", "register_engine"]
+__all__ = ["ENGINES", "Engine", "Verdict", "form_of", "get_engine", "refusal_error", "register_engine"]
 
 
 class Engine(ABC):
