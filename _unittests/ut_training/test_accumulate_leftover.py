@@ -184,3 +184,28 @@ def test_it_may_be_too_large():
     )
     assert (skipped.step_.skipped, skipped.step_.pending) == (1, 0)
     np.testing.assert_array_equal(skipped.weights_["w"].ravel(), [0.5, -1])
+
+
+@pytest.mark.parametrize("modes", [{}, {"dropout": "on"}, {"batch_norm": "update"}])
+@pytest.mark.parametrize(
+    "middle",
+    ["r = Dropout(h)", "r = BatchNormalization(h, one, zero, mean, var)", "d = Dropout(h) r = Tanh(d)"],
+)
+def test_nodes_that_modes_replace(middle: str, modes: dict[str, str]) -> None:
+    """The graph that applies what is left reads no batch, whatever the modes have made of the model."""
+    model = onnx.parser.parse_model(
+        f"""<ir_version: 8, opset_import: ["": 17]> g (float[N, 2] x) => (float[N, 1] y)
+        <float[2, 2] v = {{1, 2, 3, 4}}, float[2, 1] w = {{1, 2}}, float[2] one = {{1, 1}},
+         float[2] zero = {{0, 0}}, float[2] mean = {{0, 0}}, float[2] var = {{1, 1}}> {{
+            h = MatMul(x, v) {middle} y = MatMul(r, w) }}"""
+    )
+    X = np.random.default_rng(0).normal(size=(4, 2)).astype(np.float32)
+    y = X[:, :1]
+    # One batch of all that is accumulated, at once: modes look at a batch, so that there is one.
+    step = TrainingStep(model, optimizer=SGD(0.1, accumulate=3), seed=1, **modes)
+    other = TrainingStep(model, optimizer=SGD(0.1), seed=1, **modes)
+    assert step.run(X, y) == pytest.approx(other.run(X, y), rel=1e-6)
+    assert step.apply_accumulated()
+    assert step.iteration == 1
+    for name, array in other.weights().items():
+        np.testing.assert_allclose(step.weights()[name], array, rtol=1e-5, atol=1e-6)

@@ -12,7 +12,9 @@ import onnx
 import pytest
 
 from onnxcustom import OnnxClassifier, OnnxRegressor, TrainingStep
-from onnxcustom.graph import to_proto
+from onnxcustom.exceptions import UnknownNameError
+from onnxcustom.graph import Prepared, prepare, to_proto
+from onnxcustom.optim import Adam
 
 from .older_steps import MODEL, OPTIONS, batch
 
@@ -68,6 +70,112 @@ def test_pickles_of_the_version_before() -> None:
             assert found.keys() == wanted.keys()
             for key, array in wanted.items():
                 np.testing.assert_allclose(found[key], array, rtol=1e-5, atol=1e-6, err_msg=f"{name}: {key}")
+
+
+# -- from one step to another ------------------------------------------------------------------------
+
+NORM = """<ir_version: 8, opset_import: ["": 17]>
+net (float[N, 3] x) => (float[N, 3] y) <float[3, 3] a = {1, 0, 0, 0, 1, 0, 0, 0, 1}, float[3] one = {1, 2, 1},
+  float[3] zero = {0, 1, 0}, float[3] mean = {0, 0, 0}, float[3] var = {1, 1, 1}> {
+    h = MatMul(x, a) y = BatchNormalization(h, one, zero, mean, var) }"""
+
+
+@pytest.mark.parametrize("opset", [7, 11, 13, 16, 17, 18, 21])
+@pytest.mark.parametrize("names", [None, ["w"], ["v"], ["v", "w"]])
+def test_weights_of_outputs_that_are_not_trained(opset: int, names: list[str] | None) -> None:
+    """Their gradient is zero; converting the model to the opset of the rules must not lose them."""
+    model = onnx.parser.parse_model(
+        f"""<ir_version: 8, opset_import: ["": {opset}]> g (float[N, 2] x) => (float[N, 1] y, float[N, 1] z)
+        <float[2, 1] w = {{1, 2}}, float[2, 1] v = {{1, 1}}> {{ y = MatMul(x, w) z = MatMul(x, v) }}"""
+    )
+    X, y = batch()
+    step = TrainingStep(model, "squared_error", weights=names, learning_rate=0.1)
+    step.run(X[:, :2], y[:, :1])
+    found = step.weights()
+    gradient = X[:, :2].T @ (X[:, :2] @ np.float32([[1], [2]]) - y[:, :1]) / 8
+    wanted = {"w": np.float32([[1], [2]]) - 0.1 * gradient, "v": np.ones((2, 1), np.float32)}
+    for name in names or ["w", "v"]:
+        np.testing.assert_allclose(found[name], wanted[name], rtol=1e-5, atol=1e-6)
+    assert step.scores(X[:, :2], y[:, :1]).shape == (8,)
+
+
+def test_statistics_that_were_handed_on_twice() -> None:
+    """update -> frozen -> update: the second one goes on from what the first has found."""
+    model = onnx.parser.parse_model(NORM)
+    X = batch()[0] + 3
+    first = TrainingStep(model, batch_norm="update")
+    for _ in range(3):
+        first.run(X, X)
+    between, last = TrainingStep(model), TrainingStep(model, batch_norm="update")
+    between.take_over(first)
+    last.take_over(between)
+    for name, array in first.statistics().items():
+        np.testing.assert_array_equal(last.statistics()[name], array)
+        assert np.abs(array).max() > 0.1
+
+
+def test_a_step_that_cannot_be_taken_over_changes_nothing() -> None:
+    X = batch()[0]
+    other = TrainingStep(onnx.parser.parse_model(NORM.replace("mean", "mu")), batch_norm="update")
+    other.run(X, X)
+    step = TrainingStep(onnx.parser.parse_model(NORM), optimizer="adam")
+    before, clock = step.weights(), step.optimizer.t
+    with pytest.raises(UnknownNameError, match="mu"):
+        step.take_over(other)
+    for name, array in step.weights().items():
+        np.testing.assert_array_equal(array, before[name])
+    assert (step.optimizer.t, step.iteration) == (clock, 0)
+
+
+def test_taking_over_what_is_accumulated() -> None:
+    """Of heads that count labels and rows: as if one step had gone on."""
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 18]> g (float[N, T, 3] x) => (float[N, T, 2] p, float[N, 1] q)
+        <float[3, 2] w = {1, 0, 0, 1, 1, 1}, float[3, 1] v = {1, 2, 1}, int64[1] one = {1}> {
+            p = MatMul(x, w) m = ReduceMean<keepdims = 0>(x, one) q = MatMul(m, v) }"""
+    )
+    rng = np.random.default_rng(0)
+    parts = [
+        (
+            rng.normal(size=(n, 4, 3)).astype(np.float32),
+            rng.integers(0, 2, (n, 4)),
+            np.float32(rng.normal(size=(n, 1))),
+        )
+        for n in (4, 2, 5)
+    ]
+
+    def made() -> TrainingStep:
+        losses = {"p": "cross_entropy", "q": "squared_error"}
+        return TrainingStep(model, losses, Adam(0.1, accumulate=3))
+
+    one, other = made(), made()
+    for k, (x, labels, values) in enumerate(parts):
+        for step in (one, other):
+            step.run(x, {"p": labels, "q": values})
+        if k == 1:
+            followed = made()
+            followed.take_over(other)
+            other = followed
+    assert one.iteration == other.iteration == 1
+    for name, array in one.weights().items():
+        np.testing.assert_array_equal(other.weights()[name], array)
+
+
+def test_what_the_graph_reads_is_no_reason_for_another_one() -> None:
+    X = batch()[0]
+    step = TrainingStep(onnx.parser.parse_model(NORM), batch_norm="update")
+    step.run(X, X)
+    recipe = step.recipe
+    step.set_statistics(step.statistics())
+    step.start_from(step.weights())
+    assert step.recipe is recipe
+
+
+def test_a_step_of_a_prepared_model() -> None:
+    X, y = batch()
+    step = TrainingStep(Prepared(prepare(onnx.parser.parse_model(MODEL))), learning_rate=0.1)
+    other = step_of(learning_rate=0.1)
+    assert step.run(X, y) == other.run(X, y)
 
 
 # -- preparations ------------------------------------------------------------------------------------

@@ -108,7 +108,6 @@ def gradient_model(
     engine: str | Engine = "auto",
 ) -> ir.Model:
     """What :func:`gradient_graph` returns, for who goes on working with it, of a model with its proto."""
-    assert model.proto is not None
     chosen = select_engine(engine, model)
     made = form_of(model, chosen)
     _restore(made, model.proto, wrt or ())

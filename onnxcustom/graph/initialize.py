@@ -218,7 +218,6 @@ def initialize_weights(
         name: _Drawing(made, values[name], roles[name], name in explicit).draw(how, int(seed), gain)
         for name, how in chosen.items()
     }
-    assert prepared.proto is not None
     return replace_weights(prepared.proto, drawn)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common
@@ -11,7 +13,7 @@ from onnxcustom.graph import passes
 from onnxcustom.graph.checks import check_attributes, check_operands, check_sizes
 from onnxcustom.graph.declared import DeclaredShapesPass
 from onnxcustom.graph.guards import GuardKernelsPass, NameOutputsPass
-from onnxcustom.graph.io import ModelLike, load_both, to_ir
+from onnxcustom.graph.io import ModelLike, load_both, to_ir, to_proto
 from onnxcustom.graph.ml_operators import ConvertLinearOperatorsPass, is_linear_operator
 from onnxcustom.graph.opsets import ConvertOpsetPass, SetIrVersionPass
 from onnxcustom.graph.sites import tag
@@ -106,18 +108,25 @@ class Prepared:
     model : onnx_ir.Model
         What :func:`prepare` returned, or a part of it; not to be changed any more.
     proto : onnx.ModelProto, optional
-        The user's own model, loaded; None where it is of no concern, as for a part of a model.
+        The user's own model, loaded; by default the prepared one stands for it.
 
     Attributes
     ----------
-    model, proto
+    model : onnx_ir.Model
         As given.
     """
 
     def __init__(self, model: ir.Model, proto: onnx.ModelProto | None = None) -> None:
         self.model = model
-        self.proto = proto
+        self._proto = proto
         self._converted: dict[tuple[int, int | None], ir.Model] = {}
+
+    @property
+    def proto(self) -> onnx.ModelProto:
+        """The user's own model, loaded."""
+        if self._proto is None:
+            self._proto = to_proto(self.model)
+        return self._proto
 
     @classmethod
     def of(cls, model: ModelLike | Prepared) -> Prepared:
@@ -151,7 +160,9 @@ class Prepared:
             return made
         if (target, max_ir) not in self._converted:
             made = to_ir(self.model)
+            unread = [v for v in made.graph.initializers.values() if not v.uses()]
             _convert(made, target)
+            _keep(made, unread)
             _declare(made, max_ir)
             passes.RenameIntegersPass()(made)
             self._converted[target, max_ir] = made
@@ -222,6 +233,15 @@ def _convert(model: ir.Model, target: int) -> None:
     common.LiftSubgraphInitializersToMainGraphPass()(model)
     passes.UniqueNamesPass()(model)
     passes.RemoveUnusedPass()(model)
+
+
+def _keep(model: ir.Model, values: Iterable[ir.Value]) -> None:
+    """Have initializers that nothing reads again: a weight that this part of a model does not need is one."""
+    for old in values:
+        if old.name not in model.graph.initializers:
+            value = ir.Value(name=old.name, type=old.type, shape=old.shape, const_value=old.const_value)
+            value.meta.update(old.meta)
+            model.graph.register_initializer(value)
 
 
 def _declare(model: ir.Model, max_ir: int | None) -> None:

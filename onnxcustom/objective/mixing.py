@@ -56,12 +56,13 @@ def find_mixing(model: ir.Model) -> str | None:
         v: _FREE if v.shape is not None and not len(v.shape) else _State(0) for v in graph.inputs
     }
     for node in graph:
-        found = _of_node(node, [_FREE if v is None else states.get(v, _FREE) for v in node.inputs])
+        read = [_FREE if v is None else states.get(v, _FREE) for v in node.inputs]
+        found = _of_node(node, read, model.opset_imports.get("", 18))
         states.update(dict.fromkeys(node.outputs, found))
     return states.get(graph.outputs[0], _FREE).mixed
 
 
-def _of_node(node: ir.Node, states: Sequence[_State]) -> _State:
+def _of_node(node: ir.Node, states: Sequence[_State], opset: int) -> _State:
     """What comes out of a node."""
     if node.op_type in _SHAPES and node.domain == "":
         return _FREE
@@ -73,15 +74,15 @@ def _of_node(node: ir.Node, states: Sequence[_State]) -> _State:
     if all(s.axis is None for s in states):
         return _FREE
     rule = _RULES.get(node.op_type) if node.domain == "" else None
-    found = _SOMEWHERE if rule is None else rule(_Node(node, [s.axis for s in states]))
+    found = _SOMEWHERE if rule is None else rule(_Node(node, [s.axis for s in states], opset))
     return found if isinstance(found, _State) else _State(found)
 
 
 class _Node:
     """A node, and where the rows are in its inputs."""
 
-    def __init__(self, node: ir.Node, axes: Sequence[int | None]) -> None:
-        self.node, self.axes = node, axes
+    def __init__(self, node: ir.Node, axes: Sequence[int | None], opset: int) -> None:
+        self.node, self.axes, self.opset = node, axes, opset
         self.ranks = [None if v is None or v.shape is None else len(v.shape) for v in node.inputs]
         shape = node.outputs[0].shape
         self.rank = None if shape is None else len(shape)
@@ -164,7 +165,7 @@ def _along(default: int, flat: bool = False, drops: bool = False, at: int | None
 
 
 def _softmax(n: _Node) -> int | _State | None:
-    old = (n.node.version or 13) < 13
+    old = n.opset < 13
     return _along(1 if old else -1, flat=old)(n)
 
 

@@ -1,7 +1,7 @@
 """Composition of training graphs: models go in, one model comes out, nothing is run.
 
 A training step is forward, loss, penalty, backward and update in ONE graph; running it is the
-business of :mod:`onnxcustom.step.training_step`.
+business of :mod:`onnxcustom.step.program`.
 """
 
 from __future__ import annotations

@@ -142,6 +142,8 @@ class _Rewriter:
             node.prepend(new)
         self.op.nodes.clear()
         assert node.graph is not None
+        for i in range(len(node.inputs)):  # or it would count as a reader of them
+            node.replace_input_with(i, None)
         node.graph.remove(node, safe=False)
 
     def _in_main_graph(self, node: ir.Node, setting: str, otherwise: str) -> None:

@@ -282,7 +282,6 @@ def make_recipe(
         What is wrong, and where.
     """
     model, proto = prepared.take(), prepared.proto
-    assert proto is not None
     if not model.graph.inputs:
         raise InvalidModelError("The model has no inputs: there is nothing to train it on.")
     if settings.get("host", True):

@@ -17,7 +17,7 @@ from onnxcustom.optim.serialization import clock_to_dict, load_clock, load_rate,
 
 from .recipe import Recipe
 from .state import State
-from .targets import divided_as
+from .targets import Target, divided_as, has_positions
 
 __all__ = ["carried_over", "export_state", "import_state", "started_from", "with_statistics"]
 
@@ -40,7 +40,7 @@ def export_state(recipe: Recipe, state: State) -> tuple[dict[str, np.ndarray], d
         "learning_rate": rate_to_dict(recipe.rule),
         "clock": clock_to_dict(recipe.rule),
         **{name: getattr(state, name) for name in _COUNTS},
-        _UNITS: state.pending_units,
+        _UNITS: None if state.pending_units is None else list(state.pending_units),
         "born": _ages(recipe, recipe.born),
         "modes": {**dataclasses.asdict(recipe.modes), "seed": int(recipe.modes.seed)},
         _POSITIONS: {t.output: t.positions for t in recipe.targets},
@@ -80,7 +80,8 @@ def import_state(
         buffer.write({own: arrays[name]})
     for name in _COUNTS:
         setattr(state, name, int(data[name]))
-    state.pending_units = data.get(_UNITS)
+    units = data.get(_UNITS)
+    state.pending_units = None if units is None else list(units)
     return recipe, state
 
 
@@ -89,49 +90,77 @@ def carried_over(recipe: Recipe, state: State, other: Recipe, done: State) -> tu
 
     `recipe` goes on with the state, the clock and the counts as well, if its rule is the same.
     """
-    trained = replace_weights(other.proto, done.weights())
-    present = {**weights(trained), **done.weights()}
+    trained = {**weights(replace_weights(other.proto, done.weights())), **done.weights()}
     known = {*weights(recipe.proto), *recipe.weights, *_shared_constants(recipe.proto, other.weights)}
-    recipe = started_from(recipe, state, {name: array for name, array in present.items() if name in known})
-    recipe = with_statistics(recipe, state, done.running()).replace(columns=other.columns)
+    tensors = {name: array for name, array in trained.items() if name in known}
+    handed_on = _shared_constants(recipe.proto, [n for n in sorted(other.moved) if n not in trained])
+    statistics = {**_of_model(other.proto, handed_on), **done.running()}
+    made = _with_statistics(_started_from(recipe, tensors), state, statistics)
+    made = made.replace(columns=other.columns, targets=_divided_as(made, other))
+    goes_on, target = made.rule.continues(other.rule), state
+    kept = {w: states for w, states in done.of_rule().items() if w in made.weights}
+    if goes_on:  # the age of a weight is part of the graphs, and of what is updated as one
+        born = {w: other.born.get(w, 0) if w in kept else done.iteration for w in made.weights}
+        made = made.replace(born=born)
+        target = State(made, state.device, state.read())
+    target.set_weights({name: array for name, array in tensors.items() if name in made.weights})
+
+    # Nothing below is refused.
+    target.set_running(statistics)
+    if not goes_on:
+        return made, target
+    made.rule.take_clock(other.rule)
+    target.set_of_rule(kept, made.rule)
+    same = made.rule.accumulate == other.rule.accumulate and made.weights == other.weights
+    target.go_on_from(done, accumulated=same)
+    if _units(made) != _units(other):
+        target.pending_units = None
+    return made, target
+
+
+def _divided_as(recipe: Recipe, other: Recipe) -> tuple[Target, ...]:
+    """Targets that count labels, or rows, as another recipe does whose losses are the same."""
     counted = {t.output: t.positions for t in other.targets if t.loss.counts_positions}
     counted = {t.output: counted.get(t.output, t.positions) for t in recipe.targets}
-    targets = tuple(divided_as(recipe.targets, counted))
-    if targets != recipe.targets:
-        recipe = recipe.replace(targets=targets)
-    if not recipe.rule.continues(other.rule):
-        return recipe, state
-    recipe.rule.take_clock(other.rule)
-    kept = {w: states for w, states in done.of_rule().items() if w in recipe.weights}
-    born = {w: other.born.get(w, 0) if w in kept else done.iteration for w in recipe.weights}
-    # The age of a weight is part of the graphs, and of what is updated as one.
-    recipe = recipe.replace(born=born)
-    made = State(recipe, state.device, state.read())
-    made.set_of_rule(kept, recipe.rule)
-    same = recipe.rule.accumulate == other.rule.accumulate and recipe.weights == other.weights
-    made.go_on_from(done, accumulated=same)
-    if recipe.targets != other.targets:
-        made.pending_units = None
-    return recipe, made
+    made = tuple(divided_as(recipe.targets, counted))
+    return recipe.targets if made == recipe.targets else made
+
+
+def _units(recipe: Recipe) -> list[tuple[str, bool]]:
+    """Outputs, and whether each is divided by its labels."""
+    return [(t.output, t.counts_positions and has_positions(t)) for t in recipe.targets]
 
 
 def started_from(recipe: Recipe, state: State, tensors: Mapping[str, np.ndarray]) -> Recipe:
     """What :meth:`~onnxcustom.TrainingStep.start_from` does to the recipe, and to the state."""
-    before = constants(recipe.proto, tensors)
-    frozen = {n for n, a in tensors.items() if n not in recipe.weights and not _same_bits(a, before[n])}
-    proto = replace_weights(recipe.proto, tensors)
+    made = _started_from(recipe, tensors)
     state.set_weights({name: array for name, array in tensors.items() if name in recipe.weights})
-    return recipe.replace(proto=proto, moved=recipe.moved | frozen)
+    return made
+
+
+def _started_from(recipe: Recipe, tensors: Mapping[str, np.ndarray]) -> Recipe:
+    """A recipe with other values of what it does not train: the state has the rest."""
+    others = {name: array for name, array in tensors.items() if name not in recipe.weights}
+    before = constants(recipe.proto, others)
+    frozen = {n: a for n, a in others.items() if not _same_bits(a, before[n])}
+    if not frozen:
+        return recipe
+    return recipe.replace(proto=replace_weights(recipe.proto, frozen), moved=recipe.moved | frozen.keys())
 
 
 def with_statistics(recipe: Recipe, state: State, statistics: Mapping[str, np.ndarray]) -> Recipe:
     """A recipe with other statistics in its model; those that are trained are overwritten in the state."""
-    if not statistics:
-        return recipe
-    moved = {name for name in statistics if name not in state.statistics.names}
-    proto = replace_constants(recipe.proto, statistics)
+    made = _with_statistics(recipe, state, statistics)
     state.set_running(statistics)
-    return recipe.replace(proto=proto, moved=recipe.moved | moved)
+    return made
+
+
+def _with_statistics(recipe: Recipe, state: State, statistics: Mapping[str, np.ndarray]) -> Recipe:
+    moved = {name: a for name, a in statistics.items() if name not in state.statistics.names}
+    if not moved:
+        return recipe
+    proto = replace_constants(recipe.proto, moved)
+    return recipe.replace(proto=proto, moved=recipe.moved | moved.keys())
 
 
 # -- names -------------------------------------------------------------------------------------------

@@ -266,6 +266,7 @@ class TrainingStep:
 
     def _program(self, weighted: Weighted, phase: Phase) -> Program:
         if (weighted, phase) not in self._programs:
+            self._check_options()
             self._programs[weighted, phase] = Program(
                 self._recipe.graph(weighted, phase),
                 self._state,
@@ -371,7 +372,7 @@ class TrainingStep:
         program.run([], optimizer.values, optimizer.t, 0.0)
         unfit = state.kept.unfit()
         if unfit:
-            self._refuse(0.0, unfit)
+            self._refuse(None, unfit)
             state.forget_accumulated()  # left out, as a batch would be
         else:
             self._updated(program)
@@ -432,18 +433,20 @@ class TrainingStep:
                 f"{self.optimizer!r}. Make another TrainingStep with it and let it take_over() this one."
             )
 
-    def _refuse(self, loss: float, unfit: Sequence[str]) -> float:
-        """Leave a step out: an error, or one more skipped. Nothing was changed."""
+    def _refuse(self, loss: float | None, unfit: Sequence[str]) -> float:
+        """Leave a step out: an error, or one more skipped. Nothing was changed; without a batch no loss."""
         if self.optimizer.skip_nonfinite:
             self._state.skipped += 1
-            return loss
+            return math.nan if loss is None else loss
         rate = self.optimizer.value
-        if not math.isfinite(loss):
-            what = f"The objective is {loss}"
+        weights = [name for name in unfit if name in self._recipe.weights] or unfit
+        what = f"the gradient or update of {', '.join(map(repr, weights))} holds NaN or infinity"
+        if loss is None:
+            what = what[0].upper() + what[1:]
+        elif math.isfinite(loss):
+            what = f"The objective is {loss:g}, but {what}"
         else:
-            weights = [name for name in unfit if name in self._recipe.weights] or unfit
-            names = ", ".join(map(repr, weights))
-            what = f"The objective is {loss:g}, but the gradient or update of {names} holds NaN or infinity"
+            what = f"The objective is {loss}"
         raise ConvergenceError(
             f"{what} at step {self.optimizer.t} (learning rate {rate:g}); the weights before that step are "
             "kept. Lower the learning rate, scale the data, clip the gradient, or skip such steps with the "
@@ -512,12 +515,12 @@ class TrainingStep:
         InvalidDataError
             An output has not as many dimensions as the file declares.
         """
-        feeds = as_inputs(X, self.inputs)
         size = next((spec.rows for spec in self.inputs if spec.rows is not None), 1)
         try:
+            feeds = as_inputs(X, self.inputs)
             found = self.predict({s.name: some_rows(feeds[s.name], s, slice(size)) for s in self.inputs})
-        except EvaluationError:
-            return
+        except (EvaluationError, InvalidDataError):
+            return  # what is wrong is something else
         for target in self.targets:
             made = found.get(target.output)
             if made is None or target.shape is None or target.value != target.output:

@@ -11,7 +11,7 @@ import functools
 import inspect
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
@@ -330,27 +330,34 @@ class Trainer(BaseEstimator):
         for callback in run.callbacks.items:
             if isinstance(callback, Checkpoint):
                 callback.on_train_end(self)
-        self.step_.apply_accumulated()
+        with self._told_of_divergence(run, f"After epoch {self.n_iter_}"):
+            self.step_.apply_accumulated()
+
+    @contextlib.contextmanager
+    def _told_of_divergence(self, run: Run, when: str) -> Iterator[None]:
+        """Let callbacks say whether an objective or an update that is not finite is an error."""
+        try:
+            yield
+        except ConvergenceError as exc:
+            run.diverged = True
+            error = ConvergenceError(f"{when}: {exc}")
+            if not run.callbacks.accept(self, error):
+                raise error from exc
 
     def fit_loop(self, loader: OrtDataLoader, validation: Any = None, epochs: int = 1) -> None:
         """Run epochs on data that was checked, keeping the history."""
         run = self.run
-        try:
-            for _ in range(epochs):
-                if not run.batches:
-                    run.callbacks.call("on_epoch_begin", self)
+        for _ in range(epochs):
+            if not run.batches:
+                run.callbacks.call("on_epoch_begin", self)
+            with self._told_of_divergence(run, f"Epoch {self.n_iter_ + 1}"):
                 loss = self.run_epoch(loader)
                 if run.cut:
                     break
                 self._end_epoch(run, loss, validation)
                 run.callbacks.call("on_epoch_end", self)
-                if run.stop_reason is not None:
-                    break
-        except ConvergenceError as exc:
-            run.diverged = True
-            error = ConvergenceError(f"Epoch {self.n_iter_ + 1}: {exc}")
-            if not run.callbacks.accept(self, error):
-                raise error from exc
+            if run.stop_reason is not None or run.diverged:
+                break
 
     def _end_epoch(self, run: Run, loss: float, validation: Any) -> None:
         """Count an epoch that is through and write down what is known of it."""
@@ -364,9 +371,9 @@ class Trainer(BaseEstimator):
         for name, value in heads.items():
             self.record(curves[name], value)
         if validation is not None and self.validation_due():
-            self.record("val_loss", validation.mean_loss(self.validate))
-            for name, value in self._validated_heads(validation).items():
-                self.record(f"val_{curves[name]}", value)
+            means = np.atleast_1d(validation.mean_loss(self._validated))
+            for name, value in zip(["loss", *curves.values()], means.tolist(), strict=False):
+                self.record(f"val_{name}", value)
         if self.step_.optimizer.report_epoch(loss):
             run.stop("the schedule of the learning rate sees no use in going on")
 
@@ -413,17 +420,13 @@ class Trainer(BaseEstimator):
         scores = self.step_.scores(X, y, sample_weight)
         return float(np.mean(scores, dtype=np.float64)) + self.step_.penalty()
 
-    def _validated_heads(self, validation: Any) -> dict[str, float]:
-        """Mean loss of every output over validation data, if several are trained."""
-        step = self.step_
-        if len(step.targets) < 2:
-            return {}
-
-        def mean(output: str, X: Any, y: Any, sample_weight: Any = None) -> float:
-            return float(np.mean(step.head_scores(X, y, sample_weight)[output], dtype=np.float64))
-
-        names = [target.output for target in step.targets]
-        return {name: validation.mean_loss(functools.partial(mean, name)) for name in names}
+    def _validated(self, X: Any, y: Any, *weights: Any) -> Any:
+        """What :meth:`validate` says, and the mean loss of every output behind it, if several are trained."""
+        loss = self.validate(X, y, *weights)  # overrides of older programs know nothing of weights
+        if len(self.step_.targets) < 2:
+            return loss
+        heads = self.step_.head_scores(X, y, *weights)
+        return np.array([loss, *(np.mean(scores, dtype=np.float64) for scores in heads.values())])
 
     @property
     def weights_(self) -> dict[str, np.ndarray]:
@@ -491,11 +494,12 @@ class Trainer(BaseEstimator):
         """Everything of a training, checked, before anything of this estimator changes."""
         resumed = self._resumed
         self._check_features(X, step)
-        if epochs > 1 and isinstance(X, Stream) and not X.source.repeatable:
-            raise InvalidDataError(
-                f"{X.source.name} gives its rows once, and {epochs} epochs need them {epochs} times: give an "
-                "iterable that makes new iterators, a function that returns one, or max_iter=1."
-            )
+        for data in (X, X_val):
+            if epochs > 1 and isinstance(data, Stream) and not data.source.repeatable:
+                raise InvalidDataError(
+                    f"{data.source.name} gives its rows once, and {epochs} epochs need them {epochs} times: "
+                    "give an iterable that makes new iterators, a function that returns one, or max_iter=1."
+                )
         seed = getattr(self, "_seed", None)
         if resumed is not None and resumed.saved is not None:
             seed = resumed.saved.state["seed"]
