@@ -18,6 +18,7 @@ from onnxcustom.optim import Adam
 
 from .older_steps import MODEL, OPTIONS, batch
 
+onnxruntime = pytest.importorskip("onnxruntime")
 WRITTEN = Path(__file__).with_name("older_steps.pickle")
 
 
@@ -217,3 +218,28 @@ def test_a_step_and_a_gradient_prepare_once(preparations: list[int]) -> None:
     ):
         use()
         assert preparations == [done]
+
+
+def test_unread_parts_of_a_split_are_written_back() -> None:
+    """A Split whose last part has no name: the trained model has as many parts, and runs."""
+    nodes = [
+        onnx.helper.make_node("Split", ["x"], ["", "part", ""], axis=1, num_outputs=3),
+        onnx.helper.make_node("Mul", ["part", "w"], ["y"]),
+    ]
+    infos = [onnx.helper.make_tensor_value_info(n, 1, ["N", k]) for n, k in (("x", 6), ("y", 2))]
+    weight = onnx.numpy_helper.from_array(np.ones(2, np.float32), "w")
+    graph = onnx.helper.make_graph(nodes, "g", infos[:1], infos[1:], [weight])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=8)
+    step = TrainingStep(model, learning_rate=0.1)
+    X = np.arange(12, dtype=np.float32).reshape(2, 6)
+    step.run(X, X[:, :2])
+    made = step.trained_model()
+    assert len(made.graph.node[0].output) == 3
+    session = onnxruntime.InferenceSession(made.SerializeToString(), providers=["CPUExecutionProvider"])
+    np.testing.assert_allclose(session.run(None, {"x": X})[0], X[:, 2:4] * step.weights()["w"], rtol=1e-6)
+
+
+def test_weights_are_no_statistics() -> None:
+    step = TrainingStep(onnx.parser.parse_model(NORM), batch_norm="update")
+    with pytest.raises(UnknownNameError, match="trained weights"):
+        step.set_statistics({"one": np.zeros(3, np.float32)})

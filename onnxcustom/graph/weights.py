@@ -11,6 +11,7 @@ import onnx_ir as ir
 from onnxcustom.exceptions import InvalidDataError, UnknownNameError
 from onnxcustom.graph import training_info
 from onnxcustom.graph.finding import trainable_values
+from onnxcustom.graph.guards import NameOutputsPass
 from onnxcustom.graph.io import ModelLike, to_ir, to_proto
 from onnxcustom.graph.operands import FLOATS
 from onnxcustom.graph.passes import SeparateOutputsPass
@@ -219,6 +220,7 @@ def rename_weights(model: ModelLike, names: Mapping[str, str]) -> onnx.ModelProt
 def _located(model: ModelLike) -> tuple[ir.Model, dict[str, ir.Value], list[str]]:
     """The user's model, its constants by name, each with its site in that model, and which are weights."""
     own = to_ir(model)
+    NameOutputsPass()(own)  # onnx_ir does not write the last ones without a name, which a Split has to have
     tag(own)
     prepared = own.clone()
     structure(prepared)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from onnxcustom.exceptions import EvaluationError, InvalidDataError
+from onnxcustom.graph.guards import DIVISION
 
 from .devices import Device, parse_device, require_runtime
 from .forking import Remade, remember
@@ -186,6 +187,11 @@ def run_error(session: Any, exc: Exception) -> EvaluationError:
     found = _BEYOND.search(str(exc))
     if found is not None:
         node, index, low, high = found.groups()
+        if DIVISION in node:
+            return EvaluationError(
+                f"{node}: in {session_name(session)} a divisor that is computed, or given, is 0, or the "
+                "smallest number is divided by -1."
+            )
         return EvaluationError(
             f"Node {node!r} of {session_name(session)} looks up {index} in a table of {int(high) + 1}: "
             f"numbers from {low} to {high} are there. Correct the data that it comes from."

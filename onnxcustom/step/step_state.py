@@ -156,6 +156,8 @@ def with_statistics(recipe: Recipe, state: State, statistics: Mapping[str, np.nd
 
 
 def _with_statistics(recipe: Recipe, state: State, statistics: Mapping[str, np.ndarray]) -> Recipe:
+    if trained := [name for name in statistics if name in recipe.weights]:
+        raise UnknownNameError(f"{trained} are trained weights, not statistics: use set_weights().")
     moved = {name: a for name, a in statistics.items() if name not in state.statistics.names}
     if not moved:
         return recipe
