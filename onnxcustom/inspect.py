@@ -12,7 +12,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from onnxcustom.gradient.report import GradientReport, OperatorRow, WeightRow, gradient_report
-from onnxcustom.graph import Prepared, find_logits, hidden_logits
+from onnxcustom.graph import Prepared, find_logits, hidden_logits, weights
 from onnxcustom.graph.layers import layers_of
 from onnxcustom.step.targets import prediction_tensors, where
 
@@ -63,13 +63,13 @@ def loss_lines(model: ir.Model) -> list[str]:
     list of str
         One sentence an output.
     """
-    lines = []
+    lines, trained = [], set(weights(model))
     for output, value in prediction_tensors(model).items():
-        logits = find_logits(model, output)
+        logits = find_logits(model, output, trained)
         if logits is not None:
             loss = {"sigmoid": "binary_crossentropy", "softmax": "softmax_crossentropy"}[logits.kind]
             lines.append(f"{output}: {loss} {where(output, logits.name, logits.kind.capitalize())}")
-        elif (why := hidden_logits(model, output)) is not None:
+        elif (why := hidden_logits(model, output, trained)) is not None:
             lines.append(f"{output}: no loss on scores, since it {why}; others {where(output, value, None)}")
         else:
             lines.append(f"{output}: squared_error {where(output, value, None)}")

@@ -81,7 +81,7 @@ NOT_FOUND = {
     "scores": "p = Identity(z)",
     "tanh": "p = Tanh(z)",
     "log softmax": "p = LogSoftmax(z)",
-    "scaled": "s = Softmax(z)  p = Mul(s, one)",
+    "gated": "s = Softmax(z)  p = Mul(s, z)",
     "cast to integers": "s = Softmax(z)  i = Cast <to = 7> (s)  p = Cast <to = 1> (i)",
     "transposed": "s = Softmax(z)  p = Transpose(s)",
     "mixed rows": "s = Softmax(z)  p = Reshape(s, k)",
@@ -188,6 +188,7 @@ def test_softmax_of_old_over_axes_of_length_one(shape, axis, found):
 
 
 HIDDEN = {
+    "scaled": "s = Softmax(z)  p = Mul(s, two)",
     "transposed": "s = Softmax(z)  p = Transpose(s)",
     "mixed rows": "s = Softmax(z)  p = Reshape(s, k)",
     "a column": "s = Softmax(z)  p = Gather <axis = 1> (s, k)",
@@ -199,13 +200,13 @@ HIDDEN = {
 
 @pytest.mark.parametrize("name", HIDDEN)
 def test_probabilities_whose_scores_are_no_tensor(name):
-    constants = f"{ONE}, int64[2] k = {{1, -1}}, int64[1] j = {{1}}"
+    constants = f"{ONE}, float two = {{2}}, int64[2] k = {{1, -1}}, int64[1] j = {{1}}"
     made = model(HIDDEN[name], constants=constants, outputs="float[A, B] p")
     assert find_logits(made, "p") is None
     assert hidden_logits(made, "p").startswith("comes from ")
 
 
-@pytest.mark.parametrize("name", ["scores", "tanh", "log softmax", "scaled", "input"])
+@pytest.mark.parametrize("name", ["scores", "tanh", "log softmax", "gated", "input"])
 def test_scores_are_not_hidden(name):
     assert hidden_logits(model(NOT_FOUND[name], constants=ONE, outputs="float[A, B] p"), "p") is None
 

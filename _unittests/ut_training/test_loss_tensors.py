@@ -13,7 +13,8 @@ from onnxcustom.objective import CustomLoss
 W = np.array([1, 2, 0, -1, 0, 1, 2, 1, -1, 0.5, 0.5, 1], np.float32).reshape(4, 3)
 WEIGHT = "float[4, 3] w = {1, 2, 0, -1, 0, 1, 2, 1, -1, 0.5, 0.5, 1}"
 HIDDEN = """<ir_version: 6, opset_import: ["": OPSET]> g (float[N, 4] x) => (float[N, 3] p)
-<WEIGHT, int64[1] three = {3}, int64[1] zero = {0}, int64[1] one = {1}, bool[2] both = {1, 1}> {
+<WEIGHT, int64[1] three = {3}, int64[1] zero = {0}, int64[1] one = {1}, bool[2] both = {1, 1},
+float tiny = {1e-7}, float unit = {1}> {
     a = MatMul(x, w)  s = Shape(x)  n = Gather(s, zero)  t = Concat <axis = 0> (n, three)
     u = Compress <axis = 0> (t, both)  z = Reshape(a, u)  END }"""
 
@@ -49,6 +50,8 @@ ENDS = {
     "softmax": "p = Softmax <axis = 1> (z)",
     "identity": "q = Softmax <axis = 1> (z)  p = Identity(q)",
     "cast": "q = Softmax <axis = 1> (z)  c = Cast <to = 11> (q)  p = Cast <to = 1> (c)",
+    "dropout": "q = Softmax <axis = 1> (z)  d = Dropout(q)  p = Max(d)",
+    "plus tiny": "q = Softmax <axis = 1> (z)  d = Add(q, tiny)  p = Mul(d, unit)",
 }
 
 

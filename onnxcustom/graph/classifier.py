@@ -9,17 +9,19 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxcustom.exceptions import UnknownNameError
-from onnxcustom.graph.operands import FLOATS
 from onnxcustom.graph.passes import constant_array
+from onnxcustom.graph.spelled import (
+    equals,
+    exponential,
+    is_op,
+    negated,
+    sigmoid_input,
+    spelled_softmax,
+    tanh_input,
+)
+from onnxcustom.graph.tails import kept, origin, unchanged
 
 __all__ = ["Logits", "class_axis", "class_labels", "find_logits", "hidden_logits"]
-
-_STANDARD = ("", "ai.onnx")
-
-# What moves or picks numbers, so that probabilities stay probabilities.
-_MOVES = frozenset(
-    "Flatten Gather GatherElements Reshape Slice Split Squeeze Transpose Unsqueeze ZipMap".split()
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +57,10 @@ class Logits:
 def find_logits(model: ir.Model, output_name: str, trained: Collection[str] = ()) -> Logits | None:
     """Find the scores behind an output that holds probabilities.
 
-    Looks through ``Identity``, casts to floating point, ``ZipMap``, division of rows by their sum,
-    ``[1 - p, p]``, reshapes that keep rows, and sigmoids written with ``Exp``.
+    Looks through what changes no probability at inference (``Identity``, ``Dropout``, casts to floating
+    point, bounds and sums with numbers below 0.001, products with 1), ``ZipMap``, division of rows by their
+    sum, ``[1 - p, p]`` and reshapes that keep rows. Softmax and sigmoid may be written with ``Exp``,
+    ``LogSoftmax`` or ``Tanh``.
 
     Parameters
     ----------
@@ -92,12 +96,14 @@ def find_logits(model: ir.Model, output_name: str, trained: Collection[str] = ()
     while value is not None and value.producer() is not None:
         node = value.producer()
         assert node is not None
-        scores = _sigmoid_input(node, trained)
+        scores = sigmoid_input(node, trained)
         if scores is not None:
             return _sigmoid(scores, paired, normalized, trained)
-        if _is(node, "Softmax"):
-            return None if paired else _softmax(node, model.opset_imports.get("", 1))
-        below = _see_through(node)
+        if (maker := _softmax_node(node)) is not None:
+            return None if paired else _softmax(maker, model.opset_imports.get("", 1))
+        if (spelled := spelled_softmax(node, trained)) is not None:
+            return None if paired or spelled[1] is None else _on_axis(spelled[0], spelled[1])
+        below = kept(node, trained)
         if below is None and (below := _divided_by_row_sum(node)) is not None:
             normalized = True
         if below is None and not paired and (below := _complement(node, trained)) is not None:
@@ -110,10 +116,10 @@ def class_axis(model: ir.Model, output_name: str) -> int | None:
     """The axis of the classes of an output that ends in LogSoftmax, None of another; -1 is the last."""
     value: ir.Value | None = _output(model, output_name)
     while value is not None and (node := value.producer()) is not None:
-        if _is(node, "LogSoftmax"):
+        if is_op(node, "LogSoftmax"):
             found = _softmax(node, model.opset_imports.get("", 1))
             return None if found is None else found.axis
-        value = node.inputs[0] if _is(node, "Identity", "Cast") else None
+        value = unchanged(node)
     return None
 
 
@@ -130,31 +136,48 @@ def hidden_logits(model: ir.Model, output_name: str, trained: Collection[str] = 
     str or None
         The end of a sentence about the output; None if nothing says that it holds probabilities.
     """
-    value: ir.Value | None = _output(model, output_name)
-    moved: ir.Node | None = None
-    while value is not None and (node := value.producer()) is not None:
-        if _is(node, "Softmax"):
-            return _why_hidden(node, moved, model.opset_imports.get("", 1))
-        exponent = _exponential(node, ())
-        if exponent is not None and _sigmoid_input(node, trained) is None:
-            where = f"comes from a sigmoid written with Exp (node {node.name!r}),"
-            if _sigmoid_input(node, ()) is not None:
-                return f"{where} constants of which are among the weights to train"
-            return f"{where} whose scores, {exponent.name!r} times -1, are no tensor of the model"
-        if _is(node, "Sigmoid") or exponent is not None:
-            return _why_hidden(node, moved, model.opset_imports.get("", 1))
-        below = _see_through(node) or _divided_by_row_sum(node) or _complement(node, ())
-        if below is None and node.op_type in _MOVES and node.domain in _STANDARD:
-            below = node.inputs[0]
-        moved = node if moved is None and not _is(node, "Identity") else moved
-        value = below
+    found = origin(_output(model, output_name), lambda node: _maker(node, trained), trained)
+    if found is None:
+        return None
+    node, moved = found
+    half = tanh_input(node, ())
+    exponent = exponential(node, ()) if half is None else half
+    if exponent is not None and sigmoid_input(node, trained) is None:
+        written = "Exp" if half is None else "Tanh"
+        where = f"comes from a sigmoid written with {written} (node {node.name!r}),"
+        if sigmoid_input(node, ()) is not None:
+            return f"{where} constants of which are among the weights to train"
+        times = -1 if half is None else 2
+        return f"{where} whose scores, {exponent.name!r} times {times}, are no tensor of the model"
+    return _why_hidden(node, moved, model.opset_imports.get("", 1))
+
+
+def _maker(node: ir.Node, trained: Collection[str]) -> str | None:
+    """Whether a node makes probabilities, as a 'softmax' or as a 'sigmoid'."""
+    if _softmax_node(node) is not None or spelled_softmax(node, trained) is not None:
+        return "softmax"
+    sigmoid = sigmoid_input(node, trained) or exponential(node, ()) or tanh_input(node, ())
+    return None if sigmoid is None else "sigmoid"
+
+
+def _softmax_node(node: ir.Node) -> ir.Node | None:
+    """The Softmax, or the LogSoftmax that an Exp is taken of."""
+    if is_op(node, "Softmax"):
+        return node
+    value = node.inputs[0] if is_op(node, "Exp") else None
+    while value is not None and (below := value.producer()) is not None:
+        if is_op(below, "LogSoftmax"):
+            return below
+        value = unchanged(below)
     return None
 
 
 def _why_hidden(node: ir.Node, moved: ir.Node | None, opset: int) -> str:
     scores = node.inputs[0]
     where = f"node {node.name!r} ({node.op_type}"
-    if _is(node, "Softmax") and opset < 13:
+    if spelled_softmax(node, ()) is not None:
+        where += ", the last of a softmax"
+    if is_op(node, "Softmax") and opset < 13:
         axis = node.attributes.get_int("axis", 1)
         together = f"{where} of opset {opset}), which takes all axes from {axis} on together"
         if scores is not None and scores.shape is None and node.outputs[0].shape is None:
@@ -202,89 +225,26 @@ def _softmax(node: ir.Node, opset: int) -> Logits | None:
         axis = wide[0] if wide else together[0]
     if rank is not None and axis % rank == rank - 1:
         axis = -1
-    columns = _columns(scores, axis)
-    return Logits(
-        _named(scores), "softmax", _columns(node.outputs[0], axis) if columns is None else columns, axis
+    found = _on_axis(scores, axis)
+    return (
+        found
+        if found.columns is not None
+        else dataclasses.replace(found, columns=_columns(node.outputs[0], axis))
     )
 
 
-def _sigmoid_input(node: ir.Node, trained: Collection[str]) -> ir.Value | None:
-    """Return z of Sigmoid(z), of 1 / (1 + exp(-z)) or of the same with Reciprocal."""
-    return node.inputs[0] if _is(node, "Sigmoid") else _negated(_exponential(node, trained), trained)
-
-
-def _exponential(node: ir.Node, trained: Collection[str]) -> ir.Value | None:
-    """Return u of 1 / (1 + exp(u)) or of the same with Reciprocal."""
-    if _is(node, "Reciprocal"):
-        total = node.inputs[0]
-    elif _is(node, "Div") and _equals(node.inputs[0], 1, trained):
-        total = node.inputs[1]
-    else:
-        return None
-    add = None if total is None else total.producer()
-    if add is None or not _is(add, "Add"):
-        return None
-    for one, other in (add.inputs, reversed(add.inputs)):
-        exp = None if other is None else other.producer()
-        if _equals(one, 1, trained) and exp is not None and _is(exp, "Exp"):
-            return exp.inputs[0]
-    return None
-
-
-def _negated(value: ir.Value | None, trained: Collection[str]) -> ir.Value | None:
-    """Return z if `value` is -z."""
-    node = None if value is None else value.producer()
-    if node is None:
-        return None
-    if _is(node, "Neg"):
-        return node.inputs[0]
-    if _is(node, "Mul"):
-        for factor, other in (node.inputs, reversed(node.inputs)):
-            if _equals(factor, -1, trained):
-                return other
-    if _is(node, "Sub") and _equals(node.inputs[0], 0, trained):
-        return node.inputs[1]
-    return None
-
-
-def _see_through(node: ir.Node) -> ir.Value | None:
-    """The operand of a node that changes no probability."""
-    if _is(node, "Identity") or (node.op_type == "ZipMap" and node.domain == "ai.onnx.ml"):
-        return node.inputs[0]
-    if _is(node, "Cast"):
-        return node.inputs[0] if node.attributes.get_int("to", 0) in FLOATS else None
-    if _is(node, "Flatten"):
-        return (
-            node.inputs[0] if node.attributes.get_int("axis", 1) == 1 and _rank(node.inputs[0]) == 2 else None
-        )
-    if _is(node, "Reshape"):
-        return node.inputs[0] if _keeps_rows(node) else None
-    return None
-
-
-def _keeps_rows(node: ir.Node) -> bool:
-    """Whether a Reshape leaves a matrix as it is, or only drops or adds an axis of length 1 behind it."""
-    shape, source = constant_array(node.inputs[1]), node.inputs[0]
-    if shape is None or source is None or source.shape is None:
-        return False
-    columns = _columns(source)
-    wanted = [int(d) for d in shape]
-    if len(source.shape) == 1:
-        return wanted in ([-1], [0], [-1, 1], [0, 1])
-    if len(source.shape) != 2 or columns is None:
-        return False
-    same = wanted[:1] in ([-1], [0]) and wanted[1:] in ([columns], [0], [-1])
-    return (same and wanted != [-1, -1]) or (columns == 1 and wanted in ([-1], [-1, 1], [0, 1]))
+def _on_axis(scores: ir.Value, axis: int) -> Logits:
+    return Logits(_named(scores), "softmax", _columns(scores, axis), axis)
 
 
 def _divided_by_row_sum(node: ir.Node) -> ir.Value | None:
     """Return p of p / sum(p) in any spelling: L1 norms, with or without protection against empty rows."""
     if (node.op_type, node.domain) == ("Normalizer", "ai.onnx.ml"):
         return node.inputs[0] if node.attributes.get_string("norm", "MAX") == "L1" else None
-    if _is(node, "LpNormalization"):
+    if is_op(node, "LpNormalization"):
         rows = node.attributes.get_int("axis", -1) in (-1, 1) and node.attributes.get_int("p", 2) == 1
         return node.inputs[0] if rows else None
-    if not _is(node, "Div"):
+    if not is_op(node, "Div"):
         return None
     dividend, divisor = node.inputs
     summed = _summed(divisor)
@@ -294,7 +254,7 @@ def _divided_by_row_sum(node: ir.Node) -> ir.Value | None:
         return dividend
     # skl2onnx adds 1 to every entry of a row of zeros.
     add = dividend.producer()
-    return summed if add is not None and _is(add, "Add") and summed in add.inputs else None
+    return summed if add is not None and is_op(add, "Add") and summed in add.inputs else None
 
 
 def _summed(divisor: ir.Value | None) -> ir.Value | None:
@@ -303,13 +263,13 @@ def _summed(divisor: ir.Value | None) -> ir.Value | None:
         node = None if divisor is None else divisor.producer()
         if node is None:
             return None
-        if _is(node, "ReduceSum", "ReduceL1"):
+        if is_op(node, "ReduceSum", "ReduceL1"):
             value = node.inputs[0]
             inner = None if value is None else value.producer()
-            return inner.inputs[0] if inner is not None and _is(inner, "Abs") else value
-        if _is(node, "Add", "Max", "Clip", "Identity"):
+            return inner.inputs[0] if inner is not None and is_op(inner, "Abs") else value
+        if is_op(node, "Add", "Max", "Clip", "Identity"):
             divisor = node.inputs[0]
-        elif _is(node, "Where"):
+        elif is_op(node, "Where"):
             divisor = node.inputs[2]
         else:
             return None
@@ -318,22 +278,26 @@ def _summed(divisor: ir.Value | None) -> ir.Value | None:
 
 def _complement(node: ir.Node, trained: Collection[str]) -> ir.Value | None:
     """Return p of Concat(1 - p, p)."""
-    if not _is(node, "Concat") or len(node.inputs) != 2 or node.attributes.get_int("axis", 0) not in (1, -1):
+    if (
+        not is_op(node, "Concat")
+        or len(node.inputs) != 2
+        or node.attributes.get_int("axis", 0) not in (1, -1)
+    ):
         return None
     first, second = node.inputs
     sub = None if first is None else first.producer()
-    if sub is None or not _is(sub, "Sub") or sub.inputs[1] is not second:
+    if sub is None or not is_op(sub, "Sub") or sub.inputs[1] is not second:
         return None
-    return second if _equals(sub.inputs[0], 1, trained) else None
+    return second if equals(sub.inputs[0], 1, trained) else None
 
 
 def _mirrored(scores: ir.Value, trained: Collection[str]) -> ir.Value | None:
     """Return z of Concat(-z, z)."""
     node = scores.producer()
-    if node is None or not _is(node, "Concat") or len(node.inputs) != 2:
+    if node is None or not is_op(node, "Concat") or len(node.inputs) != 2:
         return None
     first, second = node.inputs
-    return second if second is not None and _negated(first, trained) is second else None
+    return second if second is not None and negated(first, trained) is second else None
 
 
 # -- labels ----------------------------------------------------------------------------------
@@ -411,9 +375,9 @@ def _is_choice(value: ir.Value | None) -> bool:
         node = None if value is None else value.producer()
         if node is None:
             return False
-        if _is(node, "ArgMax", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"):
+        if is_op(node, "ArgMax", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"):
             return True
-        if not _is(node, "Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Not"):
+        if not is_op(node, "Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Not"):
             return False
         value = node.inputs[0]
     return False
@@ -434,24 +398,6 @@ def _from_attributes(node: ir.Node, strings: str, *ints: str) -> np.ndarray | No
 
 
 # -- small questions -------------------------------------------------------------------------
-
-
-def _is(node: ir.Node, *op_types: str) -> bool:
-    return node.op_type in op_types and node.domain in _STANDARD
-
-
-def _equals(value: ir.Value | None, number: float, trained: Collection[str]) -> bool:
-    """Whether `value` is a constant with all elements `number`, and stays so."""
-    if value is None or value.name in trained:
-        return False
-    array = constant_array(value)
-    return (
-        array is not None and array.size > 0 and array.dtype.kind in "fiu" and bool((array == number).all())
-    )
-
-
-def _rank(value: ir.Value | None) -> int | None:
-    return None if value is None or value.shape is None else len(value.shape)
 
 
 def _columns(value: ir.Value, axis: int = -1) -> int | None:

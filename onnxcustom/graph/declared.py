@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from onnxcustom.graph.tails import kept
+
 __all__ = ["DeclaredShapesPass"]
 
 # Operators whose result has the shape of their first operand.
@@ -25,9 +27,10 @@ class DeclaredShapesPass(ir.passes.InPlacePass):
         """Complete shapes in place, from the outputs backwards."""
         modified = False
         for node in reversed(model.graph):
-            if node.op_type not in _KEEP_SHAPE or node.domain not in ("", "ai.onnx"):
+            if node.domain not in ("", "ai.onnx") or not node.inputs:
                 continue
-            x, y = node.inputs[0], node.outputs[0]
+            x = node.inputs[0] if node.op_type in _KEEP_SHAPE else kept(node, ())
+            y = node.outputs[0]
             if x is None or x.shape is not None or y.shape is None or x.producer() is None:
                 continue
             x.shape = ir.Shape(list(y.shape))
