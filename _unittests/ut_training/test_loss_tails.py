@@ -98,7 +98,8 @@ SPELLED = {
     "exp of log softmax": "l = LogSoftmax <axis = 1> (z)  p = Exp(l)",
     "exp, clip": "l = LogSoftmax <axis = 1> (z)  d = Dropout(l)  e = Exp(d)  CLIP[p,e,1e-7]",
     "log sum exp": "LOGSUMEXP[t,z]  u = Sub(z, t)  p = Exp(u)",
-    "maximum and log": "MAX[m,z]  u = Sub(z, m)  e = Exp(u)  SUM[t,e]  l = Log(t)  a = Add(m, l)  q = Sub(z, a)  p = Exp(q)",
+    "maximum and log": "MAX[m,z]  u = Sub(z, m)  e = Exp(u)  SUM[t,e]  l = Log(t)  "
+    "a = Add(m, l)  q = Sub(z, a)  p = Exp(q)",
     "log of sum": "MAX[m,z]  u = Sub(z, m)  e = Exp(u)  SUM[t,e]  l = Log(t)  q = Sub(u, l)  p = Exp(q)",
 }
 SIGMOIDS = {
