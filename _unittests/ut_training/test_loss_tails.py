@@ -94,6 +94,7 @@ SPELLED = {
     "without maximum": "MAX[m,z]  u = Sub(z, m)  e = Exp(u)  SUM[t,e]  p = Div(e, t)",
     "with reciprocal": "e = Exp(z)  SUM[t,e]  r = Reciprocal(t)  p = Mul(r, e)",
     "protected": "e = Exp(z)  SUM[t,e]  a = Add(t, tiny)  q = Div(e, a)  CLIP[p,q,1e-7]",
+    "dropout inside": "e = Exp(z)  d = Dropout(e)  SUM[t,d]  p = Div(d, t)",
     "lp": "e = Exp(z)  p = LpNormalization <p = 1> (e)",
     "exp of log softmax": "l = LogSoftmax <axis = 1> (z)  p = Exp(l)",
     "exp, clip": "l = LogSoftmax <axis = 1> (z)  d = Dropout(l)  e = Exp(d)  CLIP[p,e,1e-7]",

@@ -66,8 +66,9 @@ def scalar(value: ir.Value | None, trained: Collection[str]) -> float | None:
 
 
 def _below(value: ir.Value | None) -> ir.Value | None:
-    """What is copied or cast into `value`."""
-    while value is not None and (node := value.producer()) is not None and is_op(node, "Identity", "Cast"):
+    """What is copied or cast into `value`; Dropout copies at inference."""
+    while value is not None and is_op(node := value.producer(), "Identity", "Cast", "Dropout"):
+        assert node is not None
         value = node.inputs[0]
     return value
 

@@ -84,6 +84,7 @@ class TrainingStep:
         towards which the model's move.
     dropout : {'off', 'on'}, default='off'
         Whether Dropout drops, by masks that are a function of (seed, step).
+        One behind a Softmax or Sigmoid whose scores the loss is taken on has no part in the loss.
     seed : int, default=0
         Seed of the masks.
     freeze : str or list of str, optional
