@@ -18,6 +18,7 @@ from onnxcustom.exceptions import UnknownNameError
 __all__ = [
     "Parameters",
     "check_flag",
+    "check_given",
     "check_number",
     "check_parameters",
     "choice",
@@ -100,6 +101,28 @@ def check_flag(name: str, value: Any) -> None:
 
 class _NoFlagError(TypeError, ValueError):
     """As scikit-learn's error for a bad parameter, which is both."""
+
+
+def check_given(cls: type, given: Mapping[str, Any], what: str) -> None:
+    """Check that a class that was chosen by name, as `what` says, has all that its constructor needs.
+
+    Examples
+    --------
+    >>> from onnxcustom.objective import CustomLoss
+    >>> check_given(CustomLoss, {}, "loss='custom'")
+    Traceback (most recent call last):
+        ...
+    onnxcustom.exceptions.UnknownNameError: loss='custom' names CustomLoss, which cannot be made ...
+    """
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    parameters = inspect.signature(cls).parameters.values()
+    missing = [p.name for p in parameters if p.default is p.empty and p.kind in kinds and p.name not in given]
+    if missing:
+        call = f"{cls.__name__}({', '.join(f'{name}=...' for name in missing)})"
+        raise UnknownNameError(
+            f"{what} names {cls.__name__}, which cannot be made without its "
+            f"{', '.join(map(repr, missing))}: give {call}, not its name."
+        )
 
 
 def check_number(name: str, value: Any, interval: str, integral: bool = False) -> None:

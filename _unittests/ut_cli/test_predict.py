@@ -18,7 +18,7 @@ from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder
 
-from onnxcustom import OnnxClassifier
+from onnxcustom import OnnxClassifier, OnnxRegressor
 
 NAMES = ["sepal length (cm)", "sepal width (cm)", "petal length (cm)", "petal width (cm)"]
 
@@ -284,3 +284,37 @@ def test_binary_classifier_of_scikit_learn(tmp_path, monkeypatch, command) -> No
         found = read(command("predict", "m.onnx", "x.npy", "--proba").output)
         assert found["prediction"].tolist() == net.predict(X).astype(int).tolist()
         np.testing.assert_allclose(found.iloc[:, 2], net.predict_proba(X)[:, 1], rtol=1e-4)
+
+
+@pytest.mark.parametrize("named", ["card", "metadata"])
+def test_arrays_of_numpy_files_go_by_position(named: str, folder: Path, command, fails) -> None:
+    X = np.random.default_rng(0).normal(size=(40, 2)).astype(np.float32)
+    frame = pd.DataFrame(X, columns=["a", "b"]).assign(y=X @ np.float32([1, 2]))
+    frame.to_csv("d.csv", index=False)
+    model("line.onnx", "g (float[N,2] x) => (float[N,1] y) <float[2,1] w = {1, 2}> { y = MatMul(x, w) }")
+    if named == "card":
+        command("train", "line.onnx", "d.csv", "--target", "y", "--lr", "0.1", "-o", "m.onnx")
+    else:
+        net = OnnxRegressor("line.onnx", max_iter=1).fit(frame[["a", "b"]], frame["y"])
+        Path("m.onnx").write_bytes(net.get_trained_onnx().SerializeToString())
+    frame[["b", "a"]].to_csv("mixed.csv", index=False)
+    wanted = command("predict", "m.onnx", "mixed.csv").output
+    np.save("x.npy", X)
+    np.savez("x.npz", x=X)
+    np.savez("columns.npz", first=X[:, 0], second=X[:, 1])
+    np.savez("names.npz", b=X[:, 1], a=X[:, 0])
+    for path in ("x.npy", "x.npz", "columns.npz", "names.npz"):
+        assert command("predict", "m.onnx", path).output == wanted
+    np.savez("both.npz", x=X, y=frame["y"].to_numpy())
+    if named == "card":  # it knows what the target was
+        assert command("predict", "m.onnx", "both.npz").output == wanted
+    assert "has 3 for it" in fails("predict", "m.onnx", _saved(np.ones((3, 3))))
+    np.savez("odd.npz", a=X[:, 0], c=X[:, 1])
+    frame.rename(columns={"b": "c"}).to_csv("odd.csv", index=False)
+    for path in ("odd.npz", "odd.csv"):
+        assert "was trained on column 'b'" in fails("predict", "m.onnx", path)
+
+
+def _saved(array: np.ndarray) -> str:
+    np.savez("w.npz", x=array)
+    return "w.npz"

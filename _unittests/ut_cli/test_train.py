@@ -309,6 +309,16 @@ def test_early_stopping_keeps_the_best(folder: Path, command) -> None:
     assert f"val_loss {min(history['val_loss']):.5g}\n" in result.output
 
 
+@pytest.mark.parametrize("patience", [1, 3])
+def test_early_stopping_after_as_many_epochs_as_it_says(patience: int, folder: Path, command) -> None:
+    result = command(
+        *("train", "house.onnx", "house.parquet", "--target", "price", "--epochs", "30", "--lr", "0"),
+        *("--early-stopping", patience, "--history", "h.json", "--validation", "0.3"),
+    )
+    assert len(json.loads(Path("h.json").read_text(encoding="utf-8"))["loss"]) == 1 + patience
+    assert f"(epoch 1) for {patience} epoch" in result.output
+
+
 def test_monitor_a_score(folder: Path, command, fails) -> None:
     command(
         *IRIS,

@@ -213,7 +213,7 @@ def test_bad_frames(kind):
         as_inputs(make({"a": [1, 2], "b": ["x", "y"]}), [MATRIX])
     with pytest.raises(InvalidDataError, match="Input 'X': column 'b', row 1: 1 value where row 0 has 2"):
         as_inputs(make({"a": [1, 2], "b": [[1, 2], [3]]}), [MATRIX])
-    with pytest.raises(InvalidDataError, match="Input 'X': Input X contains NaN"):
+    with pytest.raises(InvalidDataError, match="Input 'X': column 'b', row 1: there is NaN"):
         as_inputs(make({"a": [1, 2], "b": [1.0, np.nan], "c": [1, 2]}), [MATRIX])
     with pytest.raises(InvalidDataError, match="Input 'X' wants 3 columns, the data has 2"):
         as_inputs(make({"a": [1, 2], "b": [1, 2]}), [MATRIX])

@@ -50,12 +50,20 @@ class Table:
             self.names = self._files[0].names()
         else:
             self.names = list(self._arrays)
+        #: Whether its names are those of arrays, which go by position, not those of columns.
+        self.by_position = self._arrays is not None
         #: Columns that are the index of a frame of pandas: features only where they are named.
         self.index = self._files[0].index() if self._arrays is None else []
 
     def files(self) -> list[Path]:
         """The files that are read."""
         return [Path(self.path)] if self._arrays is not None else [Path(f.path) for f in self._files]
+
+    def width(self, names: Sequence[str]) -> int:
+        """How many columns of a matrix some of it are."""
+        if self._arrays is None:
+            return len(names)
+        return sum(int(np.prod(self._arrays[name].shape[1:])) for name in names)
 
     def stream(self, plan: Plan) -> Stream:
         """The rows of a plan."""
@@ -198,7 +206,7 @@ def _columns(
         if all(name in table.names and name not in others for name in names):
             return {s.name: known[s.name] for s in specs}, None
         missing = [name for name in names if name not in table.names]
-        if missing:
+        if missing and not (table.by_position and len(missing) == len(names)):
             raise InvalidDataError(
                 f"The model was trained on column {missing[0]!r}, which {table.path} does not have; it has "
                 f"{', '.join(map(repr, table.names))}.{did_you_mean(missing[0], table.names)} Name the "
@@ -214,7 +222,7 @@ def _rest(model: Model, table: Table, others: Sequence[str]) -> list[str]:
     rest = [name for name in table.names if name not in others and name not in table.index]
     if model.card is not None and model.card.task:
         without = [name for name in rest if name not in model.card.target]
-        if model.inputs[0].width in (None, len(without)):
+        if model.inputs[0].width in (None, table.width(without)):
             rest = without or rest
     if not rest:
         raise InvalidDataError(

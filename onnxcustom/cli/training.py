@@ -255,8 +255,8 @@ class Training:
         made: list[Callback] = [Score(name) for name in settings.metrics]
         if self._plateau is not None:
             made.append(LearningRate(self._plateau, settings.monitor))
-        if settings.early_stopping is not None:
-            made.append(EarlyStopping(settings.monitor, patience=settings.early_stopping))
+        if settings.early_stopping is not None:  # the epoch that ends it counts here, in patience it doesn't
+            made.append(EarlyStopping(settings.monitor, patience=settings.early_stopping - 1))
         if settings.time_budget is not None:
             made.append(TimeBudget(settings.time_budget))
         if settings.nonfinite == "stop":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,10 @@ __all__ = [
     "as_array",
     "column_getter",
     "column_names",
+    "find_unfit",
     "is_column",
     "is_frame",
+    "is_plain",
     "joined",
     "numbers",
     "refuse_masked",
@@ -158,9 +160,67 @@ def refuse_masked(data: Any) -> None:
     UnfitError
         Naming the row of the first.
     """
-    if np.ma.is_masked(data):
+    if isinstance(data, np.ma.MaskedArray) and np.ma.is_masked(data):
         row = int(np.argwhere(np.ma.getmaskarray(data))[0][0]) if np.ndim(data) else None
         raise UnfitError("a value is masked, and there is nothing to train on below it: fill it in", row)
+
+
+def is_plain(data: Any) -> bool:
+    """Whether a frame or column of pandas holds numbers of NumPy and nothing else, by its types alone."""
+    types = [data.dtype] if is_column(data) else list(data.dtypes)
+    return all(isinstance(of, np.dtype) and of.kind in "biuf" for of in types)
+
+
+def find_unfit(data: Any, dtype: np.dtype | None = None) -> UnfitError | None:
+    """Where a frame or column first holds what cannot be trained on, for an error message.
+
+    Parameters
+    ----------
+    data : frame or column
+        Of pandas, polars or pyarrow.
+    dtype : dtype, optional
+        What its numbers have to be.
+
+    Returns
+    -------
+    UnfitError or None
+        None if nothing is wrong with any value of its own.
+    """
+    if is_column(data):
+        name = getattr(data, "name", None)
+        return _unfit_in(data, None if name in (None, "") else str(name), dtype)
+    columns = zip(column_names(data), _columns(data), strict=True)
+    return next((found for name, column in columns if (found := _unfit_in(column, name, dtype))), None)
+
+
+def _columns(frame: Any) -> Iterator[Any]:
+    """Columns of a frame, of which several may have one name."""
+    if _library(frame) == "pandas":
+        return (frame.iloc[:, i] for i in range(frame.shape[1]))
+    return iter(frame.columns if _library(frame) == "pyarrow" else frame.get_columns())
+
+
+def _unfit_in(column: Any, name: str | None, dtype: np.dtype | None) -> UnfitError | None:
+    try:
+        # Of plain numbers, NaN is told from what is missing.
+        plain = _library(column) == "pandas" and is_plain(column)
+        array = numbers(np.asarray(column) if plain else as_array(column), name)
+    except UnfitError as exc:
+        return UnfitError(exc.what, exc.row, name)
+    if not array.size:
+        return None
+    with np.errstate(invalid="ignore", over="ignore"):
+        cast = array if dtype is None else array.astype(dtype)
+        floating = cast.dtype.kind == "f"
+        bad = ~np.isfinite(cast) if floating else cast != array
+    if not bad.any():
+        return None
+    place = tuple(np.argwhere(bad)[0])
+    value = array[place]
+    if not np.isfinite(value):
+        return UnfitError(f"there is {'NaN' if np.isnan(value) else 'infinity'}", int(place[0]), name)
+    what = "is too large for" if floating else "cannot be represented by"
+    return UnfitError(f"{value!s} {what} {dtype}", int(place[0]), name)
 
 
 def _of_type(name: Any) -> UnfitError:
@@ -336,7 +396,7 @@ def joined(columns: Mapping[str, np.ndarray], dtype: Any = None) -> np.ndarray:
     return made
 
 
-def numbers(array: np.ndarray, name: str) -> np.ndarray:
+def numbers(array: np.ndarray, name: str | None) -> np.ndarray:
     """A column of numbers, which may come as objects.
 
     Raises
@@ -351,13 +411,24 @@ def numbers(array: np.ndarray, name: str) -> np.ndarray:
             if not _is_number(value):
                 what = f"{str(value)!r} is no number: encode the column, or leave it out with columns="
                 raise UnfitError(what, place[0], name)
-        return array.astype(np.float64)
+        return _as_floats(array, name)
     raise UnfitError(f"{array.dtype} is no type of numbers", None, name)
+
+
+def _as_floats(array: np.ndarray, name: str | None) -> np.ndarray:
+    try:
+        return array.astype(np.float64)
+    except OverflowError:  # an integer of more than 308 digits
+        rows = [row for (row, *_), value in np.ndenumerate(array) if isinstance(value, int)]
+        row = next(row for row in rows if abs(array[row]) >= 2**1024) if array.ndim == 1 else None
+        raise UnfitError("an integer is too large for float64", row, name) from None
 
 
 def _is_number(value: Any) -> bool:
     """Whether an object is a number; text that looks like one is none."""
     try:
         return not isinstance(value, (str, bytes)) and float(value) is not None
+    except OverflowError:
+        return True
     except (TypeError, ValueError):
         return False

@@ -20,6 +20,9 @@ from onnxcustom.graph.conversion import PROTOBUF_LIMIT
 
 __all__ = ["describe", "differences", "hash_arrays", "hash_model"]
 
+# Characters of a value that are shown.
+_LINE = 80
+
 
 def hash_model(model: Any) -> str:
     """SHA-256 of a model with its weights.
@@ -107,10 +110,22 @@ def differences(saved: Mapping[str, Any], present: Mapping[str, Any], prefix: st
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             found += differences(old, new, key)
         elif old != new:
-            found.append(f"{name} was {_short(old)}, is {_short(new)}")
+            was, now = _excerpts(*("nothing" if v is None else str(v) for v in (old, new)))
+            found.append(f"{name} was {was}, is {now}")
     return found
 
 
-def _short(value: Any) -> str:
-    text = "nothing" if value is None else str(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+def _excerpts(old: str, new: str) -> tuple[str, str]:
+    """Two texts that differ, each cut to what fits on a line around the first place where they do."""
+    pairs = enumerate(zip(old, new, strict=False))
+    place = next((i for i, (a, b) in pairs if a != b), min(len(old), len(new)))
+    # From the name of the option on, or of the element of a list.
+    start = max(old.rfind(", ", 0, place) + 2, old.rfind("{", 0, place) + 1, place - 40)
+    start = 0 if place < 40 or max(len(old), len(new)) <= _LINE else start
+    return _cut(old, start), _cut(new, start)
+
+
+def _cut(text: str, start: int) -> str:
+    part = text[start:]
+    part = part if len(part) <= _LINE else part[: _LINE - 3] + "..."
+    return f"...{part}" if start else part

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import numbers
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,16 +14,20 @@ import onnx
 import onnx_ir as ir
 from sklearn.utils.validation import check_array
 
+from onnxcustom.data import Stream
 from onnxcustom.data.frames import (
     UnfitError,
     as_array,
     column_getter,
     column_names,
+    find_unfit,
     is_column,
     is_frame,
+    is_plain,
     joined,
     refuse_masked,
 )
+from onnxcustom.data.frames import numbers as numbers_of
 from onnxcustom.data.naming import ColumnCountError, in_order, naming, without_index
 from onnxcustom.data.sparse import SparseRows, is_sparse
 from onnxcustom.exceptions import InvalidDataError, UnknownNameError
@@ -40,6 +45,7 @@ __all__ = [
     "as_sample_weight",
     "as_targets",
     "check_batch_size",
+    "check_in_memory",
     "count",
     "dense",
     "dimensions",
@@ -228,6 +234,7 @@ def as_inputs(X: Any, specs: Sequence[TensorSpec], *, sparse: bool = False) -> d
     >>> as_inputs([[1, 2]], [TensorSpec("x", np.dtype(np.float32), (None, 2))])
     {'x': array([[1., 2.]], dtype=float32)}
     """
+    check_in_memory(X)
     single = len(specs) == 1 and not is_named(X)
     columns = {specs[0].name: X} if single else _by_name(X, specs, "X", "input")
     arrays = {
@@ -236,6 +243,22 @@ def as_inputs(X: Any, specs: Sequence[TensorSpec], *, sparse: bool = False) -> d
     }
     _same_rows({f"input {spec.name!r}": row_count(arrays[spec.name], spec) for spec in specs})
     return arrays
+
+
+def check_in_memory(X: Any) -> None:
+    """Refuse a stream where all rows are needed at once.
+
+    Raises
+    ------
+    InvalidDataError
+        Saying how to go through its blocks.
+    """
+    if isinstance(X, Stream):
+        raise InvalidDataError(
+            "The rows are needed at once, and a stream gives them block by block: go through "
+            "rows.blocks(), as in [net.predict(block.X) for block in rows.blocks()]; a block has X, y and "
+            "sample_weight."
+        )
 
 
 def as_targets(y: Any, specs: Sequence[TensorSpec], rows: int) -> dict[str, np.ndarray]:
@@ -431,15 +454,31 @@ def _as_tensor(data: Any, spec: TensorSpec, what: str, whole: bool = False, spar
     number = spec.shape is None and spec.axis is None and getattr(data, "ndim", None) == 0
     if number or (spec.shape == () and not (spec.each and np.ndim(data) == 1)):
         return _cast(_as_number(data, spec, what), spec, what)
-    array = _checked(_plain(data, spec, what), spec, what, matrix)
+    with _placed(data, spec, what):
+        array = _checked(_plain(data, spec, what), spec, what, matrix)
     if not matrix and not spec.each:
         array = _reshaped(array, spec)
     with naming(lambda _: column_names(data) if is_frame(data) else spec.columns):
         _check_shape(array, spec, what)
-    array = _cast(array, spec, what)
+    with _placed(data, spec, what):
+        array = _cast(array, spec, what)
     if spec.places is not None:
         check_places(array, spec.places, spec.name, spec.axis)
     return array
+
+
+@contextlib.contextmanager
+def _placed(data: Any, spec: TensorSpec, what: str) -> Iterator[None]:
+    """Let an error say which column and row of a frame it is about; only then they are looked at."""
+    try:
+        yield
+    except InvalidDataError as exc:
+        if isinstance(data, np.ndarray) or isinstance(exc.__cause__, UnfitError):
+            raise
+        found = find_unfit(data, spec.dtype) if is_frame(data) or is_column(data) else None
+        if found is None:
+            raise
+        raise type(exc)(f"{_capital(what)}: {found}.") from exc
 
 
 def check_not_masked(data: Any, what: str) -> None:
@@ -510,13 +549,20 @@ def dense(rows: SparseRows, what: str) -> np.ndarray:
 
 def _plain(data: Any, spec: TensorSpec, what: str) -> Any:
     """As an array what scikit-learn's check would not take for one; the rest as it is."""
-    if isinstance(data, np.ndarray) or not (is_frame(data) or is_column(data) or hasattr(data, "__array__")):
+    if isinstance(data, np.ndarray):
+        if data.dtype.kind in "mM":  # scikit-learn's check counts their ticks
+            raise InvalidDataError(f"{_capital(what)}: {data.dtype} is no type of numbers: convert it.")
         return data
-    if type(data).__module__.partition(".")[0] == "pandas" and not _holds_lists(data):
+    if not (is_frame(data) or is_column(data) or hasattr(data, "__array__")):
+        return data
+    if _is_pandas(data) and (is_plain(data) or not _are_unique(data)) and not _holds_lists(data):
         return data
     try:
         if not is_frame(data):
-            return as_array(data)
+            name = getattr(data, "name", None)
+            name = None if name in (None, "") else str(name)
+            array = _named(name, data)
+            return numbers_of(array, name) if is_column(data) else array
         dtype = spec.dtype if spec.dtype is not None and spec.dtype.kind == "f" else None
         column = column_getter(data)
         return joined({name: _named(name, column(name)) for name in column_names(data)}, dtype)
@@ -524,7 +570,15 @@ def _plain(data: Any, spec: TensorSpec, what: str) -> Any:
         raise InvalidDataError(f"{_capital(what)}: {exc}") from exc
 
 
-def _named(name: str, column: Any) -> np.ndarray:
+def _is_pandas(data: Any) -> bool:
+    return type(data).__module__.partition(".")[0] == "pandas" and (is_frame(data) or is_column(data))
+
+
+def _are_unique(data: Any) -> bool:
+    return not is_frame(data) or len(set(column_names(data))) == len(data.columns)
+
+
+def _named(name: str | None, column: Any) -> np.ndarray:
     try:
         return as_array(column)
     except UnfitError as exc:
@@ -560,7 +614,7 @@ def _checked(data: Any, spec: TensorSpec, what: str, matrix: bool) -> np.ndarray
             )
     except TypeError as exc:
         raise _TypeOfDataError(f"{_capital(what)}: {exc}") from exc
-    except ValueError as exc:
+    except (ValueError, OverflowError) as exc:
         raise InvalidDataError(f"{_capital(what)}: {exc}") from exc
 
 

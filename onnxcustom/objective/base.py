@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from onnxcustom._parameters import Parameters
+from onnxcustom._parameters import Parameters, check_given
 from onnxcustom._registry import Registry
 from onnxcustom.exceptions import InvalidModelError
 from onnxcustom.graph import to_ir
@@ -350,7 +350,9 @@ class Loss(Parameters, ABC):
         if _is_custom(class_name):
             custom: Any = LOSSES.find("CustomLoss")
             return custom(class_name, **kwargs)
-        return LOSSES.find(class_name, ["a loss", "an ONNX model", "a function of the builder"])(**kwargs)
+        cls = LOSSES.find(class_name, ["a loss", "an ONNX model", "a function of the builder"])
+        check_given(cls, kwargs, f"loss={class_name!r}")
+        return cls(**kwargs)
 
 
 BaseLearningLoss = Loss

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx_ir as ir
 
-from onnxcustom._parameters import Parameters, check_number
+from onnxcustom._parameters import Parameters, check_given, check_number
 from onnxcustom._registry import Registry
 from onnxcustom.exceptions import UnknownNameError
 from onnxcustom.graph import weight_roles
@@ -247,7 +247,9 @@ class Penalty(Parameters, ABC):
         if isinstance(class_name, Mapping):
             return PerWeightLearningPenalty(class_name, **kwargs)
         name = "none" if class_name is None or class_name == "" else class_name
-        return PENALTIES.find(name, ["None", "a penalty", "a dict from weight to penalty"])(**kwargs)
+        cls = PENALTIES.find(name, ["None", "a penalty", "a dict from weight to penalty"])
+        check_given(cls, kwargs, f"penalty={name!r}")
+        return cls(**kwargs)
 
 
 BaseLearningPenalty = Penalty

@@ -28,7 +28,7 @@ from .registry import RULES, SELECTED, UnknownOptionError, named_options, resolv
 from .rule import Rule, State
 from .schedules import Null, Schedule
 
-__all__ = ["BaseLearningRate", "State"]
+__all__ = ["BaseLearningRate", "State", "rate_named"]
 
 Self = TypeVar("Self", bound="BaseLearningRate")
 
@@ -419,10 +419,28 @@ def _formula_or_call(formula: Callable[..., Any]) -> Callable[..., Any]:
     return update
 
 
+def rate_named(name: str) -> BaseLearningRate:
+    """The update rule that text given as learning rate names.
+
+    Raises
+    ------
+    UnknownNameError
+        None has that name; a number that is written as text is none.
+    """
+    try:
+        return BaseLearningRate.select(name)
+    except UnknownNameError as exc:
+        try:
+            hint = f"={name!r} is text: give the number {float(name):g}."
+        except ValueError:
+            hint = f": {exc}"
+        raise UnknownNameError(f"learning_rate{hint}") from exc
+
+
 def _rate_of(learning_rate: Any) -> Any:
     """A learning rate as :func:`as_schedule` takes it, also of a rule or of its name."""
     if isinstance(learning_rate, str):
-        learning_rate = BaseLearningRate.select(learning_rate)
+        learning_rate = rate_named(learning_rate)
     if not isinstance(learning_rate, BaseLearningRate):
         return learning_rate
     if learning_rate.needs_grad:

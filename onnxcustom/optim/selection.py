@@ -6,7 +6,7 @@ import copy
 import numbers
 from typing import Any
 
-from .base import BaseLearningRate
+from .base import BaseLearningRate, rate_named
 from .registry import create
 from .sgd import LearningRateSGD
 
@@ -56,6 +56,8 @@ def select_optimizer(optimizer: Any = None, learning_rate: Any = None) -> BaseLe
     if optimizer is None and named:
         return LearningRateSGD(learning_rate=learning_rate)
     if optimizer is None:
+        if isinstance(learning_rate, str):
+            return rate_named(learning_rate)
         chosen = create("sgd") if learning_rate is None else BaseLearningRate.select(learning_rate)
         return copy.deepcopy(chosen)
     if isinstance(optimizer, BaseLearningRate):

@@ -18,6 +18,7 @@ from onnxcustom.feed.splitting import hold_out
 from onnxcustom.feed.validation import (
     TensorSpec,
     as_inputs,
+    check_in_memory,
     check_not_masked,
     input_specs,
     of_batch,
@@ -449,6 +450,7 @@ class OnnxClassifier(ClassifierMixin, OnnxEstimator):
         """Scores or probabilities of shape (n, columns), or as the model has them, and the classes' axis."""
         self._check_fitted()
         target = self.step_.targets[0]
+        check_in_memory(X)
         self._check_features(X)
         scores = self.step_.predict(X)[target.output]
         rank = scores.ndim if target.shape is None else len(target.shape)
@@ -554,11 +556,14 @@ class OnnxClassifier(ClassifierMixin, OnnxEstimator):
             return self.classes_[np.argmax(scores, axis=axis)]
         return self.classes_[(scores.take(0, axis=axis) > threshold).astype(np.int64)]
 
-    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+    def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Accuracy: the part of the rows whose label, or labels, are predicted.
 
         With several labels along further axes (tokens, pixels), the mean over the rows of the part that is.
         """
+        check_in_memory(X)
+        if y is None:
+            raise InvalidDataError("score compares with expected labels, and y is None: give them.")
         check_not_masked(y, "y")
         check_not_masked(sample_weight, "sample_weight")
         predicted = self.predict(X)

@@ -9,7 +9,14 @@ import numpy as np
 from sklearn.base import RegressorMixin
 from sklearn.metrics import r2_score
 
-from onnxcustom.feed.validation import check_not_masked, dimensions
+from onnxcustom.feed.validation import (
+    as_inputs,
+    as_targets,
+    check_in_memory,
+    dimensions,
+    rows_of,
+    weights_of,
+)
 from onnxcustom.step.training_step import TrainingStep
 
 from .onnx_estimator import OnnxEstimator
@@ -132,6 +139,7 @@ class OnnxRegressor(RegressorMixin, OnnxEstimator):
             Before :meth:`fit`.
         """
         self._check_fitted()
+        check_in_memory(X)
         self._check_features(X)
         outputs = self.step_.predict(X)
         trained = [t.output for t in self.step_.targets]
@@ -142,25 +150,39 @@ class OnnxRegressor(RegressorMixin, OnnxEstimator):
         column = axis is not None and predicted.ndim > 0 and predicted.size == predicted.shape[axis]
         return predicted.reshape(-1) if self._flat and column and predicted.ndim <= 2 else predicted
 
-    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+    def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Coefficient of determination R²; minus the mean loss if several outputs are trained.
 
         Several losses have no R² in common: their weighted sum, as in training, is what can be compared.
+
+        Raises
+        ------
+        InvalidDataError
+            Expected values or weights that :meth:`fit` would refuse; a stream, whose blocks can be scored.
         """
         self._check_fitted()
+        check_in_memory(X)
         self._check_features(X)
         if len(self.step_.targets) > 1:
             return -float(np.mean(self.step_.scores(X, y, sample_weight), dtype=np.float64))
-        p = self.predict(X)
-        given = next(iter(y.values())) if isinstance(y, Mapping) else y
-        check_not_masked(given, "y")
-        check_not_masked(sample_weight, "sample_weight")
-        expected = np.asarray(given)
-        axis = self.step_.output_axis(self.step_.targets[0].output)
-        e, p = _by_row(expected.reshape(p.shape), axis), _by_row(p, axis)
-        return float(
-            r2_score(e, p, sample_weight=sample_weight if len(p) == np.size(sample_weight) else None)
-        )
+        specs, output = self.step_.expected, self.step_.targets[0].output
+        rows = rows_of(as_inputs(X, self.step_.inputs, sparse=True), self.step_.inputs)
+        converted = as_targets(y, specs, rows)
+        given = np.asarray(next(iter(y.values())) if isinstance(y, Mapping) else y)
+        # In the precision of the data, where it is numbers.
+        expected = given if given.dtype.kind in "biuf" else converted[output]
+        p, axis = self.predict(X), self.step_.output_axis(output)
+        e, by_row = _by_row(expected.reshape(p.shape), axis), _by_row(p, axis)
+        if sample_weight is None:
+            return float(r2_score(e, by_row))
+        weights, like = weights_of(sample_weight, rows, np.float64, specs, converted)
+        if like.weighed:  # a weight for each expected value
+            w = _by_row(weights.reshape(p.shape), axis).T
+            return float(
+                np.mean([r2_score(a, b, sample_weight=c) for a, b, c in zip(e.T, by_row.T, w, strict=True)])
+            )
+        # An output that is one row for the whole batch has no weights of rows.
+        return float(r2_score(e, by_row, sample_weight=weights if len(by_row) == len(weights) else None))
 
 
 def _by_row(array: np.ndarray, axis: int | None) -> np.ndarray:

@@ -14,8 +14,10 @@ import onnx
 from onnxcustom._warnings import warn_user
 from onnxcustom.exceptions import ConvergenceError, ConvergenceWarning, InvalidDataError, UnknownNameError
 from onnxcustom.feed.data_loader import OrtDataLoader
+from onnxcustom.feed.validation import check_in_memory
 from onnxcustom.graph import load, replace_weights
 from onnxcustom.optim import BaseLearningRate
+from onnxcustom.optim.base import rate_named
 from onnxcustom.runtime import owned_copy
 from onnxcustom.step.training_step import TrainingStep
 
@@ -197,10 +199,11 @@ class OrtGradientForwardBackwardOptimizer(Trainer):
                 f"training_optimizer_name must be 'SGDOptimizer', not {self.training_optimizer_name!r}: the "
                 "update rule is chosen by learning_rate."
             )
+        rate = self.learning_rate
         return TrainingStep(
             self.model_onnx,
             self.learning_loss,
-            BaseLearningRate.select(self.learning_rate),
+            rate_named(rate) if isinstance(rate, str) else BaseLearningRate.select(rate),
             self.weights_to_train,
             self.learning_penalty,
             self.engine,
@@ -365,13 +368,15 @@ class OrtGradientForwardBackwardOptimizer(Trainer):
 
     def predict(self, X: Any) -> np.ndarray:
         """Output of the trained model; before :meth:`fit`, of the model as it is."""
+        check_in_memory(X)
         step = self._current_step(X)
         if self.__sklearn_is_fitted__():
             self._check_features(X)
         return step.predict(X)[step.targets[0].output]
 
-    def losses(self, X: Any, y: Any, sample_weight: Any = None) -> np.ndarray:
+    def losses(self, X: Any, y: Any = None, sample_weight: Any = None) -> np.ndarray:
         """Loss of every row, in order; before :meth:`fit`, with the model's own weights."""
+        check_in_memory(X)
         step = self._current_step(X, y)
         if self.__sklearn_is_fitted__():
             self._check_features(X)
@@ -380,7 +385,7 @@ class OrtGradientForwardBackwardOptimizer(Trainer):
     #: The name of :meth:`losses` in older versions.
     scores = losses
 
-    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+    def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Negative mean loss over the rows: higher is better."""
         return -float(np.mean(self.losses(X, y, sample_weight), dtype=np.float64))
 

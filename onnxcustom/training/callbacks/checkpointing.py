@@ -69,6 +69,11 @@ class Checkpoint(Callback):
 
     def store(self) -> CheckpointStore:
         """The folder."""
+        if not isinstance(self.folder, (str, os.PathLike)):
+            raise TypeError(
+                f"The folder for checkpoints (checkpoint_dir) must be a path, not {self.folder!r}: give its "
+                "name as text or as a Path."
+            )
         return CheckpointStore(Path(self.folder).absolute(), self.keep)
 
     @contextlib.contextmanager
