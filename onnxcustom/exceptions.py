@@ -120,7 +120,10 @@ class ConvergenceWarning(UserWarning):
 
 
 class RowsWarning(UserWarning):
-    """The loss of a row depends on other rows of its batch, and which these are is left to chance."""
+    """What the rows of a batch are is in doubt, or which of them meet is left to chance.
+
+    A dimension that no trained output has is taken for the rows, or the loss of a row depends on others.
+    """
 
 
 class CheckpointError(OnnxCustomError, ValueError):

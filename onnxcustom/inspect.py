@@ -13,7 +13,9 @@ import onnx_ir as ir
 
 from onnxcustom.gradient.report import GradientReport, OperatorRow, WeightRow, gradient_report
 from onnxcustom.graph import Prepared, find_logits, hidden_logits, weights
+from onnxcustom.graph.batch_axis import BatchAxes
 from onnxcustom.graph.layers import layers_of
+from onnxcustom.step.rows import doubtful_rows, row_lines
 from onnxcustom.step.targets import prediction_tensors, where
 
 __all__ = ["describe", "inspect_model", "loss_lines"]
@@ -46,7 +48,10 @@ def inspect_model(path: Path | str, engine: str = "auto", width: int = 100) -> t
     prepared = Prepared.of(path)
     report = gradient_report(prepared, engine)
     levels = {name: layer.level for layer in layers_of(prepared.model) for name in layer.weights}
-    text = describe(report, width, levels, loss_lines(prepared.model))
+    axes, tensors = BatchAxes(prepared.model), prediction_tensors(prepared.model)
+    doubt = doubtful_rows(axes, tensors)
+    rows = [*row_lines(axes, tensors), *([] if doubt is None else [f"Warning: {doubt}"])]
+    text = describe(report, width, levels, loss_lines(prepared.model), rows)
     return f"{Path(path).name}\n\n{text}", report.trainable
 
 
@@ -81,8 +86,9 @@ def describe(
     width: int = 100,
     levels: Mapping[str, int] | None = None,
     losses: Sequence[str] = (),
+    rows: Sequence[str] = (),
 ) -> str:
-    """Write a report as tables: operators, weights, losses, what is refused, the engine, the verdict.
+    """Write a report as tables: operators, weights, losses, rows, what is refused, the engine, the verdict.
 
     Parameters
     ----------
@@ -94,6 +100,8 @@ def describe(
         Level of the layer of every weight, as :func:`onnxcustom.graph.layers` counts them.
     losses : sequence of str, default=()
         What :func:`loss_lines` says.
+    rows : sequence of str, default=()
+        What :func:`onnxcustom.step.rows.row_lines` says.
 
     Returns
     -------
@@ -127,9 +135,9 @@ def describe(
     parts = [_operators(report, width), _weights(report, width, levels)]
     if report.left_out:
         parts.append(_left_out(report, width))
-    if losses:
-        lines = [line for text in losses for line in _wrap(text, width, 2)]
-        parts.append("\n".join(["Losses, as the outputs suggest them", *lines]))
+    for title, texts in (("Losses, as the outputs suggest them", losses), ("Rows of a batch", rows)):
+        if texts:
+            parts.append("\n".join([title, *(line for text in texts for line in _wrap(text, width, 2))]))
     if report.refused:
         parts.append(_refused(report, width))
     warned = [line for text in report.warnings for line in _wrap(f"Warning: {text}", width, 0)]

@@ -193,3 +193,35 @@ def test_which_tensor_a_loss_is_taken_on(tmp_path: Path, name: str) -> None:
     end, words = LOSSES[name]
     text = "g (float[N,2] x) => (float[A,B] p) <float[2,3] w = {1, 2, 3, 4, 5, 6}> { z = MatMul(x, w) END }"
     assert words in " ".join(inspect(write(tmp_path, text.replace("END", end))).output.split())
+
+
+def test_rows(tmp_path: Path) -> None:
+    result = inspect(
+        write(
+            tmp_path,
+            """g (float[N,T,2] x, float[2,N,2] h, float r) => (float[T,N,2] y, float s)
+            <float[2] w = {1, 2}> { i = Constant <value = int64 {0}> ()
+            k = Gather <axis = 0> (h, i)  j = Constant <value = int64[1] {1}> ()
+            u = Unsqueeze (k, j)  a = Add (x, u)  b = Mul (a, w)  c = Mul (b, r)
+            y = Transpose <perm = [1, 0, 2]> (c)  s = ReduceSum <keepdims = 0> (b) }""",
+        )
+    )
+    text = " ".join(result.output.split())
+    assert "Rows of a batch x: axis 0 (N) h: axis 1 (N) r: none, it is given once a batch as it is" in text
+    assert "y: axis 1 (N) s: none, it is one row for the whole batch" in text
+    assert "Warning" not in text
+
+
+def test_rows_in_doubt(tmp_path: Path) -> None:
+    result = inspect(
+        write(
+            tmp_path,
+            """g (float[T,N,2] x) => (float[N,1] y) <float[2,1] w = {1, 2}> {
+            i = Constant <value = int64[1] {0}> ()  a = ReduceSum <keepdims = 0> (x, i)
+            y = MatMul (a, w) }""",
+        )
+    )
+    text = " ".join(result.output.split())
+    assert result.exit_code == 0
+    assert "x: axis 0 (T) y: none, it is one row for the whole batch Warning: The rows of a batch" in text
+    assert "say batch_axis={'x': 1};" in text

@@ -195,3 +195,34 @@ def test_scale_and_bias_that_copy_the_statistics(mode):
     for name, array in steps[1].weights().items():
         np.testing.assert_array_equal(steps[0].weights()[name], array)
         np.testing.assert_array_equal(weights(steps[0].trained_model())[name], array)
+
+
+PLAIN = HEADER + "g (float[N, 3] x) => (float[N, 1] y) <float[3, 1] w = {1, 1, 1}> { y = MatMul (x, w) }"
+BESIDE = NETWORK.replace("(float[N, 1] y)", "(float[N, 1] y, float[N, 3] d)").replace(
+    "MatMul (d, w)", "MatMul (x, w)"
+)
+
+
+@pytest.mark.parametrize("text", [PLAIN, BESIDE], ids=["none", "beside what is trained"])
+@pytest.mark.parametrize(
+    ("setting", "operator"),
+    [({"batch_norm": "update"}, "BatchNormalization"), ({"dropout": "on"}, "Dropout")],
+)
+def test_a_mode_without_its_operator_says_so_once(text, setting, operator):
+    model = onnx.parser.parse_model(text)
+    ((name, value),) = setting.items()
+    wanted = f"^{name}={value!r} does nothing: there is no {operator} .*PRESERVE, do_constant_folding=False"
+    x = np.ones((4, 3), np.float32)
+    with pytest.warns(UserWarning, match=wanted) as said:
+        step = TrainingStep(model, **setting)
+    step.run(x, np.zeros(4))  # a warning is an error here
+    step.scores(x, np.zeros(4))
+    assert [w.filename for w in said] == [__file__]
+    with pytest.warns(UserWarning, match=wanted) as said:
+        OnnxRegressor(model, max_iter=2, **setting).fit(x, np.zeros(4))
+    assert len(said) == 1
+    pickle.loads(pickle.dumps(step)).run(x, np.zeros(4))
+
+
+def test_modes_with_their_operators_say_nothing():
+    make_step()

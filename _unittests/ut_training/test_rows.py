@@ -8,7 +8,7 @@ import pytest
 
 from onnxcustom import OnnxClassifier, OnnxRegressor, TrainingStep
 from onnxcustom.data import stream
-from onnxcustom.exceptions import InvalidDataError
+from onnxcustom.exceptions import EvaluationError, InvalidDataError, RowsWarning
 from onnxcustom.feed.data_loader import OrtDataLoader
 from onnxcustom.gradient import ENGINES
 from onnxcustom.optim import SGD
@@ -615,3 +615,92 @@ def test_an_output_that_is_not_as_its_file_declares(options):
         step.run(x[:1], y[:, :1])
     with pytest.raises(InvalidDataError, match=words):
         OnnxRegressor(model, batch_size=1, max_iter=1, **options).fit(x, y)
+
+
+# -- rows in doubt -----------------------------------------------------------------------------------
+
+POOLED = "{ i = Constant<value = int64[1] {0}>() a = ReduceSum<keepdims = 0>(x, i) z = MatMul(a, w) }"
+MASKED = POOLED.replace("a = ", "s = ").replace(" z =", " u = Unsqueeze(k, j) a = Mul(s, u) z =")
+MASKED = MASKED.replace("{ i", "{ j = Constant<value = int64[1] {1}>() i")
+# Model whose time comes first and is in no output -> what is taken, the axes that the rows would have.
+DOUBTFUL = {
+    "time": (f"(double[T,N,2] x) => (double[N,3] z) {W} {POOLED}", "'T'", {"x": 1}),
+    "a fixed time": (f"(double[5,N,2] x) => (double[N,3] z) {W} {POOLED}", "5", {"x": 1}),
+    "an output without names": (f"(double[T,N,2] x) => (double[?,3] z) {W} {POOLED}", "'T'", {"x": 1}),
+    "a mask": (
+        f"(double[T,N,2] x, double[N] k) => (double[N,3] z) {W} {MASKED}",
+        "'T'",
+        {"x": 1, "k": 0},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DOUBTFUL)
+def test_rows_in_doubt(name):
+    """The rule stays and is said; the axes that the warning names make every target a row."""
+    text, taken, instead = DOUBTFUL[name]
+    model, rate = parsed(text), 0.01
+    x, k, y = data(T, N, 2), data(N) if "k" in instead else np.ones(N), data(N, 3)
+    X = {"x": x, "k": k} if "k" in instead else {"x": x}
+    with pytest.warns(RowsWarning) as said:
+        whole = TrainingStep(model, optimizer=SGD(rate))
+    (message,) = [str(w.message) for w in said]
+    assert f"{taken}, axis 0 of input 'x'" in message
+    assert "Output 'z' has 'N'" in message
+    assert f"batch_axis={instead};" in message
+    assert said[0].filename == __file__
+    steps = {
+        N: TrainingStep(model, optimizer=SGD(rate), batch_axis=instead),
+        1: pickle.loads(pickle.dumps(whole)),
+    }
+    design = x.sum(axis=0) * k[:, None]
+    for rows, step in steps.items():
+        w = W0.copy()
+        for _ in range(10):
+            left = design @ w - y
+            np.testing.assert_allclose(step.run(X, y), (left**2).sum() / 2 / rows, rtol=1e-10)
+            w -= rate * design.T @ left / rows
+        np.testing.assert_allclose(step.weights()["w"], w, rtol=1e-10)
+
+
+@pytest.mark.parametrize("axes", [{"x": 0}, {"x": 1}, {"z": None}])
+def test_rows_that_are_said_are_in_no_doubt(axes):
+    model = parsed(DOUBTFUL["time"][0])
+    assert TrainingStep(model, batch_axis=axes).run(data(T, N, 2), data(N, 3)) > 0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"(double[T,N,2] x) => (double[T,N,3] z) {W} {{ z = MatMul(x, w) }}",
+        f"(double[1,N,2] x) => (double[N,3] z) {W} {POOLED}",
+        f"(double[T,N,2] x) => (double[3,T] z) {W} "
+        "{ i = Constant<value = int64[1] {1}>() a = ReduceSum<keepdims = 0>(x, i) b = MatMul(a, w) "
+        "z = Transpose(b) }",
+        f"(double[T,2] x) => (double[M,3] z) {W} {{ a = NonZero(x) b = Transpose(a) "
+        "c = Cast<to = 11>(b) z = MatMul(c, w) }",
+    ],
+    ids=["time is an axis of the output", "a batch of one row", "rows last", "a dimension of its own"],
+)
+def test_no_doubt(text):
+    TrainingStep(parsed(text))  # a warning is an error here
+
+
+def test_an_estimator_says_once_what_is_in_doubt():
+    with pytest.warns(RowsWarning, match=r"batch_axis=\{'x': 1\}") as said:
+        OnnxRegressor(parsed(DOUBTFUL["time"][0]), max_iter=2).fit(data(T, N, 2), data(N, 3))
+    assert len(said) == 1
+
+
+def test_a_batch_that_does_not_fit_says_what_its_rows_were():
+    model = parsed(DOUBTFUL["time"][0])
+    turned = data(N, T, 2)
+    step = TrainingStep(model, batch_axis={"x": 0})
+    wanted = r"'x' of shape \(4, 5, 2\) has 4 along axis 0.*batch_axis=\{'x': \.\.\.\}"
+    with pytest.raises(EvaluationError, match=wanted):
+        step.run(turned, data(N, 3))
+    with pytest.raises(EvaluationError, match=wanted):
+        OnnxRegressor(model, batch_axis={"x": 0}).fit(turned, data(N, 3))
+    step.run(data(T, N, 2), data(N, 3))
+    with pytest.raises(EvaluationError, match=r"^(?!.*batch_axis)"):  # not the first batch
+        step.run(turned, data(N, 3))

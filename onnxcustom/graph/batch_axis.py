@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import onnx_ir as ir
 
@@ -13,7 +13,32 @@ from onnxcustom.exceptions import InvalidModelError, UnknownNameError
 from onnxcustom.graph.passes import InferShapesPass
 from onnxcustom.graph.traversal import unique_name
 
-__all__ = ["BatchAxes"]
+__all__ = ["BatchAxes", "Doubt"]
+
+
+class Doubt(NamedTuple):
+    """Rows that no output has, where the outputs have another dimension of the inputs.
+
+    Attributes
+    ----------
+    input : str
+        The input that the rows are taken from.
+    axis : int
+        Where they are taken from.
+    taken : str, int or None
+        The dimension there: its name, its size, or None.
+    output, other : str
+        An output, and the dimension of the inputs that it has in the place of the rows.
+    instead : dict of str to int or None
+        Axes of the inputs that would have that dimension for the rows.
+    """
+
+    input: str
+    axis: int
+    taken: str | int | None
+    output: str
+    other: str
+    instead: dict[str, int | None]
 
 
 class BatchAxes:
@@ -138,14 +163,20 @@ class BatchAxes:
         return None if shape is None else len(shape)
 
     def _inferred(self, name: str) -> int | None:
-        declared, shape = self._values[name].shape, self._shapes().get(name)
-        shape = declared if shape is None or (declared is not None and len(shape) != len(declared)) else shape
+        declared, shape = self._known(name)
         found = next((i for i, d in enumerate(shape or ()) if _plain(d) == self._symbol), None)
         if found is not None:
             return found
         if declared and _plain(declared[0]) in self._others:
             return None
         return self._at_first(shape, self._others)
+
+    def _known(self, name: str) -> tuple[ir.Shape | None, ir.Shape | None]:
+        """The shape of a tensor as declared, and as inferred where that is of the declared rank."""
+        declared, shape = self._values[name].shape, self._shapes().get(name)
+        if shape is None or (declared is not None and len(shape) != len(declared)):
+            shape = declared
+        return declared, shape
 
     def _shapes(self) -> dict[str, ir.Shape | None]:
         """Shapes as inference finds them once the batch axis of every input has the same name."""
@@ -163,6 +194,52 @@ class BatchAxes:
             InferShapesPass()(model)
             self._propagated = {str(v.name): v.shape for v in _values(model)}
         return self._propagated
+
+    def doubt(self, tensors: Mapping[str, str]) -> Doubt | None:
+        """Whether another dimension looks like that of the rows: outputs have it, and not the one taken.
+
+        Parameters
+        ----------
+        tensors : mapping of str to str
+            Output -> the tensor that stands for it.
+
+        Returns
+        -------
+        Doubt or None
+            None where the user has said which axis of an input holds the rows, and for a batch of one row.
+        """
+        if self.carrier is None or not self._overrides.keys().isdisjoint(self.inputs):
+            return None
+        if any(self.of(tensor, output) is not None for output, tensor in tensors.items()):
+            return None
+        axis = self.inputs[self.carrier]
+        taken = self.dimension(self.carrier, axis)
+        for output, tensor in tensors.items():
+            other = None if output in self._overrides else self._leading(tensor)
+            if axis is not None and taken != 1 and other in self._others:
+                return Doubt(self.carrier, axis, taken, output, str(other), self._by(str(other)))
+        return None
+
+    def dimension(self, name: str, axis: int | None) -> Any:
+        """A dimension of a tensor as the model has it: its size, its name, or None."""
+        return _dim(self._values[name].shape, axis)
+
+    def _leading(self, name: str) -> str | None:
+        """Name of the first dimension of a tensor that is not fixed, as declared or else as inferred."""
+        declared, shape = self._known(name)
+        for said, found in zip(declared or shape or (), shape or (), strict=True):
+            if not isinstance(_plain(said), int) and not isinstance(_plain(found), int):
+                return _plain(found) if _plain(said) is None else _plain(said)
+        return None
+
+    def _by(self, name: str) -> dict[str, int | None]:
+        """Axes of inputs if that dimension holds the rows; None for those that have rows now and not then."""
+        found = {}
+        for key, axis in self.inputs.items():
+            dims = [_plain(d) for d in self._values[key].shape or ()]
+            if name in dims or axis is not None:
+                found[key] = dims.index(name) if name in dims else None
+        return found
 
     def rows(self) -> int | None:
         """Rows of a batch, where the model fixes them."""

@@ -16,7 +16,7 @@ from onnxcustom.graph import random
 from onnxcustom.graph.builder import Builder, Var
 from onnxcustom.graph.traversal import all_names
 
-__all__ = ["ModeSettings", "Modes", "set_modes"]
+__all__ = ["ModeSettings", "Modes", "idle_modes", "set_modes"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +105,33 @@ def set_modes(model: ir.Model, settings: ModeSettings) -> Modes:
         elif node.op_type == "Dropout" and (on or node.graph is graph):
             rewriter.dropout(node, on=on, seed=settings.seed)
     return rewriter.finish()
+
+
+def idle_modes(model: ir.Model, settings: ModeSettings) -> list[str]:
+    """What to warn of where a model has no operator that a mode is for.
+
+    Parameters
+    ----------
+    model : onnx_ir.Model
+        Prepared model; it is not modified.
+    settings : ModeSettings
+        What is wanted.
+
+    Returns
+    -------
+    list of str
+    """
+    wanted = {"BatchNormalization": ("batch_norm", "update"), "Dropout": ("dropout", "on")}
+    nodes = ir.traversal.RecursiveGraphIterator(model.graph)
+    there = {node.op_type for node in nodes if node.domain in ("", "ai.onnx")}
+    return [
+        f"{name}={value!r} does nothing: there is no {operator} in what the losses are computed from. "
+        f"Exporters fold or drop it, as torch.onnx.export does by default; it stays with "
+        "torch.onnx.export(..., training=torch.onnx.TrainingMode.PRESERVE, do_constant_folding=False, "
+        "dynamo=False) of a model in training mode."
+        for operator, (name, value) in wanted.items()
+        if getattr(settings, name) == value and operator not in there
+    ]
 
 
 def freeze_statistics(node: ir.Node) -> None:

@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from onnxcustom.exceptions import EvaluationError
 from onnxcustom.graph.builder import Builder
 from onnxcustom.runtime import Binding, Device, create_session, to_ortvalue
 
 from .buffers import DoubleBuffer, Scalar
 from .compose import ComposedStep
+from .rows import with_rows
 from .state import State
 
 __all__ = ["Program", "intermediate_bytes"]
@@ -63,6 +65,7 @@ class Program:
         self._finite = np.zeros(len(graph.checked), dtype)
         self._heads = np.zeros(len(graph.expected), dtype)
         self._bindings: dict[int, Binding] = {}
+        self._worked = False
         # A session of its own: made now, not at the first step.
         self._tables = _Tables(graph, state.kept, state.device) if graph.rows else None
 
@@ -127,11 +130,23 @@ class Program:
             self._ones.bind(binding, rows)
         binding.rebind_inputs(self._batch, values)
         self._values = values  # onnxruntime borrows their memory
-        if self._tables:
-            self._tables.take(binding.run())
-        else:
-            binding.execute()
+        try:
+            if self._tables:
+                self._tables.take(binding.run())
+            else:
+                binding.execute()
+        except EvaluationError as exc:
+            raise (exc if self._worked else with_rows(exc, self._shapes(values))) from exc.__cause__
+        self._worked = True
         return self._plan.loss(float(self._loss), hyper, step, share, rows)
+
+    def _shapes(self, values: Sequence[Any]) -> dict[str, tuple[list[int], int | None]]:
+        """Shapes of a batch's inputs, and the axes of their rows."""
+        axes = self._graph.batch_axis
+        return {
+            name: (list(value.shape()), axes.get(name))
+            for name, value in zip(self._graph.inputs, values, strict=False)
+        }
 
     def heads(self) -> dict[str, float]:
         """Loss of every output in the last run, by name, if several are trained."""

@@ -12,7 +12,13 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from onnxcustom.exceptions import InvalidModelError, NoTrainableWeightError, UnknownNameError
+from onnxcustom._warnings import warn_user
+from onnxcustom.exceptions import (
+    InvalidModelError,
+    NoTrainableWeightError,
+    RowsWarning,
+    UnknownNameError,
+)
 from onnxcustom.feed.validation import TensorSpec, tensor_specs, with_axis, with_limits
 from onnxcustom.gradient.choice import select_engine
 from onnxcustom.gradient.interface import Engine, form_of
@@ -39,7 +45,8 @@ from .compose import (
 )
 from .inference import runnable, without_numbers
 from .layout import Layout
-from .modes import ModeSettings
+from .modes import ModeSettings, idle_modes
+from .rows import doubtful_rows
 from .step_graph import ComposedStep
 from .targets import Target, has_positions, prediction_tensors, select_targets
 
@@ -280,6 +287,11 @@ def make_recipe(
     ------
     InvalidModelError, UnknownNameError, NoTrainableWeightError, DifferentiationError, MissingRuntimeError
         What is wrong, and where.
+
+    Warns
+    -----
+    RowsWarning, UserWarning
+        What the rows are is in doubt; a mode has no operator that it would be for.
     """
     model, proto = prepared.take(), prepared.proto
     if not model.graph.inputs:
@@ -306,7 +318,17 @@ def make_recipe(
         **settings,
     )
     recipe._derived().update(base=base, axes=axes, trunk=trunk)
+    _warn(recipe)
     return recipe, initial
+
+
+def _warn(recipe: Recipe) -> None:
+    """Say of a model what would be trained otherwise than it looks."""
+    doubt = doubtful_rows(recipe.axes, {target.output: target.value for target in recipe.targets})
+    if doubt is not None:
+        warn_user(doubt, RowsWarning)
+    for text in idle_modes(recipe.trunk.model, recipe.modes):
+        warn_user(text, UserWarning)
 
 
 def _trunk(base: ir.Model, targets: Sequence[Target]) -> Prepared:
