@@ -29,6 +29,9 @@ SEEDS = len(RULES)
 STEPS = 10
 RATE = 0.05
 
+# Not every model that is drawn has a BatchNormalization.
+pytestmark = pytest.mark.filterwarnings("ignore:batch_norm='update' does nothing:UserWarning")
+
 
 def loads(content: bytes) -> Any:
     """A session as anybody makes it."""

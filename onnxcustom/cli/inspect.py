@@ -34,9 +34,9 @@ __all__ = ["inspect"]
 def inspect(context: click.Context, model: Path, engine: str) -> None:
     """Say what of MODEL, an .onnx file, can be trained, and how.
 
-    Prints its operators and how each is differentiated, its weights, the axes of the rows, what is
-    refused and why, and the engine that is taken. Nothing is run; no onnxruntime is needed. Exits with 0 if every
-    weight can be trained, 1 if not, 2 if the file holds no valid model.
+    Prints its operators and how each is differentiated, its weights, axes of rows, what is refused and
+    why, and the engine that is taken. Nothing is run; no onnxruntime is needed. Exits with 0 if every weight
+    can be trained, 1 if not, 2 if the file holds no valid model.
     """
     from onnxcustom.inspect import inspect_model
 
