@@ -252,7 +252,7 @@ def test_frames_of_pandas_say_where_something_is_unfit(kind):
 @pytest.mark.parametrize("kind", ["polars", "pyarrow"])
 @pytest.mark.parametrize(("value", "words"), [(np.nan, "there is NaN"), (1e300, "is too large for float32")])
 def test_other_frames_say_where_a_number_is_unfit(kind, value, words):
-    package = pytest.importorskip(kind)
+    package = pytest.importorskip(kind, exc_type=ImportError)
     columns = {"a": [1.0, 2.0, 3.0], "b": [1.0, value, 2.0]}
     frame = package.DataFrame(columns) if kind == "polars" else package.table(columns)
     with pytest.raises(InvalidDataError, match=f"Input 'x': column 'b', row 1: .*{words}"):
