@@ -60,5 +60,5 @@ def test_decay_of_lion_is_decoupled_unless_told_otherwise():
     np.testing.assert_allclose(one_update(optim.Lion(0.1, wd=0.5), W, 0 * G), 0.95 * W)
     coupled = optim.Lion(0.1, wd=0.5, decoupled_weight_decay=False)
     np.testing.assert_allclose(one_update(coupled, W, 0 * G), W - 0.1 * np.sign(W))
-    with pytest.raises(TypeError, match="positional"):
+    with pytest.raises(TypeError, match="by position"):
         optim.Lion(0.1, 0.9, 0.99, True)

@@ -314,6 +314,7 @@ STEP = Subject(
         "run": Call(weighted_rows),
         "run_batch": Call(weighted_rows, as_ortvalues),
         "feeds": Call(weighted_rows),
+        "check_declared": Call(lambda: {"X": rows()["X"]}),
         "check_expected": Call(lambda: {"expected": {"y": numbers(12, 2)}}),
         "settle": Call(rows),
         "scores": Call(weighted_rows),

@@ -455,8 +455,10 @@ def test_a_time_budget_ends_within_an_epoch(make, monkeypatch):
 def test_columns_of_validation_data_are_compared(make):
     X, y = data()
     frame = pd.DataFrame(X, columns=["a", "b", "c"])
-    with pytest.raises(InvalidDataError, match="feature names"):
-        make().fit(frame, y, X_val=frame[["b", "a", "c"]], y_val=y)
+    with pytest.raises(InvalidDataError, match="'d'"):
+        make().fit(frame, y, X_val=frame.rename(columns={"b": "d"}), y_val=y)
+    turned = make().fit(frame, y, X_val=frame[["b", "a", "c"]], y_val=y)
+    assert turned.history_ == make().fit(frame, y, X_val=frame, y_val=y).history_
 
 
 def test_stopping_at_the_last_batch_ends_the_epoch(make):
