@@ -191,6 +191,7 @@ def test_it_may_be_too_large():
     "middle",
     ["r = Dropout(h)", "r = BatchNormalization(h, one, zero, mean, var)", "d = Dropout(h) r = Tanh(d)"],
 )
+@pytest.mark.filterwarnings("ignore:.* does nothing. there is no")
 def test_nodes_that_modes_replace(middle: str, modes: dict[str, str]) -> None:
     """The graph that applies what is left reads no batch, whatever the modes have made of the model."""
     model = onnx.parser.parse_model(

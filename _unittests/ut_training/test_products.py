@@ -94,6 +94,7 @@ def test_biases_of_a_step_are_as_they_were(mlp_model):
         assert {array.shape for array in states.values()} == {shapes[name]}
 
 
+@pytest.mark.filterwarnings("ignore:The rows of a batch are taken to be")
 def test_rows_of_the_prediction_that_are_not_those_of_the_batch():
     """Time first: the model's rows are steps of time, and the graph counts them itself."""
     model = onnx.parser.parse_model(

@@ -108,7 +108,7 @@ def _bounds(node: ir.Node, trained: Collection[str]) -> tuple[float, float]:
 def _keeps_rows(node: ir.Node) -> bool:
     """Whether a Reshape leaves a matrix as it is, or only drops or adds an axis of length 1 behind it."""
     shape, source = constant_array(node.inputs[1]), node.inputs[0]
-    if shape is None or source is None or source.shape is None:
+    if shape is None or shape.ndim != 1 or source is None or source.shape is None:
         return False
     last = source.shape[-1] if len(source.shape) else None
     columns = last if isinstance(last, int) else None
