@@ -76,7 +76,7 @@ def run_cases(
     seconds : float, default=20
         How long one may take, of the processor; by the clock it is `PATIENCE` times as long.
     memory : int, default=6 GiB
-        Address space of a child.
+        Address space of a child, beyond what the process has by then.
     batch : int, default=20
         How many a child does. What one of them breaks in the memory of the process may end it at the next:
         then each is done again, alone.
@@ -150,6 +150,8 @@ def _work(case: Case, numbers: Sequence[int], writing: int, said: int, memory: i
         os.dup2(said, 1)
         os.dup2(said, 2)
         faulthandler.enable(file=2)
+        # A process in which much was tested before has much: without room not even a thread can begin.
+        memory += _address_space()
         resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         for number in numbers:
@@ -165,6 +167,15 @@ def _work(case: Case, numbers: Sequence[int], writing: int, said: int, memory: i
     except BaseException:
         traceback.print_exc(file=sys.__stderr__)
         os._exit(99)
+
+
+def _address_space() -> int:
+    """Of this process, in bytes; 0 where the system does not tell."""
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[0]) * resource.getpagesize()
+    except OSError:
+        return 0
 
 
 def _outcome(case: Case, number: int) -> tuple[str, str]:

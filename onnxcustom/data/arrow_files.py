@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import mmap
-import os
-from collections.abc import Callable, Iterator, Sequence
-from typing import IO, Any, ClassVar
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -22,10 +20,8 @@ from .sources import Part, Source, from_frame
 __all__ = ["ArrowFile", "DatasetSource", "ParquetFile"]
 
 # Bytes of a file held for each column while a row group is read, and for all columns together. Without such
-# buffers pyarrow holds a whole column of a row group; a mapped file counts as memory of the process.
+# buffers pyarrow holds a whole column of a row group.
 _COLUMN_BUFFER, _ALL_BUFFERS = 2**18, 2**26
-# Files whose record batches are larger are mapped into memory, not read batch by batch.
-_LARGE_BATCH = 2**25
 
 
 @contextlib.contextmanager
@@ -93,8 +89,8 @@ class ArrowFile(DataFile):
     _index: list[str]
 
     @contextlib.contextmanager
-    def _reader(self, columns: Sequence[str] = (), mapping: mmap.mmap | None = None) -> Iterator[Any]:
-        """A reader of some columns, or of all, which it does not copy, if the file is mapped."""
+    def _reader(self, columns: Sequence[str] = ()) -> Iterator[Any]:
+        """A reader of some columns, or of all."""
         pa = optional("pyarrow", f"Reading {self.path}")
         with _reading(self.path, "Arrow"), open(self.path, "rb") as file:
             start = file.read(6)
@@ -104,9 +100,8 @@ class ArrowFile(DataFile):
         fields = [place[name] for name in columns]
         options = pa.ipc.IpcReadOptions(use_threads=False, included_fields=fields)
         with _reading(self.path, "Arrow"):
-            source = pa.OSFile(self.path) if mapping is None else pa.BufferReader(pa.py_buffer(mapping))
             open_it = pa.ipc.open_file if start == b"ARROW1" else pa.ipc.open_stream
-            with source, open_it(source, options=options) as reader:
+            with pa.OSFile(self.path) as source, open_it(source, options=options) as reader:
                 yield reader
 
     def names(self) -> list[str]:
@@ -129,64 +124,17 @@ class ArrowFile(DataFile):
         return self._known
 
     def tables(self, key: Any, rows: int, selection: Selection) -> Iterator[Any]:
-        with _reading(self.path, "Arrow"):
-            size = os.path.getsize(self.path)
-        if size // len(self.parts()) <= _LARGE_BATCH:
-            with self._reader(selection.names) as reader:
-                yield from _slices(reader, key, rows)
-            return
-        with _reading(self.path, "Arrow"), open(self.path, "rb") as file:
-            mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            yield from self._mapped(file, mapping, key, rows)
-
-    def _mapped(self, file: IO[bytes], mapping: mmap.mmap, key: Any, rows: int) -> Iterator[Any]:
-        """Pieces in memory of their own: pages behind the end of a file that was cut end the process."""
-
-        def check() -> None:
-            if os.fstat(file.fileno()).st_size < len(mapping):
-                raise InvalidDataError(f"{self.path} was cut while it was read: make a new stream of it.")
-
-        check()
-        with self._reader(mapping=mapping) as reader:
-            for batch in _slices(reader, key, rows, check):
-                piece = _copied(batch)
-                yield piece
-                if hasattr(mmap, "MADV_DONTNEED"):  # what was read need not stay in memory
-                    mapping.madvise(mmap.MADV_DONTNEED)
+        # Not mapped into memory: pages behind the end of a file that somebody cuts end the process.
+        with self._reader(selection.names) as reader:
+            yield from _slices(reader, key, rows)
 
 
-def _slices(
-    reader: Any, key: int | None, rows: int, check: Callable[[], None] = lambda: None
-) -> Iterator[Any]:
-    """A record batch, or all of a stream, in pieces; a file may say anything of itself.
-
-    `check` is called before anything of the file is looked at.
-    """
-    batches = iter(reader) if key is None else map(reader.get_batch, [key])
-    while True:
-        check()
-        batch = next(batches, None)
-        if batch is None:
-            return
-        batch.validate()
+def _slices(reader: Any, key: int | None, rows: int) -> Iterator[Any]:
+    """A record batch, or all of a stream, in pieces; a file may say anything of itself."""
+    for batch in iter(reader) if key is None else map(reader.get_batch, [key]):
+        batch.validate(full=True)
         for start in range(0, batch.num_rows, rows):
-            check()
-            piece = batch.slice(start, rows)
-            piece.validate(full=True)
-            yield piece
-
-
-def _copied(batch: Any) -> Any:
-    """A record batch that shares no memory with the file."""
-    pa = optional("pyarrow", "Copying rows")
-
-    def copied(column: Any) -> Any:
-        if pa.types.is_dictionary(column.type):
-            parts = copied(column.indices), copied(column.dictionary)
-            return pa.DictionaryArray.from_arrays(*parts, ordered=column.type.ordered)
-        return column.take(pa.array(np.arange(len(column))))
-
-    return pa.RecordBatch.from_arrays([copied(c) for c in batch.columns], schema=batch.schema)
+            yield batch.slice(start, rows)
 
 
 def _stamp(fragment: Any) -> Any:
