@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from .small_models import linear_model, mlp_model  # noqa: F401
+
 # Building a session can take longer than hypothesis' deadline; CI draws the same examples in every run.
 settings.register_profile("default", deadline=None, max_examples=25)
 settings.register_profile("ci", parent=settings.get_profile("default"), derandomize=True)

@@ -1,4 +1,4 @@
-"""Small models that the tests of training share."""
+"""Small models that tests share."""
 
 from __future__ import annotations
 

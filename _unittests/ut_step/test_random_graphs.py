@@ -2,7 +2,7 @@
 
 Ten steps of plain descent are those of differences in float64, running statistics among them.
 
-``python _unittests/ut_training/test_random_graphs.py 1000 2000`` runs the models of these seeds.
+``python _unittests/ut_step/test_random_graphs.py 1000 2000`` runs the models of these seeds.
 """
 
 from __future__ import annotations
