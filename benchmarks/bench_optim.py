@@ -147,7 +147,7 @@ class Ours:
         gradients: dict[str, np.ndarray],
         profile: bool = False,
     ) -> None:
-        from onnxcustom.graph.builder import Builder
+        from onnxcustom.graph.building.builder import Builder
         from onnxcustom.optim.base import BaseLearningRate
         from onnxcustom.runtime import create_session, parse_device
         from onnxcustom.step.buffers import DoubleBuffer, Scalar

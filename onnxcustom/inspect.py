@@ -13,8 +13,8 @@ import onnx_ir as ir
 
 from onnxcustom.gradient.report import GradientReport, OperatorRow, WeightRow, gradient_report
 from onnxcustom.graph import Prepared, find_logits, hidden_logits, weights
-from onnxcustom.graph.batch_axis import BatchAxes
-from onnxcustom.graph.layers import layers_of
+from onnxcustom.graph.shapes.batch_axis import BatchAxes
+from onnxcustom.graph.trainable.layers import layers_of
 from onnxcustom.step.rows import doubtful_rows, row_lines
 from onnxcustom.step.targets import prediction_tensors, where
 

@@ -33,7 +33,10 @@ ROOMS = {
 HELPERS = {"_lazy", "_parameters", "_registry", "_version", "_versioning", "_warnings", "exceptions"}
 # The only arrows that go up, and why.
 UPWARD = {
-    ("onnxcustom.graph.repairs", "onnxcustom.runtime.sessions"): "types of outputs that onnx cannot infer",
+    (
+        "onnxcustom.graph.files.repairs",
+        "onnxcustom.runtime.sessions",
+    ): "types that onnx cannot infer",
 }
 PACKAGE = "onnxcustom.__init__"
 

@@ -326,7 +326,7 @@ def test_float16_is_refused_with_the_types_there_are():
 def test_the_nodes_of_the_model_are_checked_once(monkeypatch):
     """When they come in; of the gradient only what rules made."""
     from onnxcustom.gradient import onnx_engine
-    from onnxcustom.graph.prepare import prepare
+    from onnxcustom.graph.preparation.prepare import prepare
 
     seen, check = [], onnx_engine.check_made
 

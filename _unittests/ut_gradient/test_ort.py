@@ -16,7 +16,7 @@ import pytest
 from operator_cases import CASES, variants
 
 from onnxcustom import OrtGradientForwardBackward
-from onnxcustom.gradient.ort_operators import OPERATORS, STEP_OPERATORS
+from onnxcustom.gradient.ort.operators import OPERATORS, STEP_OPERATORS
 
 pytestmark = pytest.mark.ort
 HERE = Path(__file__).parent

@@ -5,7 +5,7 @@ import pytest
 
 from onnxcustom.exceptions import InvalidModelError, UnknownNameError
 from onnxcustom.graph import prepare
-from onnxcustom.graph.batch_axis import BatchAxes
+from onnxcustom.graph.shapes.batch_axis import BatchAxes
 
 HEAD = '<ir_version: 8, opset_import: ["": 17]> g '
 

@@ -9,8 +9,9 @@ import pytest
 
 from onnxcustom import gradient_graph, gradient_report
 from onnxcustom.exceptions import OnnxCustomError
-from onnxcustom.graph import Limits, kernels, prepare, use_limits
-from onnxcustom.graph.initialize import initialize_weights
+from onnxcustom.graph import Limits, prepare, use_limits
+from onnxcustom.graph.analysis import kernels
+from onnxcustom.graph.trainable.initialize import initialize_weights
 
 W = "float[4] w = {1, 2, 3, 4}"
 MANY = 300_000_000

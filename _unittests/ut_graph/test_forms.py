@@ -11,8 +11,8 @@ import pytest
 
 from onnxcustom.exceptions import InvalidModelError
 from onnxcustom.graph import prepare
-from onnxcustom.graph.builder import Builder
-from onnxcustom.graph.forms import _STAND_INS
+from onnxcustom.graph.building.builder import Builder
+from onnxcustom.graph.building.forms import _STAND_INS
 from onnxcustom.objective.standalone import make_model
 from onnxcustom.runtime import create_session, ort_limits
 

@@ -10,7 +10,7 @@ from onnx import helper
 from onnxcustom import gradient_graph
 from onnxcustom.exceptions import OnnxCustomError
 from onnxcustom.graph import prepare, to_ir, to_proto
-from onnxcustom.graph.guards import guard
+from onnxcustom.graph.preparation.guards import guard
 from onnxcustom.runtime import create_session, run_values, to_ortvalue
 from onnxcustom.step.inference import guarded
 

@@ -7,7 +7,7 @@ import pytest
 
 from onnxcustom.exceptions import InvalidModelError
 from onnxcustom.graph import prepare, to_ir
-from onnxcustom.graph.inference import infer_shapes
+from onnxcustom.graph.shapes.inference import infer_shapes
 
 
 def model(text):

@@ -15,7 +15,7 @@ from scipy import stats
 
 from onnxcustom.exceptions import InvalidModelError, NoTrainableWeightError, UnknownNameError
 from onnxcustom.graph import initialize_weights, replace_weights, weights
-from onnxcustom.graph.initialize import METHODS
+from onnxcustom.graph.trainable.initialize import METHODS
 
 
 def parse(body: str, opset: int = 18) -> onnx.ModelProto:

@@ -12,8 +12,8 @@ import onnx_ir as ir
 import pytest
 
 from onnxcustom.exceptions import InvalidModelError
-from onnxcustom.graph import io as graph_io
 from onnxcustom.graph import load, save, to_ir, to_proto, weights
+from onnxcustom.graph.files import io as graph_io
 
 TEXT = """
 <ir_version: 8, opset_import: ["": 18], producer_name: "me", metadata_props: ["key": "value"]>

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
 from onnxcustom.graph import prepare
-from onnxcustom.graph.kernels import kernels, uses
+from onnxcustom.graph.analysis.kernels import kernels, uses
 
 onnxruntime = pytest.importorskip("onnxruntime")
 

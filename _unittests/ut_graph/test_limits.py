@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxcustom import gradient_report, load, weights
 from onnxcustom.exceptions import InvalidModelError
 from onnxcustom.graph import Limits, to_ir, use_limits
-from onnxcustom.graph.limits import current_limits, shown, size_of, survey
+from onnxcustom.graph.files.limits import current_limits, shown, size_of, survey
 
 TEXT = """<ir_version: 8, opset_import: ["": 18]>
 g (float[N, 3] x) => (float[N, 3] y) <float[3] w = {1, 2, 3}> { z = Mul(x, w)  y = Tanh(z) }"""

@@ -13,7 +13,7 @@ from sklearn.tree import DecisionTreeClassifier, ExtraTreeRegressor
 
 from onnxcustom.exceptions import InvalidModelError
 from onnxcustom.graph import prepare
-from onnxcustom.graph.ml_checks import ML_CHECKS, ngrams_problem
+from onnxcustom.graph.preparation.ml_checks import ML_CHECKS, ngrams_problem
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(60, 4)).astype(np.float32)

@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from onnxcustom.graph import prepare, rename_weights, replace_weights, to_ir, to_proto, weights
-from onnxcustom.graph.ml_operators import ConvertLinearOperatorsPass, _runtime_applies_logistic
+from onnxcustom.graph.preparation.ml_operators import ConvertLinearOperatorsPass, _runtime_applies_logistic
 
 onnxruntime = pytest.importorskip("onnxruntime")
 

@@ -6,7 +6,7 @@ import onnx.parser
 import onnx_ir as ir
 import pytest
 
-from onnxcustom.graph import operands
+from onnxcustom.graph.analysis import operands
 
 LAST_OPSET = 25
 

@@ -10,7 +10,7 @@ import pytest
 
 from onnxcustom.exceptions import InvalidModelError
 from onnxcustom.graph import prepare, to_ir, to_proto, weights
-from onnxcustom.graph.opsets import ConvertOpsetPass, SetIrVersionPass
+from onnxcustom.graph.preparation.opsets import ConvertOpsetPass, SetIrVersionPass
 
 onnxruntime = pytest.importorskip("onnxruntime")
 

@@ -8,8 +8,9 @@ import onnx_ir as ir
 import pytest
 
 from onnxcustom.exceptions import InvalidModelError
-from onnxcustom.graph import load, passes, to_ir, to_proto
-from onnxcustom.graph.sites import site_of, tag
+from onnxcustom.graph import load, to_ir, to_proto
+from onnxcustom.graph.preparation import passes
+from onnxcustom.graph.preparation.sites import site_of, tag
 
 onnxruntime = pytest.importorskip("onnxruntime")
 

@@ -6,8 +6,9 @@ import onnx.parser
 import pytest
 
 from onnxcustom import gradient_report
-from onnxcustom.graph import prepare, propagation
-from onnxcustom.graph.propagation import infer_with_values
+from onnxcustom.graph import prepare
+from onnxcustom.graph.shapes import propagation
+from onnxcustom.graph.shapes.propagation import infer_with_values
 
 
 def model(nodes, given="float[N, 3] x", made="float[A] y", data="", opset=17):

@@ -10,7 +10,7 @@ from onnx import helper, numpy_helper
 
 import onnxcustom
 from onnxcustom.exceptions import InvalidModelError
-from onnxcustom.graph.repairs import untyped
+from onnxcustom.graph.files.repairs import untyped
 
 W = np.array([[1, 2], [3, -4], [0.5, 1]], np.float32)
 X = np.array([[1, -2, 3], [4, 5, -6]], np.float32)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from onnxcustom import TrainingStep, weights
 from onnxcustom.exceptions import NoTrainableWeightError, OnnxCustomError, UnknownNameError
 from onnxcustom.graph import layers, rename_weights, select_weights
-from onnxcustom.graph.selection import matching
+from onnxcustom.graph.trainable.selection import matching
 
 _NET = onnx.parser.parse_model("""<ir_version: 9, opset_import: ["": 18]>
 net (float[N, 2] x) => (float[N, 1] y)

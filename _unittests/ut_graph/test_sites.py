@@ -7,7 +7,14 @@ import onnx_ir as ir
 import pytest
 
 from onnxcustom.graph import to_ir, to_proto
-from onnxcustom.graph.sites import AttributeSite, ConstantSite, InitializerSite, origin, site_of, tag
+from onnxcustom.graph.preparation.sites import (
+    AttributeSite,
+    ConstantSite,
+    InitializerSite,
+    origin,
+    site_of,
+    tag,
+)
 
 TEXT = """
 <ir_version: 8, opset_import: ["": 18, "ai.onnx.ml": 3]>

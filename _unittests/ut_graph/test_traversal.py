@@ -6,7 +6,7 @@ import onnx
 import pytest
 
 from onnxcustom.graph import to_ir
-from onnxcustom.graph.traversal import all_names, subgraphs, unique_name, value_names
+from onnxcustom.graph.analysis.traversal import all_names, subgraphs, unique_name, value_names
 
 TEXT = """<ir_version: 8, opset_import: ["": 17]>
 outer (bool c, float[2] x) => (float[2] y) <float[2] w = {1, 2}> {

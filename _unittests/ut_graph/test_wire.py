@@ -11,7 +11,7 @@ from onnx import helper, numpy_helper
 from onnxcustom import load
 from onnxcustom.exceptions import InvalidModelError
 from onnxcustom.graph import Limits
-from onnxcustom.graph.wire import count_parts
+from onnxcustom.graph.files.wire import count_parts
 
 MODEL = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["": 18]>
 g (float[N, 3] x, bool c) => (float[N, 3] y) <float[3] w = {1, 2, 3}> {

@@ -13,7 +13,7 @@ from scipy.special import expit, log_softmax, xlogy
 from sklearn.base import clone
 
 from onnxcustom.exceptions import InvalidDataError, InvalidModelError, UnknownNameError
-from onnxcustom.graph.builder import Builder
+from onnxcustom.graph.building.builder import Builder
 from onnxcustom.objective import (
     AbsoluteLearningLoss,
     BaseLearningLoss,

@@ -7,7 +7,7 @@ from scipy.special import expit, softmax
 from sklearn.metrics import hinge_loss, log_loss
 
 from onnxcustom.exceptions import InvalidDataError, InvalidModelError, UnknownNameError
-from onnxcustom.graph.builder import Builder
+from onnxcustom.graph.building.builder import Builder
 from onnxcustom.objective import (
     BinaryCrossEntropyLearningLoss,
     HingeLearningLoss,

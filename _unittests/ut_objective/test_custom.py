@@ -10,7 +10,7 @@ import pytest
 from sklearn.base import clone
 
 from onnxcustom.exceptions import InvalidDataError, InvalidModelError, UnknownNameError
-from onnxcustom.graph.builder import Builder
+from onnxcustom.graph.building.builder import Builder
 from onnxcustom.objective import CustomLoss, Loss, SoftmaxCrossEntropyLearningLoss
 
 pytest.importorskip("onnxruntime")

@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 
 from onnxcustom.exceptions import UnknownNameError
-from onnxcustom.graph.builder import Builder
+from onnxcustom.graph.building.builder import Builder
 from onnxcustom.objective import (
     BaseLearningPenalty,
     ElasticLearningPenalty,

@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 from onnx.reference import ReferenceEvaluator
 
-from onnxcustom.graph.builder import Builder
+from onnxcustom.graph.building.builder import Builder
 from onnxcustom.optim import transforms
 
 X = np.array([-3.0, -0.7, -0.1, 0.0, 1e-20, 0.1, 0.7, 3.0])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import pickle
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pytest
 from onnxcustom import OnnxClassifier, OnnxRegressor, TrainingStep
 from onnxcustom.exceptions import UnknownNameError
 from onnxcustom.graph import Prepared, prepare, to_proto
+from onnxcustom.graph.preparation import prepare as preparation
 from onnxcustom.optim import Adam
 
 from .older_steps import MODEL, OPTIONS, batch
@@ -185,15 +185,13 @@ def test_a_step_of_a_prepared_model() -> None:
 @pytest.fixture
 def preparations(monkeypatch) -> list[int]:
     """A number that grows with every preparation of a model."""
-    # `onnxcustom.graph.prepare` as an attribute is the function.
-    module = importlib.import_module("onnxcustom.graph.prepare")
-    count, real = [0], module._prepare
+    count, real = [0], preparation._prepare
 
     def counting(*args, **kwargs):
         count[0] += 1
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(module, "_prepare", counting)
+    monkeypatch.setattr(preparation, "_prepare", counting)
     return count
 
 

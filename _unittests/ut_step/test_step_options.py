@@ -17,7 +17,7 @@ from onnxcustom.exceptions import (
     UnknownNameError,
 )
 from onnxcustom.graph import weight_roles
-from onnxcustom.graph.prepare import prepare
+from onnxcustom.graph.preparation.prepare import prepare
 
 pytest.importorskip("onnxruntime")
 RNG = np.random.default_rng(0)

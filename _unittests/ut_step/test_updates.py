@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 
 from onnxcustom import optim
-from onnxcustom.graph.builder import Builder
+from onnxcustom.graph.building.builder import Builder
 from onnxcustom.step.updates import Scalars, compose_updates
 
 # Trust ratios, products of momenta, random numbers: what is each weight's own.

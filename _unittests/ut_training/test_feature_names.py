@@ -20,7 +20,7 @@ from onnxcustom import OnnxClassifier, OnnxRegressor, TrainingStep, load, save
 from onnxcustom.cli import main
 from onnxcustom.data import stream
 from onnxcustom.exceptions import InvalidDataError
-from onnxcustom.graph.feature_names import read_feature_names, write_feature_names
+from onnxcustom.graph.files.feature_names import read_feature_names, write_feature_names
 from onnxcustom.training.from_sklearn import from_sklearn
 from onnxcustom.training.optimizers_partial import OrtGradientForwardBackwardOptimizer
 

@@ -12,7 +12,7 @@ from onnxcustom.cli import main
 from onnxcustom.data import stream
 from onnxcustom.exceptions import EvaluationError, InvalidDataError
 from onnxcustom.graph import to_ir
-from onnxcustom.graph.lookups import lookups
+from onnxcustom.graph.analysis.lookups import lookups
 
 pytest.importorskip("onnxruntime")
 

@@ -21,7 +21,7 @@ from sklearn.model_selection import GridSearchCV
 
 from onnxcustom import OnnxClassifier, OnnxRegressor, OrtGradientForwardBackward
 from onnxcustom.graph import to_ir
-from onnxcustom.graph.passes import InferShapesPass
+from onnxcustom.graph.preparation.passes import InferShapesPass
 from onnxcustom.optim import Adam
 from onnxcustom.step import training_step as step_module
 from onnxcustom.step.passes.folding import fold_updates

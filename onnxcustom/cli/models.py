@@ -16,8 +16,8 @@ import onnx_ir as ir
 
 from onnxcustom.exceptions import InvalidDataError, InvalidModelError, OnnxCustomError
 from onnxcustom.graph import class_labels, find_logits, load, prepare
-from onnxcustom.graph.batch_axis import BatchAxes
-from onnxcustom.graph.feature_names import read_feature_names
+from onnxcustom.graph.files.feature_names import read_feature_names
+from onnxcustom.graph.shapes.batch_axis import BatchAxes
 
 from .card import Card, read_card
 from .phrases import assigned, parse_value

@@ -15,7 +15,7 @@ from onnxcustom.exceptions import InvalidDataError, InvalidModelError
 from onnxcustom.feed.stream_rows import placed
 from onnxcustom.feed.tensors import PlaceError, check_places
 from onnxcustom.graph import to_ir
-from onnxcustom.graph.lookups import Places, lookups
+from onnxcustom.graph.analysis.lookups import Places, lookups
 from onnxcustom.runtime import create_session
 from onnxcustom.runtime.binding import run_error
 from onnxcustom.step.inference import guarded

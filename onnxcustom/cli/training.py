@@ -18,7 +18,7 @@ import onnx
 from onnxcustom.data import Stream
 from onnxcustom.graph import save
 from onnxcustom.graph import weights as graph_weights
-from onnxcustom.graph.feature_names import write_feature_names
+from onnxcustom.graph.files.feature_names import write_feature_names
 from onnxcustom.training.callbacks import (
     Callback,
     Checkpoint,

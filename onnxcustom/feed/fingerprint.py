@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from onnxcustom.data.fingerprints import hash_array
 from onnxcustom.graph import load
-from onnxcustom.graph.conversion import PROTOBUF_LIMIT
+from onnxcustom.graph.files.conversion import PROTOBUF_LIMIT
 
 __all__ = ["describe", "differences", "hash_arrays", "hash_model"]
 

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 
 from onnxcustom.exceptions import InvalidDataError
-from onnxcustom.graph.lookups import Places
+from onnxcustom.graph.analysis.lookups import Places
 
 __all__ = ["PlaceError", "check_against", "check_places", "listed"]
 

@@ -32,9 +32,9 @@ from onnxcustom.data.naming import ColumnCountError, in_order, naming, without_i
 from onnxcustom.data.sparse import SparseRows, is_sparse
 from onnxcustom.exceptions import InvalidDataError, UnknownNameError
 from onnxcustom.graph import to_ir
-from onnxcustom.graph.feature_names import read_feature_names
-from onnxcustom.graph.finding import all_finite
-from onnxcustom.graph.lookups import Places, lookups
+from onnxcustom.graph.analysis.lookups import Places, lookups
+from onnxcustom.graph.files.feature_names import read_feature_names
+from onnxcustom.graph.trainable.finding import all_finite
 from onnxcustom.runtime.bfloat16 import WAY_OUT
 
 from .tensors import check_places

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from . import onnx_engine as _onnx  # registers the engine; the first is what 'auto' prefers
-from . import ort as _ort
 from .build import gradient_graph
 from .choice import select_engine
 from .emit import GradientBuilder
 from .interface import ENGINES, Engine, register_engine
 from .names import METADATA_KEY, GradientNames
 from .node import NodeView
+from .ort import engine as _ort
 from .registry import elementwise, non_differentiable, refuse, rule
 from .report import GradientReport, gradient_report
 from .split import SplitGradient, split_gradient

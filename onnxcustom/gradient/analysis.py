@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 import onnx_ir as ir
 
-from onnxcustom.graph.operands import is_opaque
+from onnxcustom.graph.analysis.operands import is_opaque
 
 from .flow import Flow, Reach, operands
 from .interface import Engine

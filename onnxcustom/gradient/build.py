@@ -15,12 +15,13 @@ from onnxcustom.exceptions import (
     NonDifferentiableError,
     UnknownNameError,
 )
-from onnxcustom.graph import Prepared, to_proto, trainable_values, training_info
-from onnxcustom.graph.builder import Builder
-from onnxcustom.graph.finding import check_finite, find_weights, warn_nonfinite
-from onnxcustom.graph.guards import GiveBiasesPass
-from onnxcustom.graph.passes import RemoveUnusedPass
-from onnxcustom.graph.traversal import all_names
+from onnxcustom.graph import Prepared, to_proto, trainable_values
+from onnxcustom.graph.analysis.traversal import all_names
+from onnxcustom.graph.building.builder import Builder
+from onnxcustom.graph.files import training_info
+from onnxcustom.graph.preparation.guards import GiveBiasesPass
+from onnxcustom.graph.preparation.passes import RemoveUnusedPass
+from onnxcustom.graph.trainable.finding import check_finite, find_weights, warn_nonfinite
 
 from .analysis import analyse
 from .choice import select_engine

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxcustom.graph.builder import Builder, Operand, Var
+from onnxcustom.graph.building.builder import Builder, Operand, Var
 
 from .shapes import output_shape
 
@@ -24,7 +24,7 @@ LARGEST_CONSTANT = 2**20
 
 
 class GradientBuilder(Builder):
-    """A :class:`~onnxcustom.graph.builder.Builder` with what gradients need besides operators."""
+    """A :class:`~onnxcustom.graph.building.builder.Builder` with what gradients need besides operators."""
 
     def call(self, op_type: str, *operands: Operand, domain: str = "", **options: Any) -> Any:
         """Append a node, as the base class does, and give its first output a shape where that is known."""

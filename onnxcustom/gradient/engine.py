@@ -18,8 +18,8 @@ from onnxcustom.exceptions import (
     OnnxCustomError,
     UnknownOperatorError,
 )
-from onnxcustom.graph.builder import Var
-from onnxcustom.graph.traversal import subgraphs
+from onnxcustom.graph.analysis.traversal import subgraphs
+from onnxcustom.graph.building.builder import Var
 
 from .carried import carried_values
 from .emit import GradientBuilder

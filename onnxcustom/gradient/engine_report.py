@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 import onnx_ir as ir
 
 from onnxcustom.graph import Prepared, find_logits
-from onnxcustom.graph.finding import array_of, find_weights
-from onnxcustom.graph.links import Links
+from onnxcustom.graph.analysis.links import Links
+from onnxcustom.graph.trainable.finding import array_of, find_weights
 
 from .analysis import analyse
 from .flow import Flow, operands

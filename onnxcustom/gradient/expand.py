@@ -22,10 +22,10 @@ import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
 from onnxcustom.exceptions import GradientNotImplementedError, OnnxCustomError
-from onnxcustom.graph.builder import Var
-from onnxcustom.graph.checks import check_arity
-from onnxcustom.graph.passes import InferShapesPass
-from onnxcustom.graph.traversal import all_names, unique_name
+from onnxcustom.graph.analysis.traversal import all_names, unique_name
+from onnxcustom.graph.building.builder import Var
+from onnxcustom.graph.preparation.checks import check_arity
+from onnxcustom.graph.preparation.passes import InferShapesPass
 
 from .carried import untype
 from .emit import GradientBuilder

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from onnxcustom.graph.traversal import subgraphs
+from onnxcustom.graph.analysis.traversal import subgraphs
 
 from .verdict import Verdict, is_float
 

@@ -12,8 +12,8 @@ from onnx_ir.passes.common import (
     IdentityEliminationPass,
 )
 
-from onnxcustom.graph.passes import InferShapesPass, RemoveUnusedPass
-from onnxcustom.graph.traversal import all_names, subgraphs
+from onnxcustom.graph.analysis.traversal import all_names, subgraphs
+from onnxcustom.graph.preparation.passes import InferShapesPass, RemoveUnusedPass
 
 from .emit import GradientBuilder
 from .simplify import simplify

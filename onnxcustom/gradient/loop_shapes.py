@@ -12,7 +12,7 @@ import onnx
 import onnx_ir as ir
 from onnx import GraphProto, TensorProto
 
-from onnxcustom.graph.propagation import infer_with_values
+from onnxcustom.graph.shapes.propagation import infer_with_values
 
 from .engine import captured_values
 

@@ -10,7 +10,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxcustom.exceptions import DifferentiationError
-from onnxcustom.graph.builder import Var
+from onnxcustom.graph.building.builder import Var
 
 from .emit import GradientBuilder
 

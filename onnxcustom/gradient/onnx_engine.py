@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import onnx_ir as ir
 
 from onnxcustom.exceptions import MissingRuntimeError
-from onnxcustom.graph.checks import check_made
-from onnxcustom.graph.traversal import all_names, subgraphs
+from onnxcustom.graph.analysis.traversal import all_names, subgraphs
+from onnxcustom.graph.preparation.checks import check_made
 
 from . import rules  # noqa: F401 - registers every rule
 from .carried import carried_values, untype

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from onnxcustom.graph import Prepared
-from onnxcustom.graph.finding import find_weights
-from onnxcustom.graph.left_out import left_out
-from onnxcustom.graph.operands import FLOATS
-from onnxcustom.graph.sites import InitializerSite, site_of
+from onnxcustom.graph.analysis.operands import FLOATS
+from onnxcustom.graph.preparation.sites import InitializerSite, site_of
+from onnxcustom.graph.trainable.finding import find_weights
+from onnxcustom.graph.trainable.left_out import left_out
 
 from .choice import choose_engine
 from .engine_report import GradientReport, LeftOutRow, OperatorRow, Row, WeightRow, described, engine_report

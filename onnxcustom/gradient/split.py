@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from onnxcustom.exceptions import InvalidModelError, MissingRuntimeError
 from onnxcustom.graph import to_ir, to_proto
-from onnxcustom.graph.passes import InferShapesPass
+from onnxcustom.graph.preparation.passes import InferShapesPass
 from onnxcustom.runtime import output_types
 
 from .build import tidy

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from onnxcustom.graph.operands import FLOATS
+from onnxcustom.graph.analysis.operands import FLOATS
 
 __all__ = ["RULE", "STEP", "Verdict", "is_float", "of_weight"]
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from onnxcustom.graph.builder import Builder, Var
-from onnxcustom.graph.classifier import Logits, class_axis, class_labels, find_logits, hidden_logits
-from onnxcustom.graph.initialize import initialize_weights
-from onnxcustom.graph.io import ModelLike, load, save, to_ir, to_proto
-from onnxcustom.graph.layers import Layer, layers
-from onnxcustom.graph.limits import Limits, use_limits
-from onnxcustom.graph.prepare import Prepared, prepare
-from onnxcustom.graph.roles import Role, weight_roles
-from onnxcustom.graph.selection import Selection, select_weights
-from onnxcustom.graph.weights import (
+from onnxcustom.graph.analysis.classifier import Logits, class_axis, class_labels, find_logits, hidden_logits
+from onnxcustom.graph.building.builder import Builder, Var
+from onnxcustom.graph.files.io import ModelLike, load, save, to_ir, to_proto
+from onnxcustom.graph.files.limits import Limits, use_limits
+from onnxcustom.graph.preparation.prepare import Prepared, prepare
+from onnxcustom.graph.trainable.initialize import initialize_weights
+from onnxcustom.graph.trainable.layers import Layer, layers
+from onnxcustom.graph.trainable.roles import Role, weight_roles
+from onnxcustom.graph.trainable.selection import Selection, select_weights
+from onnxcustom.graph.trainable.weights import (
     constants,
     rename_weights,
     replace_constants,

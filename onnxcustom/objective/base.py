@@ -16,7 +16,7 @@ from onnxcustom._parameters import Parameters, check_given
 from onnxcustom._registry import Registry
 from onnxcustom.exceptions import InvalidModelError
 from onnxcustom.graph import to_ir
-from onnxcustom.graph.builder import Builder, Var
+from onnxcustom.graph.building.builder import Builder, Var
 
 from .mixing import find_mixing
 from .rows import match_shape, scale_rows, shaped, sum_rows

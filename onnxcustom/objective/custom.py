@@ -14,9 +14,9 @@ from onnx_ir.traversal import RecursiveGraphIterator
 from onnxcustom.exceptions import InvalidDataError, InvalidModelError, UnknownNameError
 from onnxcustom.gradient import ENGINES, gradient_graph
 from onnxcustom.graph import prepare, to_ir
-from onnxcustom.graph.builder import Builder, Var
-from onnxcustom.graph.io import load_own
-from onnxcustom.graph.traversal import all_names
+from onnxcustom.graph.analysis.traversal import all_names
+from onnxcustom.graph.building.builder import Builder, Var
+from onnxcustom.graph.files.io import load_own
 
 from .base import Loss, LossTarget, LossTerms, flat_weight, register_loss
 from .classification import label_target

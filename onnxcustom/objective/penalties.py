@@ -13,8 +13,8 @@ from onnxcustom._parameters import Parameters, check_given, check_number
 from onnxcustom._registry import Registry
 from onnxcustom.exceptions import UnknownNameError
 from onnxcustom.graph import weight_roles
-from onnxcustom.graph.builder import Builder, Var
-from onnxcustom.graph.selection import matching
+from onnxcustom.graph.building.builder import Builder, Var
+from onnxcustom.graph.trainable.selection import matching
 
 from .rows import shaped
 

@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from onnxcustom._parameters import check_number
 from onnxcustom.exceptions import InvalidDataError
-from onnxcustom.graph.builder import Builder, Var
+from onnxcustom.graph.building.builder import Builder, Var
 
 from .base import Loss, register_loss
 from .rows import is_positive, log_extended, smallest

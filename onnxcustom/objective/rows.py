@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxcustom.exceptions import InvalidDataError
-from onnxcustom.graph.builder import Builder, Var
+from onnxcustom.graph.building.builder import Builder, Var
 
 __all__ = [
     "is_positive",

@@ -10,8 +10,8 @@ import onnx
 import onnx_ir as ir
 
 from onnxcustom.exceptions import InvalidDataError
-from onnxcustom.graph.builder import Builder
-from onnxcustom.graph.passes import RemoveUnusedPass
+from onnxcustom.graph.building.builder import Builder
+from onnxcustom.graph.preparation.passes import RemoveUnusedPass
 
 __all__ = ["loss_model", "make_model", "run_loss"]
 

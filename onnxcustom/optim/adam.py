@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxcustom._parameters import flag, number
-from onnxcustom.graph.builder import Builder, Var
+from onnxcustom.graph.building.builder import Builder, Var
 
 from .base import BaseLearningRate
 from .function import State

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from onnxcustom.graph.builder import Builder, Var
-from onnxcustom.graph.roles import Role
+from onnxcustom.graph.building.builder import Builder, Var
+from onnxcustom.graph.trainable.roles import Role
 
 from .rule import Rule, State
 from .transforms import Unit, clip, is_zero, once_key, proximal_l1, scalar, shrink

@@ -17,8 +17,8 @@ from onnxcustom._parameters import check_parameters
 from onnxcustom._versioning import check_version, stamp_version
 from onnxcustom._warnings import warn_user
 from onnxcustom.exceptions import UnknownNameError
-from onnxcustom.graph.builder import Builder, Var
-from onnxcustom.graph.roles import Role
+from onnxcustom.graph.building.builder import Builder, Var
+from onnxcustom.graph.trainable.roles import Role
 
 from .apply import apply_rule
 from .in_place import InPlaceUpdates

@@ -11,8 +11,8 @@ import onnx_ir as ir
 
 from onnxcustom._parameters import check_number
 from onnxcustom.exceptions import InvalidDataError
-from onnxcustom.graph.builder import Builder, Var
-from onnxcustom.graph.roles import Role
+from onnxcustom.graph.building.builder import Builder, Var
+from onnxcustom.graph.trainable.roles import Role
 
 from .rule import Rule, State
 

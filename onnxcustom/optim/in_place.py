@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from onnxcustom._parameters import check_number
 from onnxcustom.exceptions import InvalidDataError
-from onnxcustom.graph.roles import Role
+from onnxcustom.graph.trainable.roles import Role
 from onnxcustom.runtime import Binding, Device, create_session, owned_copy, parse_device, to_ortvalue
 from onnxcustom.runtime.binding import c_value
 

@@ -8,8 +8,8 @@ from typing import Any
 import onnx_ir as ir
 
 from onnxcustom._parameters import integer
-from onnxcustom.graph import random
-from onnxcustom.graph.builder import Builder, Var
+from onnxcustom.graph.building import random
+from onnxcustom.graph.building.builder import Builder, Var
 
 from .base import BaseLearningRate
 from .function import State

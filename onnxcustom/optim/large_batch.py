@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from onnxcustom._parameters import choice, flag, integer, number, optional
-from onnxcustom.graph.builder import Builder, Var
+from onnxcustom.graph.building.builder import Builder, Var
 
 from .base import BaseLearningRate
 from .function import State

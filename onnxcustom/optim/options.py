@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 
 from onnxcustom._parameters import check_number, flag, integer, number, optional
 from onnxcustom.exceptions import UnknownNameError
-from onnxcustom.graph.roles import Role
-from onnxcustom.graph.selection import Catalog, is_word, matching
+from onnxcustom.graph.trainable.roles import Role
+from onnxcustom.graph.trainable.selection import Catalog, is_word, matching
 
 __all__ = ["SharedOptions"]
 

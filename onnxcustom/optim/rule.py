@@ -9,8 +9,8 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
-from onnxcustom.graph.builder import Builder, Var
-from onnxcustom.graph.roles import Role
+from onnxcustom.graph.building.builder import Builder, Var
+from onnxcustom.graph.trainable.roles import Role
 
 from .clock import Clock
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from onnxcustom._parameters import flag, number
-from onnxcustom.graph.builder import Builder, Var
+from onnxcustom.graph.building.builder import Builder, Var
 
 from .base import BaseLearningRate
 from .function import State

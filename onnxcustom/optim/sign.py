@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from onnxcustom._parameters import flag, number
-from onnxcustom.graph.builder import Builder, Var
+from onnxcustom.graph.building.builder import Builder, Var
 
 from .base import BaseLearningRate
 from .function import State

@@ -7,7 +7,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from onnxcustom.graph.builder import Builder, Var
+from onnxcustom.graph.building.builder import Builder, Var
 
 __all__ = [
     "Unit",

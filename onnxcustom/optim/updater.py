@@ -14,7 +14,7 @@ import safetensors.numpy
 
 from onnxcustom._versioning import check_version, stamp_version
 from onnxcustom.exceptions import CheckpointError, ConvergenceError, InvalidDataError
-from onnxcustom.graph.roles import Role, weight_roles
+from onnxcustom.graph.trainable.roles import Role, weight_roles
 from onnxcustom.runtime import owned_copy, parse_device, to_ortvalue
 from onnxcustom.runtime.binding import plain_array
 
@@ -450,7 +450,7 @@ def _roles(rule: Rule) -> dict[str, Role]:
     if rule.sym is None:
         return {}
     from onnxcustom.graph import Prepared
-    from onnxcustom.graph.selection import Catalog
+    from onnxcustom.graph.trainable.selection import Catalog
 
     model = Prepared.of(rule.sym)
     catalog = Catalog(model)

@@ -9,7 +9,7 @@ from typing import Literal
 
 import onnx_ir as ir
 
-from onnxcustom.graph.traversal import subgraphs
+from onnxcustom.graph.analysis.traversal import subgraphs
 
 from .phases import PHASES, Phase, Roles, node_phases, reads
 from .style import shorten

@@ -18,7 +18,7 @@ import onnx_ir as ir
 from onnxcustom.exceptions import InvalidModelError
 from onnxcustom.gradient.names import METADATA_KEY as GRADIENT_KEY
 from onnxcustom.gradient.names import GradientNames
-from onnxcustom.graph.traversal import subgraphs
+from onnxcustom.graph.analysis.traversal import subgraphs
 
 __all__ = ["PHASES", "Phase", "Roles", "node_phases", "reads"]
 

@@ -10,8 +10,8 @@ import onnx
 import onnx_ir as ir
 
 from onnxcustom.exceptions import EvaluationError
-from onnxcustom.graph.conversion import represented
-from onnxcustom.graph.passes import InferShapesPass
+from onnxcustom.graph.files.conversion import represented
+from onnxcustom.graph.preparation.passes import InferShapesPass
 
 from .devices import Device, require_runtime
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from onnxcustom.exceptions import EvaluationError, InvalidDataError
-from onnxcustom.graph.guards import DIVISION
+from onnxcustom.graph.preparation.guards import DIVISION
 
 from .devices import Device, parse_device, require_runtime
 from .forking import Remade, remember

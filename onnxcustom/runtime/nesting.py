@@ -8,8 +8,8 @@ import onnx
 import onnx_ir as ir
 
 from onnxcustom.exceptions import EvaluationError
-from onnxcustom.graph.limits import current_limits
-from onnxcustom.graph.traversal import subgraphs
+from onnxcustom.graph.analysis.traversal import subgraphs
+from onnxcustom.graph.files.limits import current_limits
 
 __all__ = ["check_nesting"]
 

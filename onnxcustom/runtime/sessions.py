@@ -13,8 +13,8 @@ import onnx
 import onnx_ir as ir
 
 from onnxcustom.exceptions import EvaluationError, InvalidModelError, ProviderError
-from onnxcustom.graph.conversion import PROTOBUF_LIMIT, represented, to_proto
-from onnxcustom.graph.traversal import proto_nodes
+from onnxcustom.graph.analysis.traversal import proto_nodes
+from onnxcustom.graph.files.conversion import PROTOBUF_LIMIT, represented, to_proto
 
 from .bfloat16 import check_bfloat16
 from .devices import Device, available_providers, default_threads, parse_device, require_runtime

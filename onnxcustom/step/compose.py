@@ -20,11 +20,11 @@ from onnxcustom.gradient.build import differentiate
 from onnxcustom.gradient.interface import Engine
 from onnxcustom.gradient.names import METADATA_KEY as GRADIENT_KEY
 from onnxcustom.gradient.names import GradientNames
-from onnxcustom.graph.batch_axis import BatchAxes
-from onnxcustom.graph.builder import Builder, Var
-from onnxcustom.graph.passes import BypassReshapePass, NameRowsPass, RemoveUnusedPass
-from onnxcustom.graph.roles import Role, weight_roles
-from onnxcustom.graph.traversal import all_names
+from onnxcustom.graph.analysis.traversal import all_names
+from onnxcustom.graph.building.builder import Builder, Var
+from onnxcustom.graph.preparation.passes import BypassReshapePass, NameRowsPass, RemoveUnusedPass
+from onnxcustom.graph.shapes.batch_axis import BatchAxes
+from onnxcustom.graph.trainable.roles import Role, weight_roles
 from onnxcustom.objective import BaseLearningPenalty
 from onnxcustom.objective.base import LossTerms
 from onnxcustom.optim import BaseLearningRate

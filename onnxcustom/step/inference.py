@@ -12,11 +12,12 @@ import onnx_ir as ir
 
 from onnxcustom.exceptions import InvalidDataError, InvalidModelError
 from onnxcustom.feed.validation import TensorSpec, of_batch, rows_of, some_rows
-from onnxcustom.graph import ModelLike, Prepared, prepare, to_ir, to_proto, training_info
-from onnxcustom.graph.finding import keep_trained
-from onnxcustom.graph.guards import guard
-from onnxcustom.graph.opsets import SetIrVersionPass
-from onnxcustom.graph.traversal import rename_twins
+from onnxcustom.graph import ModelLike, Prepared, prepare, to_ir, to_proto
+from onnxcustom.graph.analysis.traversal import rename_twins
+from onnxcustom.graph.files import training_info
+from onnxcustom.graph.preparation.guards import guard
+from onnxcustom.graph.preparation.opsets import SetIrVersionPass
+from onnxcustom.graph.trainable.finding import keep_trained
 from onnxcustom.runtime import Device, create_session, ort_limits, run_values, to_ortvalue
 
 logger = logging.getLogger("onnxcustom")

@@ -12,9 +12,9 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxcustom.exceptions import InvalidModelError, UnknownNameError
-from onnxcustom.graph import random
-from onnxcustom.graph.builder import Builder, Var
-from onnxcustom.graph.traversal import all_names
+from onnxcustom.graph.analysis.traversal import all_names
+from onnxcustom.graph.building import random
+from onnxcustom.graph.building.builder import Builder, Var
 
 __all__ = ["ModeSettings", "Modes", "idle_modes", "set_modes"]
 

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxcustom.exceptions import EvaluationError
-from onnxcustom.graph.builder import Builder
+from onnxcustom.graph.building.builder import Builder
 from onnxcustom.runtime import Binding, Device, create_session, to_ortvalue
 
 from .buffers import DoubleBuffer, Scalar

@@ -23,12 +23,12 @@ from onnxcustom.feed.validation import TensorSpec, tensor_specs, with_axis, with
 from onnxcustom.gradient.choice import select_engine
 from onnxcustom.gradient.interface import Engine, form_of
 from onnxcustom.graph import Prepared, Selection, constants, to_ir
-from onnxcustom.graph.batch_axis import BatchAxes
-from onnxcustom.graph.builder import Builder
-from onnxcustom.graph.feature_names import read_feature_names
-from onnxcustom.graph.finding import array_of
-from onnxcustom.graph.lookups import lookups
-from onnxcustom.graph.selection import Catalog
+from onnxcustom.graph.analysis.lookups import lookups
+from onnxcustom.graph.building.builder import Builder
+from onnxcustom.graph.files.feature_names import read_feature_names
+from onnxcustom.graph.shapes.batch_axis import BatchAxes
+from onnxcustom.graph.trainable.finding import array_of
+from onnxcustom.graph.trainable.selection import Catalog
 from onnxcustom.objective import BaseLearningPenalty, select_penalties
 from onnxcustom.optim import BaseLearningRate
 from onnxcustom.runtime.bfloat16 import WAY_OUT, check_bfloat16

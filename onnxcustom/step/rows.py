@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 
 from onnxcustom.exceptions import EvaluationError
-from onnxcustom.graph.batch_axis import BatchAxes
+from onnxcustom.graph.shapes.batch_axis import BatchAxes
 
 __all__ = ["doubtful_rows", "row_lines", "with_rows"]
 

@@ -17,8 +17,8 @@ from onnxcustom.exceptions import ConvergenceError, EvaluationError, InvalidData
 from onnxcustom.feed.validation import TensorSpec, as_inputs, some_rows
 from onnxcustom.gradient.interface import Engine
 from onnxcustom.graph import Prepared, Selection, replace_constants, replace_weights, to_proto
-from onnxcustom.graph.batch_axis import BatchAxes
-from onnxcustom.graph.feature_names import read_feature_names, write_feature_names
+from onnxcustom.graph.files.feature_names import read_feature_names, write_feature_names
+from onnxcustom.graph.shapes.batch_axis import BatchAxes
 from onnxcustom.optim import BaseLearningRate, select_optimizer
 from onnxcustom.runtime import (
     Device,

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import onnx_ir as ir
 
-from onnxcustom.graph.builder import Builder, Var
-from onnxcustom.graph.roles import Role
+from onnxcustom.graph.building.builder import Builder, Var
+from onnxcustom.graph.trainable.roles import Role
 from onnxcustom.optim import BaseLearningRate, State
 from onnxcustom.optim.transforms import global_norm_factor, scalar
 from onnxcustom.step.passes.packing import concatenate, plan_packs

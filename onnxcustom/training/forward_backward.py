@@ -12,7 +12,7 @@ import onnx
 
 from onnxcustom.exceptions import InvalidDataError, OnnxCustomError
 from onnxcustom.feed.tensors import check_against, check_places, listed
-from onnxcustom.graph.lookups import Places
+from onnxcustom.graph.analysis.lookups import Places
 from onnxcustom.runtime import OrtValues, owned_copy, parse_device, run_values, to_ortvalue, to_vector
 
 from .graph_files import save_graphs

@@ -21,7 +21,7 @@ from onnxcustom.data.naming import in_order
 from onnxcustom.exceptions import InvalidModelError, NoTrainableWeightError, OnnxCustomError
 from onnxcustom.gradient.report import gradient_report
 from onnxcustom.graph import load, select_weights, weights
-from onnxcustom.graph.feature_names import write_feature_names
+from onnxcustom.graph.files.feature_names import write_feature_names
 from onnxcustom.objective import (
     AbsoluteLearningLoss,
     HingeLearningLoss,

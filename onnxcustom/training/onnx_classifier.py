@@ -26,7 +26,7 @@ from onnxcustom.feed.validation import (
     with_axis,
 )
 from onnxcustom.graph import Prepared, class_labels
-from onnxcustom.graph.batch_axis import BatchAxes
+from onnxcustom.graph.shapes.batch_axis import BatchAxes
 from onnxcustom.objective import BaseLearningLoss
 from onnxcustom.runtime import parse_device
 from onnxcustom.step.compose import compose_forward

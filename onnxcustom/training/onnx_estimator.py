@@ -11,7 +11,7 @@ from onnxcustom.feed.data_loader import draw_seed
 from onnxcustom.feed.stream_rows import axes_of, features
 from onnxcustom.feed.validation import input_specs, with_axis
 from onnxcustom.graph import to_ir
-from onnxcustom.graph.batch_axis import BatchAxes
+from onnxcustom.graph.shapes.batch_axis import BatchAxes
 from onnxcustom.optim import select_optimizer
 from onnxcustom.step.training_step import TrainingStep
 

@@ -22,8 +22,8 @@ from onnxcustom.exceptions import NoTrainableWeightError, UnknownNameError
 from onnxcustom.gradient import split_gradient
 from onnxcustom.gradient.build import checked_names, gradient_model
 from onnxcustom.graph import Prepared, load, to_ir, to_proto, weights
-from onnxcustom.graph.lookups import lookups
-from onnxcustom.graph.selection import Catalog
+from onnxcustom.graph.analysis.lookups import lookups
+from onnxcustom.graph.trainable.selection import Catalog
 from onnxcustom.runtime import (
     check_providers,
     create_session,

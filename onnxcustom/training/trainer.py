@@ -52,7 +52,7 @@ from onnxcustom.feed.validation import (
     weights_of,
 )
 from onnxcustom.graph import load
-from onnxcustom.graph.feature_names import read_feature_names
+from onnxcustom.graph.files.feature_names import read_feature_names
 from onnxcustom.step.training_step import TrainingStep
 from onnxcustom.training.checkpoints.checkpoint import CheckpointStore, Saved
 

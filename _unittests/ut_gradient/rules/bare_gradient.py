@@ -18,8 +18,8 @@ from onnxcustom.gradient.engine import ReverseWalk
 from onnxcustom.gradient.expand import expand
 from onnxcustom.gradient.graphs import add, clean, constants, name_sizes
 from onnxcustom.gradient.simplify import fuse_biases
-from onnxcustom.graph.builder import Var
-from onnxcustom.graph.traversal import all_names
+from onnxcustom.graph.analysis.traversal import all_names
+from onnxcustom.graph.building.builder import Var
 
 
 def differentiate(

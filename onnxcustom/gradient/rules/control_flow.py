@@ -13,8 +13,8 @@ from typing import Any
 import onnx_ir as ir
 
 from onnxcustom.exceptions import GradientNotImplementedError
-from onnxcustom.graph.builder import Var
-from onnxcustom.graph.traversal import subgraphs
+from onnxcustom.graph.analysis.traversal import subgraphs
+from onnxcustom.graph.building.builder import Var
 
 from ..carried import is_holder, known
 from ..emit import GradientBuilder

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from onnxcustom.graph.builder import Var
+from onnxcustom.graph.building.builder import Var
 
 from ..emit import GradientBuilder
 from ..node import NodeView

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
-from onnxcustom.graph.builder import Var
+from onnxcustom.graph.building.builder import Var
 
 from ..emit import LARGEST_CONSTANT, GradientBuilder
 from ..node import NodeView

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from onnxcustom.graph.builder import Var
+from onnxcustom.graph.building.builder import Var
 
 from ..emit import GradientBuilder
 from ..node import NodeView

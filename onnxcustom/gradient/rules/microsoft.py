@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxcustom.exceptions import GradientNotImplementedError
-from onnxcustom.graph.builder import Var
+from onnxcustom.graph.building.builder import Var
 
 from .. import expand
 from ..emit import GradientBuilder

@@ -10,7 +10,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from onnxcustom.graph.builder import Var
+from onnxcustom.graph.building.builder import Var
 
 from ..emit import GradientBuilder
 from ..node import NodeView

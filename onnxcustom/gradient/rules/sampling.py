@@ -8,7 +8,7 @@ import math
 import numpy as np
 import onnx_ir as ir
 
-from onnxcustom.graph.builder import Var
+from onnxcustom.graph.building.builder import Var
 
 from ..emit import GradientBuilder
 from ..node import NodeView

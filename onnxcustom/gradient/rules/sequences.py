@@ -10,7 +10,7 @@ from typing import Any
 import onnx_ir as ir
 
 from onnxcustom.exceptions import GradientNotImplementedError
-from onnxcustom.graph.builder import Var
+from onnxcustom.graph.building.builder import Var
 
 from ..carried import Element, element_at, elements, held, known
 from ..emit import GradientBuilder

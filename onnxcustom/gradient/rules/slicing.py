@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxcustom.graph.builder import Var
+from onnxcustom.graph.building.builder import Var
 
 from ..emit import GradientBuilder
 from ..node import NodeView

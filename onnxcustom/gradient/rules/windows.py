@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from onnxcustom.exceptions import GradientNotImplementedError
-from onnxcustom.graph.builder import Var
+from onnxcustom.graph.building.builder import Var
 
 from ..emit import GradientBuilder
 from ..node import NodeView

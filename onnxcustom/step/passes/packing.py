@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from onnxcustom.graph.builder import Builder, Var
-from onnxcustom.graph.roles import Role
+from onnxcustom.graph.building.builder import Builder, Var
+from onnxcustom.graph.trainable.roles import Role
 from onnxcustom.optim import BaseLearningRate, State
 
 __all__ = ["concatenate", "plan_packs"]

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from onnxcustom.graph.passes import RemoveUnusedPass
+from onnxcustom.graph.preparation.passes import RemoveUnusedPass
 
 __all__ = ["bias_products"]
 

@@ -25,9 +25,9 @@ import onnx_ir as ir
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 
-from onnxcustom.graph.builder import Builder, Var
-from onnxcustom.graph.passes import RemoveUnusedPass
-from onnxcustom.graph.traversal import all_names, subgraphs
+from onnxcustom.graph.analysis.traversal import all_names, subgraphs
+from onnxcustom.graph.building.builder import Builder, Var
+from onnxcustom.graph.preparation.passes import RemoveUnusedPass
 
 __all__ = ["recompute"]
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxcustom.graph.passes import RemoveUnusedPass
+from onnxcustom.graph.preparation.passes import RemoveUnusedPass
 
 __all__ = ["NOTHING", "ScalarPlan", "plan_scalars"]
 

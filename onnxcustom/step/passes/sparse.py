@@ -13,8 +13,8 @@ from collections.abc import Iterable
 import numpy as np
 import onnx_ir as ir
 
-from onnxcustom.graph.builder import Builder, Var
-from onnxcustom.graph.traversal import all_names, unique_name
+from onnxcustom.graph.analysis.traversal import all_names, unique_name
+from onnxcustom.graph.building.builder import Builder, Var
 
 __all__ = ["CutTable", "RowGradient", "cut_tables", "gather_only", "reattach"]
 

@@ -1,0 +1,1 @@
+"""What a graph says: what reads what, which values are scores, tables or matrices."""

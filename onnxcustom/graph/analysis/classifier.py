@@ -1,0 +1,412 @@
+"""What a classifier's graph tells: the scores behind its probabilities, and its labels."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxcustom.exceptions import UnknownNameError
+from onnxcustom.graph.analysis.spelled import (
+    equals,
+    exponential,
+    is_op,
+    negated,
+    sigmoid_input,
+    spelled_softmax,
+    tanh_input,
+)
+from onnxcustom.graph.analysis.tails import kept, origin, unchanged
+from onnxcustom.graph.preparation.passes import constant_array
+
+__all__ = ["Logits", "class_axis", "class_labels", "find_logits", "hidden_logits"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Logits:
+    """The raw scores that a final Sigmoid or Softmax turns into probabilities.
+
+    Attributes
+    ----------
+    name : str
+        The value with the scores.
+    kind : str
+        ``'sigmoid'`` or ``'softmax'``.
+    columns : int or None
+        Number of scores in a row, None if the graph does not tell. With ``'sigmoid'``, 1 is a binary
+        classifier (class 1 if positive).
+    axis : int
+        Axis of the classes, -1 being the last.
+    normalized : bool
+        With ``'sigmoid'`` and several columns: rows are divided by their sum afterwards (one class
+        against the rest); if not, each column is a question of its own.
+    """
+
+    name: str
+    kind: str
+    columns: int | None = None
+    axis: int = -1
+    normalized: bool = False
+
+
+# -- scores ----------------------------------------------------------------------------------
+
+
+def find_logits(model: ir.Model, output_name: str, trained: Collection[str] = ()) -> Logits | None:
+    """Find the scores behind an output that holds probabilities.
+
+    Looks through what changes no probability at inference (``Identity``, ``Dropout``, casts to floating
+    point, bounds and sums with numbers below 0.001, products with 1), ``ZipMap``, division of rows by their
+    sum, ``[1 - p, p]`` and reshapes that keep rows. Softmax and sigmoid may be written with ``Exp``,
+    ``LogSoftmax`` or ``Tanh``.
+
+    Parameters
+    ----------
+    model : onnx_ir.Model
+        In prepared form (:func:`onnxcustom.graph.prepare`).
+    output_name : str
+        An output of the model.
+    trained : collection of str, default=()
+        Weights that training changes: that one of them is 1 now makes it no constant.
+
+    Returns
+    -------
+    Logits or None
+        None if the output is not recognised as probabilities.
+
+    Raises
+    ------
+    UnknownNameError
+        The model has no such output.
+
+    Examples
+    --------
+    >>> import onnx.parser
+    >>> from onnxcustom.graph import prepare
+    >>> model = prepare(onnx.parser.parse_model('''
+    ...     <ir_version: 8, opset_import: ["": 18]>
+    ...     g (float[N, 3] x) => (float[N, 3] p) { z = Identity(x)  p = Softmax(z) }'''))
+    >>> find_logits(model, "p")
+    Logits(name='x', kind='softmax', columns=3, axis=-1, normalized=False)
+    """
+    value: ir.Value | None = _output(model, output_name)
+    normalized, paired = False, False
+    while value is not None and value.producer() is not None:
+        node = value.producer()
+        assert node is not None
+        scores = sigmoid_input(node, trained)
+        if scores is not None:
+            return _sigmoid(scores, paired, normalized, trained)
+        if (maker := _softmax_node(node)) is not None:
+            return None if paired else _softmax(maker, model.opset_imports.get("", 1))
+        if (spelled := spelled_softmax(node, trained)) is not None:
+            return None if paired or spelled[1] is None else _on_axis(spelled[0], spelled[1])
+        below = kept(node, trained)
+        if below is None and (below := _divided_by_row_sum(node)) is not None:
+            normalized = True
+        if below is None and not paired and (below := _complement(node, trained)) is not None:
+            paired = True
+        value = below
+    return None
+
+
+def class_axis(model: ir.Model, output_name: str) -> int | None:
+    """The axis of the classes of an output that ends in LogSoftmax, None of another; -1 is the last."""
+    value: ir.Value | None = _output(model, output_name)
+    while value is not None and (node := value.producer()) is not None:
+        if is_op(node, "LogSoftmax"):
+            found = _softmax(node, model.opset_imports.get("", 1))
+            return None if found is None else found.axis
+        value = unchanged(node)
+    return None
+
+
+def hidden_logits(model: ir.Model, output_name: str, trained: Collection[str] = ()) -> str | None:
+    """Why there is no tensor with the scores behind an output that holds probabilities.
+
+    Parameters
+    ----------
+    model, output_name, trained
+        As for :func:`find_logits`, which has found none.
+
+    Returns
+    -------
+    str or None
+        The end of a sentence about the output; None if nothing says that it holds probabilities.
+    """
+    found = origin(_output(model, output_name), lambda node: _maker(node, trained), trained)
+    if found is None:
+        return None
+    node, moved = found
+    half = tanh_input(node, ())
+    exponent = exponential(node, ()) if half is None else half
+    if exponent is not None and sigmoid_input(node, trained) is None:
+        written = "Exp" if half is None else "Tanh"
+        where = f"comes from a sigmoid written with {written} (node {node.name!r}),"
+        if sigmoid_input(node, ()) is not None:
+            return f"{where} constants of which are among the weights to train"
+        times = -1 if half is None else 2
+        return f"{where} whose scores, {exponent.name!r} times {times}, are no tensor of the model"
+    return _why_hidden(node, moved, model.opset_imports.get("", 1))
+
+
+def _maker(node: ir.Node, trained: Collection[str]) -> str | None:
+    """Whether a node makes probabilities, as a 'softmax' or as a 'sigmoid'."""
+    if _softmax_node(node) is not None or spelled_softmax(node, trained) is not None:
+        return "softmax"
+    sigmoid = sigmoid_input(node, trained) or exponential(node, ()) or tanh_input(node, ())
+    return None if sigmoid is None else "sigmoid"
+
+
+def _softmax_node(node: ir.Node) -> ir.Node | None:
+    """The Softmax, or the LogSoftmax that an Exp is taken of."""
+    if is_op(node, "Softmax"):
+        return node
+    value = node.inputs[0] if is_op(node, "Exp") else None
+    while value is not None and (below := value.producer()) is not None:
+        if is_op(below, "LogSoftmax"):
+            return below
+        value = unchanged(below)
+    return None
+
+
+def _why_hidden(node: ir.Node, moved: ir.Node | None, opset: int) -> str:
+    scores = node.inputs[0]
+    where = f"node {node.name!r} ({node.op_type}"
+    if spelled_softmax(node, ()) is not None:
+        where += ", the last of a softmax"
+    if is_op(node, "Softmax") and opset < 13:
+        axis = node.attributes.get_int("axis", 1)
+        together = f"{where} of opset {opset}), which takes all axes from {axis} on together"
+        if scores is not None and scores.shape is None and node.outputs[0].shape is None:
+            return f"comes from {together}, and nothing says how many there are"
+        if scores is not None and _softmax(node, opset) is None:
+            return f"comes from {together}, so that no axis is that of the classes"
+    behind = "" if moved is None else f" and is then changed by node {moved.name!r} ({moved.op_type})"
+    return f"comes from {where}){behind}"
+
+
+def _output(model: ir.Model, name: str) -> ir.Value:
+    value = next((v for v in model.graph.outputs if v.name == name), None)
+    if value is None:
+        known = [v.name for v in model.graph.outputs]
+        raise UnknownNameError(f"The model has no output {name!r}; its outputs are {known}.")
+    return value
+
+
+def _sigmoid(scores: ir.Value, paired: bool, normalized: bool, trained: Collection[str]) -> Logits | None:
+    """The result for a sigmoid of `scores`; `paired` if its result p became [1 - p, p]."""
+    mirrored = _mirrored(scores, trained)
+    if mirrored is not None and not paired:
+        return Logits(_named(mirrored), "sigmoid", 1)
+    columns = _columns(scores)
+    if paired:
+        return Logits(_named(scores), "sigmoid", 1) if columns in (1, None) else None
+    # Dividing a single column by itself leaves ones.
+    return None if normalized and columns == 1 else Logits(_named(scores), "sigmoid", columns, -1, normalized)
+
+
+def _softmax(node: ir.Node, opset: int) -> Logits | None:
+    scores = node.inputs[0]
+    assert scores is not None
+    shape = next((v.shape for v in (scores, node.outputs[0]) if v.shape is not None), None)
+    rank = None if shape is None else len(shape)
+    axis = node.attributes.get_int("axis", -1 if opset >= 13 else 1)
+    if opset < 13 and axis != -1:
+        if shape is None or rank is None:
+            return None
+        # All axes from there on at once: as good as one if the others are of length 1.
+        together = range(axis % rank if axis < rank else rank, rank)
+        wide = [i for i in together if shape[i] != 1]
+        if len(wide) > 1 or not together:
+            return None
+        axis = wide[0] if wide else together[0]
+    if rank is not None and axis % rank == rank - 1:
+        axis = -1
+    found = _on_axis(scores, axis)
+    return (
+        found
+        if found.columns is not None
+        else dataclasses.replace(found, columns=_columns(node.outputs[0], axis))
+    )
+
+
+def _on_axis(scores: ir.Value, axis: int) -> Logits:
+    return Logits(_named(scores), "softmax", _columns(scores, axis), axis)
+
+
+def _divided_by_row_sum(node: ir.Node) -> ir.Value | None:
+    """Return p of p / sum(p) in any spelling: L1 norms, with or without protection against empty rows."""
+    if (node.op_type, node.domain) == ("Normalizer", "ai.onnx.ml"):
+        return node.inputs[0] if node.attributes.get_string("norm", "MAX") == "L1" else None
+    if is_op(node, "LpNormalization"):
+        rows = node.attributes.get_int("axis", -1) in (-1, 1) and node.attributes.get_int("p", 2) == 1
+        return node.inputs[0] if rows else None
+    if not is_op(node, "Div"):
+        return None
+    dividend, divisor = node.inputs
+    summed = _summed(divisor)
+    if dividend is None or summed is None:
+        return None
+    if summed is dividend:
+        return dividend
+    # skl2onnx adds 1 to every entry of a row of zeros.
+    add = dividend.producer()
+    return summed if add is not None and is_op(add, "Add") and summed in add.inputs else None
+
+
+def _summed(divisor: ir.Value | None) -> ir.Value | None:
+    """The value whose rows `divisor` holds the sums of, each corrected if it is 0."""
+    for _ in range(4):
+        node = None if divisor is None else divisor.producer()
+        if node is None:
+            return None
+        if is_op(node, "ReduceSum", "ReduceL1"):
+            value = node.inputs[0]
+            inner = None if value is None else value.producer()
+            return inner.inputs[0] if inner is not None and is_op(inner, "Abs") else value
+        if is_op(node, "Add", "Max", "Clip", "Identity"):
+            divisor = node.inputs[0]
+        elif is_op(node, "Where"):
+            divisor = node.inputs[2]
+        else:
+            return None
+    return None
+
+
+def _complement(node: ir.Node, trained: Collection[str]) -> ir.Value | None:
+    """Return p of Concat(1 - p, p)."""
+    if (
+        not is_op(node, "Concat")
+        or len(node.inputs) != 2
+        or node.attributes.get_int("axis", 0) not in (1, -1)
+    ):
+        return None
+    first, second = node.inputs
+    sub = None if first is None else first.producer()
+    if sub is None or not is_op(sub, "Sub") or sub.inputs[1] is not second:
+        return None
+    return second if equals(sub.inputs[0], 1, trained) else None
+
+
+def _mirrored(scores: ir.Value, trained: Collection[str]) -> ir.Value | None:
+    """Return z of Concat(-z, z)."""
+    node = scores.producer()
+    if node is None or not is_op(node, "Concat") or len(node.inputs) != 2:
+        return None
+    first, second = node.inputs
+    return second if second is not None and negated(first, trained) is second else None
+
+
+# -- labels ----------------------------------------------------------------------------------
+
+
+def class_labels(model: ir.Model) -> np.ndarray | None:
+    """Read the labels a classifier holds.
+
+    Parameters
+    ----------
+    model : onnx_ir.Model
+        In any form.
+
+    Returns
+    -------
+    ndarray of shape (n_classes,) or None
+        int64 or str, in the order of the columns of probabilities; None if the graph tells none.
+
+    Examples
+    --------
+    >>> import onnx.parser
+    >>> from onnxcustom.graph import to_ir
+    >>> class_labels(to_ir(onnx.parser.parse_model('''
+    ...     <ir_version: 8, opset_import: ["": 18]>
+    ...     g (float[N, 2] x) => (int64[N] label) {
+    ...         best = ArgMax <axis = 1, keepdims = 0> (x)
+    ...         labels = Constant <value = int64[2] {5, 7}> ()
+    ...         label = Gather(labels, best)
+    ...     }''')))
+    array([5, 7])
+    """
+    nodes = list(ir.traversal.RecursiveGraphIterator(model.graph))
+    for readers in ((_zipmap_labels,), (_table_labels,), (_operator_labels,)):
+        for node in reversed(nodes):
+            for reader in readers:
+                labels = reader(node)
+                if labels is not None:
+                    return labels
+    return None
+
+
+def _zipmap_labels(node: ir.Node) -> np.ndarray | None:
+    if (node.op_type, node.domain) != ("ZipMap", "ai.onnx.ml"):
+        return None
+    return _from_attributes(node, "classlabels_strings", "classlabels_int64s")
+
+
+def _operator_labels(node: ir.Node) -> np.ndarray | None:
+    return _from_attributes(node, "classlabels_strings", "classlabels_ints", "classlabels_int64s")
+
+
+def _table_labels(node: ir.Node) -> np.ndarray | None:
+    """Labels picked from a constant by the position of the best score."""
+    index_at = {("Gather", ""): 1, ("ArrayFeatureExtractor", "ai.onnx.ml"): 1}.get(
+        (node.op_type, node.domain)
+    )
+    if index_at is None or not _is_choice(node.inputs[index_at]):
+        return None
+    table = constant_array(node.inputs[0])
+    if table is None or table.size < 2 or table.size != max(table.shape):
+        return None
+    table = table.reshape(-1)
+    if table.dtype.kind in "SO":
+        return np.array([t.decode("utf-8") if isinstance(t, bytes) else str(t) for t in table])
+    if table.dtype.kind in "iu":
+        return table.astype(np.int64)
+    if table.dtype.kind == "f" and (table == np.floor(table)).all():
+        return table.astype(np.int64)
+    return None
+
+
+def _is_choice(value: ir.Value | None) -> bool:
+    """Whether an index is the position of a maximum, or whether a score is above a threshold."""
+    for _ in range(6):
+        node = None if value is None else value.producer()
+        if node is None:
+            return False
+        if is_op(node, "ArgMax", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"):
+            return True
+        if not is_op(node, "Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Not"):
+            return False
+        value = node.inputs[0]
+    return False
+
+
+def _from_attributes(node: ir.Node, strings: str, *ints: str) -> np.ndarray | None:
+    """Labels in an attribute of an operator of ``ai.onnx.ml``."""
+    if node.domain != "ai.onnx.ml":
+        return None
+    texts = node.attributes.get_strings(strings, ())
+    if texts:
+        return np.array([t.decode("utf-8") if isinstance(t, bytes) else t for t in texts])
+    for name in ints:
+        numbers = node.attributes.get_ints(name, ())
+        if numbers:
+            return np.array(numbers, dtype=np.int64)
+    return None
+
+
+# -- small questions -------------------------------------------------------------------------
+
+
+def _columns(value: ir.Value, axis: int = -1) -> int | None:
+    if value.shape is None or not -len(value.shape) <= axis < len(value.shape):
+        return None
+    size = value.shape[axis]
+    return size if isinstance(size, int) else None
+
+
+def _named(value: ir.Value) -> str:
+    assert value.name
+    return value.name

@@ -1,0 +1,1 @@
+"""Weights of a model: which there are, which a user means, new values for them."""
