@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from onnxcustom.exceptions import InvalidDataError, InvalidModelError
 from onnxcustom.graph import prepare
-from onnxcustom.training.labels import (
+from onnxcustom.training.estimators.labels import (
     as_labels,
     declared_columns,
     fitting_loss,

@@ -34,7 +34,7 @@ from onnxcustom.exceptions import (
 from onnxcustom.optim import Adam
 from onnxcustom.training.callbacks import Callback
 from onnxcustom.training.from_sklearn import from_sklearn
-from onnxcustom.training.sklearn_heads import trainable_kinds
+from onnxcustom.training.from_sklearn.heads import trainable_kinds
 
 pytest.importorskip("onnxruntime")
 

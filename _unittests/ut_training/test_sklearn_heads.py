@@ -12,7 +12,7 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.svm import SVC, LinearSVC
 
 from onnxcustom.graph import class_labels, find_logits, prepare, weights
-from onnxcustom.training.sklearn_heads import LINKS, build_head, close, evaluate, has_several_labels
+from onnxcustom.training.from_sklearn.heads import LINKS, build_head, close, evaluate, has_several_labels
 
 pytest.importorskip("onnxruntime")
 

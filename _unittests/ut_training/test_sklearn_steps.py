@@ -25,7 +25,7 @@ from sklearn.preprocessing import KBinsDiscretizer, MinMaxScaler, OneHotEncoder,
 
 from onnxcustom import OnnxClassifier
 from onnxcustom.training.from_sklearn import describe_conversion, from_sklearn
-from onnxcustom.training.sklearn_steps import first_rows, unwrap
+from onnxcustom.training.from_sklearn.steps import first_rows, unwrap
 
 pytest.importorskip("onnxruntime")
 

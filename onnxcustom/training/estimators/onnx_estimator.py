@@ -14,8 +14,7 @@ from onnxcustom.graph import to_ir
 from onnxcustom.graph.shapes.batch_axis import BatchAxes
 from onnxcustom.optim import select_optimizer
 from onnxcustom.step.training_step import TrainingStep
-
-from .trainer import Trainer
+from onnxcustom.training.trainer import Trainer
 
 __all__ = ["OnnxEstimator"]
 

@@ -29,11 +29,11 @@ from onnxcustom.objective import (
     PoissonLearningLoss,
     QuantileLearningLoss,
 )
+from onnxcustom.training.estimators import OnnxClassifier, OnnxRegressor
 
-from .estimators import OnnxClassifier, OnnxRegressor
 from .frozen_steps import FrozenStep
-from .sklearn_heads import has_several_labels
-from .sklearn_steps import Part, Split, first_rows, has_no_weights, join, split, unwrap, without_weights
+from .heads import has_several_labels
+from .steps import Part, Split, first_rows, has_no_weights, join, split, unwrap, without_weights
 
 __all__ = ["ConversionReport", "StepRow", "describe_conversion", "from_sklearn"]
 

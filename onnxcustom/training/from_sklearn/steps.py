@@ -19,7 +19,7 @@ from sklearn.pipeline import Pipeline
 
 from onnxcustom.exceptions import InvalidDataError, InvalidModelError, NoTrainableWeightError
 
-from .sklearn_heads import IR_VERSION, OPSET, Head, build_head, close, evaluate, trainable_kinds
+from .heads import IR_VERSION, OPSET, Head, build_head, close, evaluate, trainable_kinds
 
 __all__ = [
     "Part",

@@ -1,4 +1,4 @@
-"""One forward and backward at a time, over the graphs of :mod:`onnxcustom.training.ortgradient`."""
+"""One forward and backward at a time, over the graphs of :class:`~onnxcustom.OrtGradientForwardBackward`."""
 
 from __future__ import annotations
 

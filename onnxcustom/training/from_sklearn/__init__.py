@@ -1,0 +1,5 @@
+"""From a fitted scikit-learn estimator or pipeline to an estimator that trains it further as ONNX."""
+
+from .conversion import ConversionReport, StepRow, describe_conversion, from_sklearn
+
+__all__ = ["ConversionReport", "StepRow", "describe_conversion", "from_sklearn"]
