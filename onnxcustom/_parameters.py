@@ -7,6 +7,7 @@ import dataclasses
 import inspect
 import math
 import numbers
+import operator
 from collections.abc import Mapping
 from dataclasses import MISSING
 from typing import Any
@@ -17,6 +18,7 @@ from onnxcustom.exceptions import UnknownNameError
 
 __all__ = [
     "Parameters",
+    "check_count",
     "check_flag",
     "check_given",
     "check_number",
@@ -24,6 +26,7 @@ __all__ = [
     "choice",
     "flag",
     "integer",
+    "is_count",
     "number",
     "optional",
     "own_parameters",
@@ -101,6 +104,29 @@ def check_flag(name: str, value: Any) -> None:
 
 class _NoFlagError(TypeError, ValueError):
     """As scikit-learn's error for a bad parameter, which is both."""
+
+
+def is_count(value: Any, least: int = 0) -> bool:
+    """Whether a value is an integer, of Python or of what counts as one, of at least so many."""
+    try:
+        return not isinstance(value, (bool, np.bool_)) and operator.index(value) >= least
+    except TypeError:
+        return False
+
+
+def check_count(name: str, value: Any, least: int = 1) -> int:
+    """A value as an int, if it is one of at least `least`.
+
+    Examples
+    --------
+    >>> check_count("epochs", 0)
+    Traceback (most recent call last):
+        ...
+    ValueError: epochs must be an integer of at least 1, not 0.
+    """
+    if not is_count(value, least):
+        raise ValueError(f"{name} must be an integer of at least {least}, not {value!r}.")
+    return operator.index(value)
 
 
 def check_given(cls: type, given: Mapping[str, Any], what: str) -> None:

@@ -190,3 +190,25 @@ def test_one_column_for_each_class(tmp_path, monkeypatch, command) -> None:
     Path("d.csv").write_text("a,b,no,yes\n1,2,0,1\n3,1,1,0\n0,1,1,0\n")
     found = scores(command, "m.onnx", "d.csv", "--target", "no,yes", "--metric", "accuracy")
     assert found["accuracy"] == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("labels", [[0, 1], ["b", "a"]], ids=str)
+def test_two_raw_scores_rank_by_their_difference(labels: list, tmp_path, monkeypatch, command) -> None:
+    """The second one alone ranks rows otherwise where both vary."""
+    monkeypatch.chdir(tmp_path)
+    names = str(labels).replace("'", '"')[1:-1]
+    kind, value = ("string", "value_strings") if isinstance(labels[0], str) else ("int64", "value_ints")
+    model(
+        "m.onnx",
+        f"""(float[N, 2] x) => ({kind}[N] l, float[N, 2] z) {{
+        z = Identity(x)  i = ArgMax <axis = 1, keepdims = 0> (x)
+        n = Constant <{value} = [{names}]> ()  l = Gather(n, i) }}""",
+    )
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(60, 2)).astype(np.float32) * [3, 1]
+    y = np.array(labels)[((X[:, 1] - X[:, 0]) + rng.normal(size=60) > 0).astype(int)]
+    pd.DataFrame({"u": X[:, 0], "v": X[:, 1], "y": y}).to_csv("rows.csv", index=False)
+    found = scores(command, "m.onnx", "rows.csv", "--target", "y", "--metric", "roc_auc")
+    expected = metrics.roc_auc_score(y == labels[1], X[:, 1] - X[:, 0])
+    assert found["roc_auc"] == pytest.approx(expected)
+    assert abs(metrics.roc_auc_score(y == labels[1], X[:, 1]) - expected) > 0.02

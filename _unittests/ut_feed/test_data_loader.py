@@ -14,7 +14,7 @@ from scipy.sparse import csr_matrix
 from onnxcustom.data.sparse import SparseRows
 from onnxcustom.exceptions import CheckpointError, InvalidDataError
 from onnxcustom.feed.data_loader import OrtDataLoader, draw_seed, permutation
-from onnxcustom.feed.validation import TensorSpec
+from onnxcustom.feed.specs import TensorSpec
 
 ort = pytest.importorskip("onnxruntime")
 F32 = np.dtype(np.float32)

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from onnxcustom import TrainingStep
 from onnxcustom.data import stream
 from onnxcustom.exceptions import CheckpointError, InvalidDataError
+from onnxcustom.feed.specs import TensorSpec
 from onnxcustom.feed.stream_loader import StreamLoader
-from onnxcustom.feed.validation import TensorSpec
 from onnxcustom.runtime import owned_copy
 
 ort = pytest.importorskip("onnxruntime")
@@ -391,7 +391,7 @@ import sys
 import numpy as np, pyarrow as pa, pyarrow.parquet as parquet
 from onnxcustom.data import stream
 from onnxcustom.feed.stream_loader import StreamLoader
-from onnxcustom.feed.validation import TensorSpec
+from onnxcustom.feed.specs import TensorSpec
 
 def peak():
     return next(int(s.split()[1]) / 1024 for s in open("/proc/self/status") if s.startswith("VmHWM"))

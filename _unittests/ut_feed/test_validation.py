@@ -10,14 +10,8 @@ from sklearn.linear_model import LogisticRegression
 
 from onnxcustom.data.sparse import SparseRows
 from onnxcustom.exceptions import InvalidDataError, UnknownNameError
-from onnxcustom.feed.validation import (
-    TensorSpec,
-    as_inputs,
-    as_sample_weight,
-    as_targets,
-    check_batch_size,
-    input_specs,
-)
+from onnxcustom.feed.specs import TensorSpec, input_specs
+from onnxcustom.feed.validation import as_inputs, as_sample_weight, as_targets, check_batch_size
 
 F32, F64, I64 = np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.int64)
 MATRIX = TensorSpec("X", F32, ("N", 3))

@@ -263,7 +263,7 @@ def test_good_frames_of_pandas_are_not_looked_through(monkeypatch):
     def never(*_):
         raise AssertionError("looked at each value")
 
-    monkeypatch.setattr("onnxcustom.feed.validation.find_unfit", never)
+    monkeypatch.setattr("onnxcustom.feed.arrays.find_unfit", never)
     frame = pd.DataFrame({"a": [1, 2, 3], "b": [True, False, True]})
     numbers = regressor().fit(frame, Y[:3]).predict(frame)
     kinds = frame.assign(a=frame["a"].astype("Int64"), b=pd.Categorical([1, 0, 1]))

@@ -10,19 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 import onnx
 import onnx_ir as ir
 
 from onnxcustom.exceptions import InvalidDataError, InvalidModelError, OnnxCustomError
+from onnxcustom.feed.specs import TensorSpec, input_specs
 from onnxcustom.graph import class_labels, find_logits, load, prepare
+from onnxcustom.graph.analysis.decision import Decision
 from onnxcustom.graph.files.feature_names import read_feature_names
 from onnxcustom.graph.shapes.batch_axis import BatchAxes
 
 from .card import Card, read_card
 from .phrases import assigned, parse_value
 
-__all__ = ["InputSpec", "Model", "of_file"]
+__all__ = ["Model", "of_file", "of_text"]
 
 
 @contextlib.contextmanager
@@ -36,43 +37,9 @@ def of_file(path: Path | str) -> Iterator[None]:
         raise
 
 
-@dataclasses.dataclass(frozen=True)
-class InputSpec:
-    """An input of a model.
-
-    Attributes
-    ----------
-    name : str
-        Its name.
-    dtype : dtype
-        Its dtype; that of objects for text.
-    shape : tuple of (int or str or None), or None
-        Its dimensions, None for an unknown rank.
-    axis : int or None
-        Which of them holds the rows; None if it is given once a batch.
-    """
-
-    name: str
-    dtype: np.dtype
-    shape: tuple[Any, ...] | None
-    axis: int | None = 0
-
-    @property
-    def of_row(self) -> tuple[Any, ...]:
-        """Dimensions of what it takes for a row; of a known rank."""
-        return tuple(d for i, d in enumerate(self.shape or ()) if i != self.axis)
-
-    @property
-    def width(self) -> int | None:
-        """Number of columns it takes, None if any number will do."""
-        if self.shape is None:
-            return None
-        sizes = [d for d in self.of_row if isinstance(d, int)]
-        return int(np.prod(sizes)) if len(sizes) == len(self.of_row) else None
-
-    def __str__(self) -> str:
-        dims = "?" if self.shape is None else ", ".join("?" if d is None else str(d) for d in self.shape)
-        return f"{self.name!r} of shape ({dims})"
+def of_text(spec: TensorSpec) -> bool:
+    """Whether an input takes text."""
+    return spec.dtype is not None and spec.dtype.kind in "OUS"
 
 
 class Model:
@@ -123,29 +90,18 @@ class Model:
             return BatchAxes(self.prepared, self.batch_axis)
 
     @functools.cached_property
-    def inputs(self) -> list[InputSpec]:
+    def inputs(self) -> list[TensorSpec]:
         """Inputs that are not initializers."""
-        graph, made = self.proto.graph, []
-        constants = {t.name for t in graph.initializer}
-        for info in graph.input:
-            if info.name in constants:
-                continue
-            if not info.type.HasField("tensor_type"):
-                raise InvalidModelError(f"{self.path}: input {info.name!r} is no tensor.")
-            tensor = info.type.tensor_type
-            try:
-                dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
-            except KeyError as exc:
-                raise InvalidModelError(f"{self.path}: input {info.name!r} has no type.") from exc
-            shape = None
-            if tensor.HasField("shape"):
-                shape = tuple(
-                    d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in tensor.shape.dim
-                )
-            made.append(InputSpec(info.name, np.dtype(dtype), shape, self.axes.inputs.get(info.name, 0)))
+        made = input_specs(self.prepared)
+        tensors = {i.name for i in self.proto.graph.input if i.type.HasField("tensor_type")}
+        for spec in made:
+            if spec.name not in tensors:
+                raise InvalidModelError(f"{self.path}: input {spec.name!r} is no tensor.")
+            if spec.dtype is None:
+                raise InvalidModelError(f"{self.path}: input {spec.name!r} has no type.")
         if not made:
             raise InvalidModelError(f"{self.path}: the model has no inputs.")
-        return made
+        return [dataclasses.replace(spec, axis=self.axes.inputs.get(spec.name, 0)) for spec in made]
 
     @functools.cached_property
     def outputs(self) -> dict[str, int]:
@@ -173,13 +129,14 @@ class Model:
             return None
 
     @functools.cached_property
-    def holds_probabilities(self) -> bool:
-        """Whether the scores are probabilities."""
-        if self.score_output is None:
-            return False
-        if self.card is not None and self.card.output == self.score_output and self.card.classes:
-            return self.card.link is None
-        return find_logits(self.prepared, self.score_output) is not None
+    def decision(self) -> Decision:
+        """What the scores mean: as the training wrote it down, else as the graph says."""
+        name, card = self.score_output, self.card
+        if card is not None and card.output == name and card.classes:
+            return Decision(card.link, card.multilabel)
+        found = Decision.of(None if name is None else find_logits(self.prepared, name))
+        # Which of several is the label, where the model says one, is one question.
+        return found if self.label_output is None else Decision(found.link)
 
     @functools.cached_property
     def label_output(self) -> str | None:

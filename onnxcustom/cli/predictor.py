@@ -9,18 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from onnxcustom.data import Stream
 from onnxcustom.data.columns import Plan
-from onnxcustom.exceptions import InvalidDataError, InvalidModelError
+from onnxcustom.exceptions import EvaluationError, InvalidDataError, InvalidModelError
+from onnxcustom.feed.specs import TensorSpec
 from onnxcustom.feed.stream_rows import placed
 from onnxcustom.feed.tensors import PlaceError, check_places
-from onnxcustom.graph import to_ir
-from onnxcustom.graph.analysis.lookups import Places, lookups
+from onnxcustom.graph import find_logits
+from onnxcustom.graph.analysis.decision import Decision
 from onnxcustom.runtime import create_session
 from onnxcustom.runtime.binding import run_error
 from onnxcustom.step.inference import guarded
 
-from .models import InputSpec, Model, of_file
+from .models import Model, of_file, of_text
 from .tables import Features, Table, checked_head, reshaped
 
 __all__ = ["Answers", "Predictor", "Rows", "read_rows"]
@@ -64,8 +64,8 @@ class Answers:
         If there are such.
     classes : list
         Labels in their order.
-    multilabel : bool
-        Whether labels are 0 and 1 for each of the classes.
+    decision : Decision
+        What the scores mean.
     """
 
     outputs: dict[str, np.ndarray]
@@ -74,7 +74,12 @@ class Answers:
     probabilities: np.ndarray | None = None
     scores: np.ndarray | None = None
     classes: Sequence[Any] = ()
-    multilabel: bool = False
+    decision: Decision = Decision("scores")  # noqa: RUF009 - frozen
+
+    @property
+    def multilabel(self) -> bool:
+        """Whether labels are 0 and 1 for each of the classes."""
+        return self.decision.multilabel
 
 
 def read_rows(
@@ -91,8 +96,8 @@ def read_rows(
     InvalidDataError
         What cannot be read, and where it is.
     """
-    specs, places = {spec.name: spec for spec in model.inputs}, lookups(to_ir(model.proto))
-    text = {name for name, spec in specs.items() if spec.dtype.kind in "OUS"}
+    specs = {spec.name: spec for spec in model.inputs}
+    text = {name for name, spec in specs.items() if of_text(spec)}
     # Text is read in the role of labels, the only one that may hold some.
     wanted: dict[str, Any] = {c: c for name in text for c in features.columns[name]}
     goal = _unused(wanted)
@@ -113,16 +118,12 @@ def read_rows(
             else:
                 columns = block.X[name]
             feeds[name] = _as_input(columns, spec, table.path)
-            if name in places:
-                _check_places(feeds[name], places[name], name, rows)
+            if spec.places is not None:
+                try:
+                    check_places(feeds[name], spec.places, name)
+                except PlaceError as exc:
+                    raise placed(exc, rows) from exc
         yield Rows(feeds, None if target is None else block.y[goal], block.sample_weight)
-
-
-def _check_places(array: np.ndarray, places: Places, name: str, rows: Stream) -> None:
-    try:
-        check_places(array, places, name)
-    except PlaceError as exc:
-        raise placed(exc, rows) from exc
 
 
 def _unused(names: dict[str, Any]) -> str:
@@ -136,10 +137,11 @@ def _texts(array: np.ndarray) -> np.ndarray:
     return np.array([str(v) for v in array.tolist()], dtype=object)
 
 
-def _as_input(array: np.ndarray, spec: InputSpec, where: str) -> np.ndarray:
+def _as_input(array: np.ndarray, spec: TensorSpec, where: str) -> np.ndarray:
     """Columns as an input takes them."""
     array = reshaped(array, spec)
-    if spec.dtype.kind in "OUS" or array.dtype == spec.dtype:
+    assert spec.dtype is not None
+    if of_text(spec) or array.dtype == spec.dtype:
         return np.ascontiguousarray(array)
     with np.errstate(over="ignore", invalid="ignore"):
         cast = np.ascontiguousarray(array.astype(spec.dtype))
@@ -227,8 +229,6 @@ class Predictor:
 
     def _once(self, feeds: dict[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
         """Outputs, rows first, of one run."""
-        from onnxcustom.exceptions import EvaluationError
-
         axes = {spec.name: spec.axis for spec in self.model.inputs}
         placed = {name: _placed(array, axes[name]) for name, array in feeds.items()}
         try:
@@ -290,20 +290,17 @@ class Predictor:
             scores, label = np.moveaxis(scores, axis, -1), None
         else:
             scores = scores.reshape(len(scores), -1)
-        probabilities = self._probabilities(scores)
-        classes = self._known_classes(2 if scores.shape[-1] == 1 else scores.shape[-1])
-        if not deep and self._is_multilabel(scores):
-            threshold = 0.5 if model.holds_probabilities else 0.0
-            labels = (scores > threshold).astype(np.int64)
-            return Answers(outputs, {}, labels, probabilities, scores, classes, multilabel=True)
-        if label is None or label.ndim != 1 or model.graph_classes is None:
-            label = np.array(classes)[self._best(scores)]
-        return Answers(outputs, {}, label, probabilities, scores, classes)
+        classes = self._known_classes(max(scores.shape[-1], 2))
+        decision = model.decision
+        if deep or scores.shape[-1] == 1:  # one answer to each question
+            decision = dataclasses.replace(decision, multilabel=False)
+        probabilities = decision.probabilities(scores, -1)
+        if decision.multilabel or label is None or label.ndim != 1 or model.graph_classes is None:
+            label = decision.labels(scores, -1, np.array(classes))
+        return Answers(outputs, {}, label, probabilities, scores, classes, decision)
 
     def _class_axis(self, rank: int) -> int | None:
         """Axis of the classes in scores, rows first, of several labels a row; None if unknown."""
-        from onnxcustom.graph import find_logits
-
         name = self.model.score_output
         assert name is not None
         rows, card = self._axes[name], self.model.card
@@ -326,39 +323,6 @@ class Predictor:
             )
         return Answers(outputs, {}, label)
 
-    def _is_multilabel(self, scores: np.ndarray) -> bool:
-        from onnxcustom.graph import find_logits
-
-        model = self.model
-        if scores.shape[1] == 1:
-            return False
-        if model.card is not None and model.card.output == model.score_output:
-            return model.card.multilabel
-        assert model.score_output is not None
-        logits = find_logits(model.prepared, model.score_output)
-        several = logits is not None and logits.kind == "sigmoid" and not logits.normalized
-        return several and logits is not None and logits.columns != 1 and model.label_output is None
-
-    def _best(self, scores: np.ndarray) -> np.ndarray:
-        if scores.shape[-1] > 1:
-            return np.argmax(scores, axis=-1)
-        return (scores[..., 0] > (0.5 if self.model.holds_probabilities else 0.0)).astype(np.int64)
-
     def _known_classes(self, count: int) -> list[Any]:
         known = self._classes or self.model.classes
         return list(known) if known is not None and len(known) == count else list(range(count))
-
-    def _probabilities(self, scores: np.ndarray) -> np.ndarray | None:
-        """Of shape (n, ..., classes), None if there is no telling."""
-        from scipy.special import expit, softmax
-
-        model = self.model
-        if not model.holds_probabilities:
-            link = None if model.card is None or model.card.output != model.score_output else model.card.link
-            if link == "softmax":
-                scores = softmax(scores, axis=-1)
-            elif link == "sigmoid":
-                scores = expit(scores)
-            else:
-                return None
-        return np.concatenate([1 - scores, scores], axis=-1) if scores.shape[-1] == 1 else scores

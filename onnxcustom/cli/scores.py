@@ -11,6 +11,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.metrics import get_scorer, get_scorer_names, log_loss
 
 from onnxcustom.exceptions import InvalidDataError, UnknownNameError
+from onnxcustom.graph.analysis.decision import Decision
 
 from .models import Model
 from .predictor import Answers, Rows
@@ -214,8 +215,7 @@ class _Classifier(ClassifierMixin, BaseEstimator):
     def decision_function(self, X: np.ndarray) -> np.ndarray:
         if self.scores is None:
             raise AttributeError("the model computes no scores")
-        scores = self._sorted(self.scores[X[:, 0]])
-        return scores[:, -1] if len(self.classes) == 2 and not self.several else scores
+        return Decision(multilabel=self.several).margins(self._sorted(self.scores[X[:, 0]]), 1)
 
     def _sorted(self, columns: np.ndarray) -> np.ndarray:
         """Columns in the order of `classes_`."""

@@ -17,8 +17,9 @@ from onnxcustom.data.blocks import Block, Key, row_bytes
 from onnxcustom.data.columns import Plan
 from onnxcustom.data.files import FileSource, find_files
 from onnxcustom.exceptions import InvalidDataError
+from onnxcustom.feed.specs import TensorSpec
 
-from .models import InputSpec, Model
+from .models import Model
 from .phrases import assigned, split_names
 
 __all__ = ["IN_MEMORY", "Features", "Table", "checked_head", "features_of", "is_large", "reshaped", "whole"]
@@ -232,7 +233,7 @@ def _rest(model: Model, table: Table, others: Sequence[str]) -> list[str]:
     return rest
 
 
-def _by_name(specs: Sequence[InputSpec], table: Table) -> dict[str, list[str]]:
+def _by_name(specs: Sequence[TensorSpec], table: Table) -> dict[str, list[str]]:
     missing = [spec.name for spec in specs if spec.name not in table.names]
     if missing:
         raise click.UsageError(
@@ -242,7 +243,7 @@ def _by_name(specs: Sequence[InputSpec], table: Table) -> dict[str, list[str]]:
     return {spec.name: [spec.name] for spec in specs}
 
 
-def _listed(specs: Sequence[InputSpec]) -> str:
+def _listed(specs: Sequence[TensorSpec]) -> str:
     return ", ".join(repr(spec.name) for spec in specs)
 
 
@@ -307,18 +308,18 @@ def whole(rows: Stream, model: Model) -> tuple[Any, Any, np.ndarray | None]:
     return block.X, block.y, block.sample_weight
 
 
-def _fitted(array: np.ndarray, spec: InputSpec | None) -> np.ndarray:
+def _fitted(array: np.ndarray, spec: TensorSpec | None) -> np.ndarray:
     """An array in the precision and the shape of an input; of expected values as it is."""
     if spec is None:
         return array
     array = reshaped(array, spec)
-    if spec.dtype.kind != "f" or array.dtype == spec.dtype:
+    if spec.dtype is None or spec.dtype.kind != "f" or array.dtype == spec.dtype:
         return array
     with np.errstate(over="ignore"):
         return array.astype(spec.dtype)
 
 
-def reshaped(array: np.ndarray, spec: InputSpec) -> np.ndarray:
+def reshaped(array: np.ndarray, spec: TensorSpec) -> np.ndarray:
     """Columns as pictures, where a model takes those, rows first.
 
     Raises
@@ -327,9 +328,9 @@ def reshaped(array: np.ndarray, spec: InputSpec) -> np.ndarray:
         Another number of columns.
     """
     rest = spec.of_row
-    if spec.shape is None or len(rest) == array.ndim - 1:
+    if rest is None or len(rest) == array.ndim - 1:
         return array
-    if not all(isinstance(d, int) for d in rest) or int(np.prod(rest)) != int(np.prod(array.shape[1:])):
+    if spec.width is None or spec.width != int(np.prod(array.shape[1:])):
         raise InvalidDataError(f"Rows have the shape {array.shape[1:]}, input {spec} takes others.")
     return array.reshape(len(array), *rest)
 

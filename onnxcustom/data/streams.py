@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import numbers
-import operator
 import os
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from onnxcustom._parameters import check_count
 from onnxcustom.exceptions import InvalidDataError
 
 from .blocks import Block, Key, recut, row_bytes
@@ -107,27 +107,15 @@ def stream(
     if isinstance(source, Stream):
         raise TypeError("This is a stream already; its columns were named when it was made.")
     plan = Plan(target, columns, sample_weight, inputs)
-    block_rows = _size("block_rows", block_rows, 1)
-    shuffle_rows = _size("shuffle_rows", shuffle_rows, 0)
-    depth = _size("prefetch", prefetch, 0)
-    assert depth is not None
-    return Stream(_source(source, plan), block_rows=block_rows, shuffle_rows=shuffle_rows, prefetch=depth)
+    sizes = {"block_rows": (block_rows, 1), "shuffle_rows": (shuffle_rows, 0)}
+    rows: dict[str, Any] = {
+        n: None if v is None else check_count(n, v, least) for n, (v, least) in sizes.items()
+    }
+    return Stream(_source(source, plan), **rows, prefetch=check_count("prefetch", prefetch, 0))
 
 
 def _is_dataset(source: Any) -> bool:
     return type(source).__module__.startswith("pyarrow") and hasattr(source, "scanner")
-
-
-def _size(what: str, value: Any, least: int) -> int | None:
-    if value is None and what != "prefetch":
-        return None
-    try:
-        size = operator.index(value)
-    except TypeError:
-        size = least - 1
-    if size < least or isinstance(value, bool):
-        raise ValueError(f"{what} must be an integer of at least {least}, not {value!r}.")
-    return size
 
 
 def _source(source: Any, plan: Plan) -> Source:

@@ -8,7 +8,7 @@ import numpy as np
 
 from onnxcustom.data.sparse import SparseRows
 
-from .validation import TensorSpec
+from .specs import TensorSpec
 
 __all__ = ["RowBuffer"]
 

@@ -17,18 +17,10 @@ from onnxcustom.data.sparse import SparseRows
 from onnxcustom.exceptions import InvalidDataError
 from onnxcustom.runtime import Device, owned_copy, parse_device, plain_array, to_ortvalue
 
+from .arrays import dense
 from .batch_buffers import RowBuffer
-from .validation import (
-    TensorSpec,
-    as_inputs,
-    as_targets,
-    check_batch_size,
-    dense,
-    of_batch,
-    rows_of,
-    some_rows,
-    weights_of,
-)
+from .specs import TensorSpec, of_batch, rows_of, some_rows
+from .validation import as_inputs, as_targets, check_batch_size, weights_of
 
 __all__ = ["Batch", "LentBatch", "OrtDataLoader", "draw_seed", "permutation"]
 
@@ -168,7 +160,7 @@ class OrtDataLoader:
     random_state : int, RandomState, Generator or None, default=None
         Seed of the order. The order of an epoch is a function of the seed and the epoch's number.
     inputs : sequence of TensorSpec, optional
-        What the model's inputs want, see :func:`~onnxcustom.feed.validation.input_specs`; by
+        What the model's inputs want, see :func:`~onnxcustom.feed.specs.input_specs`; by
         default the data is taken as it is.
     targets : sequence of TensorSpec, optional
         What the losses want; by default (n, ...) as it is and (n,) as a column.

@@ -14,8 +14,8 @@ from onnxcustom.data.blocks import Key
 from onnxcustom.exceptions import InvalidDataError
 
 from .fingerprint import hash_arrays
+from .specs import TensorSpec, rows_of
 from .stream_rows import converted, features, given_once
-from .validation import TensorSpec, rows_of
 
 __all__ = ["ArrayValidation", "StreamValidation", "score_stream"]
 

@@ -14,8 +14,8 @@ from onnxcustom.data.blocks import Key
 from onnxcustom.data.sources import Axes
 from onnxcustom.exceptions import InvalidDataError
 
+from .arrays import dimensions, is_named
 from .data_loader import permutation
-from .validation import dimensions, is_named
 
 __all__ = ["check_fraction", "hold_out"]
 

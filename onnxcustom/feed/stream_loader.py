@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from onnxcustom._parameters import check_flag
+from onnxcustom._text import count
 from onnxcustom._versioning import check_version, stamp_version
 from onnxcustom.data import Block, Stream
 from onnxcustom.exceptions import InvalidDataError
@@ -17,9 +18,10 @@ from onnxcustom.runtime import parse_device, to_ortvalue
 
 from .batch_buffers import RowBuffer
 from .data_loader import Batch
+from .specs import TensorSpec, row_count
 from .stream_rows import converted, given_once, placed
 from .tensors import PlaceError
-from .validation import TensorSpec, check_batch_size, count, row_count
+from .validation import check_batch_size
 
 __all__ = ["StreamLoader"]
 
@@ -38,7 +40,7 @@ class StreamLoader:
     stream : Stream
         The rows.
     inputs : sequence of TensorSpec
-        What the model's inputs want, see :func:`~onnxcustom.feed.validation.input_specs`.
+        What the model's inputs want, see :func:`~onnxcustom.feed.specs.input_specs`.
     targets : sequence of TensorSpec
         What the losses want.
     batch_size : int, default=20

@@ -14,8 +14,9 @@ from onnxcustom.data.blocks import Key
 from onnxcustom.data.sources import Axes
 from onnxcustom.exceptions import InvalidDataError
 
+from .specs import TensorSpec
 from .tensors import PlaceError
-from .validation import TensorSpec, as_inputs, as_targets, weights_of
+from .validation import as_inputs, as_targets, weights_of
 
 __all__ = ["axes_of", "converted", "features", "given_once", "placed", "restored"]
 

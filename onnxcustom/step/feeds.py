@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from onnxcustom.data.blocks import Key
+from onnxcustom.feed.specs import TensorSpec, of_batch, rows_of
 from onnxcustom.feed.stream_rows import axes_of
-from onnxcustom.feed.validation import TensorSpec, as_inputs, as_targets, of_batch, rows_of, weights_of
+from onnxcustom.feed.validation import as_inputs, as_targets, weights_of
 
 from .compose import Weighted
 from .recipe import Recipe

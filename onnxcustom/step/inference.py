@@ -11,7 +11,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxcustom.exceptions import InvalidDataError, InvalidModelError
-from onnxcustom.feed.validation import TensorSpec, of_batch, rows_of, some_rows
+from onnxcustom.feed.specs import TensorSpec, of_batch, rows_of, some_rows
 from onnxcustom.graph import ModelLike, Prepared, prepare, to_ir, to_proto
 from onnxcustom.graph.analysis.traversal import rename_twins
 from onnxcustom.graph.files import training_info

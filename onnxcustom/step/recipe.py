@@ -19,7 +19,7 @@ from onnxcustom.exceptions import (
     RowsWarning,
     UnknownNameError,
 )
-from onnxcustom.feed.validation import TensorSpec, tensor_specs, with_axis, with_limits
+from onnxcustom.feed.specs import TensorSpec, tensor_specs, with_axis, with_limits
 from onnxcustom.gradient.choice import select_engine
 from onnxcustom.gradient.interface import Engine, form_of
 from onnxcustom.graph import Prepared, Selection, constants, to_ir

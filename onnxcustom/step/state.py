@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from onnxcustom.exceptions import InvalidDataError, UnknownNameError
-from onnxcustom.feed.validation import tensor_specs
+from onnxcustom.feed.specs import tensor_specs
 from onnxcustom.graph import constants
 from onnxcustom.optim import BaseLearningRate
 from onnxcustom.runtime import Device

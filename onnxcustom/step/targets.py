@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from onnxcustom._warnings import warn_user
 from onnxcustom.exceptions import InvalidModelError, UnknownNameError
-from onnxcustom.feed.validation import TensorSpec
+from onnxcustom.feed.specs import TensorSpec
 from onnxcustom.graph import Logits, class_axis, find_logits, hidden_logits
 from onnxcustom.graph.shapes.batch_axis import BatchAxes
 from onnxcustom.objective import BaseLearningLoss

@@ -14,7 +14,8 @@ from onnxcustom._parameters import check_flag, own_parameters
 from onnxcustom._versioning import check_version, stamp_version
 from onnxcustom.data.blocks import Key
 from onnxcustom.exceptions import ConvergenceError, EvaluationError, InvalidDataError
-from onnxcustom.feed.validation import TensorSpec, as_inputs, some_rows
+from onnxcustom.feed.specs import TensorSpec, some_rows
+from onnxcustom.feed.validation import as_inputs
 from onnxcustom.gradient.interface import Engine
 from onnxcustom.graph import Prepared, Selection, replace_constants, replace_weights, to_proto
 from onnxcustom.graph.files.feature_names import read_feature_names, write_feature_names

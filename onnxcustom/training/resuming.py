@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from onnxcustom._parameters import is_count
 from onnxcustom.exceptions import CheckpointError
 from onnxcustom.feed.fingerprint import describe, differences, hash_model
 from onnxcustom.training.checkpoints.checkpoint import Saved
@@ -64,7 +65,7 @@ def checked(saved: Saved | None) -> Saved | None:
     wrong = [name for name, kinds in _ENTRIES.items() if not isinstance(saved.state.get(name), kinds)]
     position = saved.state.get("position")
     if isinstance(position, Mapping):
-        wrong += [f"position/{n}" for n in ("batches", "rows") if not _is_count(position.get(n))]
+        wrong += [f"position/{n}" for n in ("batches", "rows") if not is_count(position.get(n))]
         wrong += [] if isinstance(position.get("total"), (int, float)) else ["position/total"]
         heads = position.get("heads", {})
         if not isinstance(heads, Mapping) or not all(isinstance(n, (int, float)) for n in heads.values()):
@@ -73,7 +74,7 @@ def checked(saved: Saved | None) -> Saved | None:
     wrong += [] if _is_history(saved.state.get("history"), saved.state.get("n_iter")) else ["history"]
     wrong += [] if _are_callbacks(saved.state.get("callbacks")) else ["callbacks"]
     wrong = list(dict.fromkeys(wrong))
-    wrong += [n for n in ("seed", "n_iter", "epochs") if n not in wrong and not _is_count(saved.state[n])]
+    wrong += [n for n in ("seed", "n_iter", "epochs") if n not in wrong and not is_count(saved.state[n])]
     if wrong:
         raise CheckpointError(
             f"The checkpoint {str(saved.path)!r} is whole, but not one of a training of this library: "
@@ -94,10 +95,6 @@ def _are_callbacks(value: Any) -> bool:
     return isinstance(value, list) and all(
         isinstance(c, Mapping) and isinstance(c.get("class"), str) and "state" in c for c in value
     )
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def check_same(saved: Mapping[str, Any], run: Run, folder: Any) -> None:

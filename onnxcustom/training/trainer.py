@@ -22,7 +22,7 @@ from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 from sklearn.utils.validation import validate_data
 
-from onnxcustom._parameters import check_flag
+from onnxcustom._parameters import check_count, check_flag
 from onnxcustom._versioning import check_version, stamp_version
 from onnxcustom._warnings import warn_user
 from onnxcustom.data import Block, Stream
@@ -38,19 +38,13 @@ from onnxcustom.exceptions import (
     InvalidDataError,
     RowsWarning,
 )
+from onnxcustom.feed.arrays import dimensions, is_named, ordered
 from onnxcustom.feed.data_loader import Batch, LentBatch, OrtDataLoader, draw_seed
 from onnxcustom.feed.held_out import ArrayValidation, StreamValidation, score_stream
+from onnxcustom.feed.specs import rows_of
 from onnxcustom.feed.splitting import check_fraction, hold_out
 from onnxcustom.feed.stream_loader import StreamLoader
-from onnxcustom.feed.validation import (
-    as_inputs,
-    as_targets,
-    dimensions,
-    is_named,
-    ordered,
-    rows_of,
-    weights_of,
-)
+from onnxcustom.feed.validation import as_inputs, as_targets, weights_of
 from onnxcustom.graph import load
 from onnxcustom.graph.files.feature_names import read_feature_names
 from onnxcustom.step.training_step import TrainingStep
@@ -204,8 +198,7 @@ class Trainer(BaseEstimator):
         """
         if self._run is not None:
             raise RuntimeError(f"This {type(self).__name__} is training: a callback may fit a clone of it.")
-        if not _is_count(self.max_iter):
-            raise ValueError(f"max_iter must be an integer of at least 1, not {self.max_iter!r}.")
+        check_count("max_iter", self.max_iter)
         self._check_flags()
         checkpoint = self._checkpoint()
         kept = {} if self.warm_start else self._forget()
@@ -261,8 +254,7 @@ class Trainer(BaseEstimator):
         """
         if self._run is not None:
             raise RuntimeError(f"This {type(self).__name__} is training: a callback may fit a clone of it.")
-        if not _is_count(epochs):
-            raise ValueError(f"epochs must be an integer of at least 1, not {epochs!r}.")
+        check_count("epochs", epochs)
         self._check_flags()
         before = dict(self.__dict__)
         saved = None if self._resumed is None else self._resumed.saved
@@ -828,10 +820,6 @@ def _warn_of_mixing(step: TrainingStep) -> None:
                 "accepts other rows in every batch.",
                 RowsWarning,
             )
-
-
-def _is_count(value: Any) -> bool:
-    return bool(isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= 1)
 
 
 def _frozen(value: Any) -> Any:

@@ -50,6 +50,11 @@ class Logits:
     axis: int = -1
     normalized: bool = False
 
+    @property
+    def independent(self) -> bool:
+        """Whether each column is a question of its own: a sigmoid, not made to sum to 1."""
+        return self.kind == "sigmoid" and not self.normalized
+
 
 # -- scores ----------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from onnxcustom._parameters import check_number
 from onnxcustom.data.sparse import is_sparse
 from onnxcustom.exceptions import InvalidDataError, InvalidModelError
-from onnxcustom.feed.validation import check_not_masked
+from onnxcustom.feed.arrays import check_not_masked
 from onnxcustom.graph import find_logits
 from onnxcustom.objective import (
     BaseLearningLoss,
@@ -131,7 +131,7 @@ def are_independent(model: ir.Model, output: str, step: TrainingStep) -> bool:
     """Whether the columns are questions of their own: a sigmoid each, not made to sum to 1."""
     logits = find_logits(model, output)
     if logits is not None:
-        return logits.kind == "sigmoid" and not logits.normalized
+        return logits.independent
     loss = step.targets[0].loss
     return loss.on == "sigmoid" or isinstance(loss, BinaryCrossEntropyLearningLoss)
 

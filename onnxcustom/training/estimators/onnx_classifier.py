@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from scipy.special import expit, softmax
 from sklearn.base import ClassifierMixin
 from sklearn.exceptions import DataConversionWarning
 from sklearn.utils.metaestimators import available_if
@@ -15,17 +14,11 @@ from onnxcustom._warnings import warn_user
 from onnxcustom.data import Stream
 from onnxcustom.exceptions import InvalidDataError, InvalidModelError, UnknownNameError
 from onnxcustom.feed.splitting import hold_out
-from onnxcustom.feed.validation import (
-    TensorSpec,
-    as_inputs,
-    check_in_memory,
-    check_not_masked,
-    input_specs,
-    of_batch,
-    some_rows,
-    with_axis,
-)
+from onnxcustom.feed.arrays import check_not_masked
+from onnxcustom.feed.specs import TensorSpec, input_specs, of_batch, some_rows, with_axis
+from onnxcustom.feed.validation import as_inputs, check_in_memory
 from onnxcustom.graph import Prepared, class_labels
+from onnxcustom.graph.analysis.decision import Decision
 from onnxcustom.graph.shapes.batch_axis import BatchAxes
 from onnxcustom.objective import BaseLearningLoss
 from onnxcustom.runtime import parse_device
@@ -446,6 +439,11 @@ class OnnxClassifier(ClassifierMixin, OnnxEstimator):
         tags.classifier_tags.multi_class = columns is None or columns > 2
         return tags
 
+    @property
+    def _decision(self) -> Decision:
+        """What the scores of the trained output mean."""
+        return Decision(self._link, bool(self._multilabel))
+
     def _outputs(self, X: Any) -> tuple[np.ndarray, int]:
         """Scores or probabilities of shape (n, columns), or as the model has them, and the classes' axis."""
         self._check_fitted()
@@ -492,10 +490,9 @@ class OnnxClassifier(ClassifierMixin, OnnxEstimator):
             The loss trains scores that are no probabilities, such as hinge.
         """
         scores, axis = self._outputs(X)
-        if self._link == "softmax":
-            return softmax(scores, axis=axis)
-        proba = expit(scores) if self._link == "sigmoid" else scores
-        return np.concatenate([1 - proba, proba], axis=axis) if proba.shape[axis] == 1 else proba
+        found = self._decision.probabilities(scores, axis)
+        assert found is not None
+        return found
 
     def _has_scores(self) -> bool:
         if getattr(self, "_link", None) is None:
@@ -525,9 +522,7 @@ class OnnxClassifier(ClassifierMixin, OnnxEstimator):
             Before :meth:`fit`, or the model computes probabilities.
         """
         scores, axis = self._outputs(X)
-        if scores.ndim > 2 or self._multilabel or scores.shape[axis] > 2:
-            return scores
-        return scores[:, 0] if scores.shape[1] == 1 else scores[:, 1] - scores[:, 0]
+        return self._decision.margins(scores, axis)
 
     def predict(self, X: Any) -> np.ndarray:
         """The most probable label of every row.
@@ -549,12 +544,7 @@ class OnnxClassifier(ClassifierMixin, OnnxEstimator):
             Before :meth:`fit`.
         """
         scores, axis = self._outputs(X)
-        threshold = 0.5 if self._link is None else 0
-        if self._multilabel:
-            return (scores > threshold).astype(np.int64)
-        if scores.shape[axis] > 1:
-            return self.classes_[np.argmax(scores, axis=axis)]
-        return self.classes_[(scores.take(0, axis=axis) > threshold).astype(np.int64)]
+        return self._decision.labels(scores, axis, self.classes_)
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Accuracy: the part of the rows whose label, or labels, are predicted.

@@ -8,8 +8,8 @@ from typing import Any
 from onnxcustom.data import Block, Stream
 from onnxcustom.data.sources import ArraySource, IterableSource
 from onnxcustom.feed.data_loader import draw_seed
+from onnxcustom.feed.specs import input_specs, with_axis
 from onnxcustom.feed.stream_rows import axes_of, features
-from onnxcustom.feed.validation import input_specs, with_axis
 from onnxcustom.graph import to_ir
 from onnxcustom.graph.shapes.batch_axis import BatchAxes
 from onnxcustom.optim import select_optimizer

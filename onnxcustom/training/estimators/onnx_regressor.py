@@ -9,14 +9,9 @@ import numpy as np
 from sklearn.base import RegressorMixin
 from sklearn.metrics import r2_score
 
-from onnxcustom.feed.validation import (
-    as_inputs,
-    as_targets,
-    check_in_memory,
-    dimensions,
-    rows_of,
-    weights_of,
-)
+from onnxcustom.feed.arrays import dimensions
+from onnxcustom.feed.specs import rows_of
+from onnxcustom.feed.validation import as_inputs, as_targets, check_in_memory, weights_of
 from onnxcustom.step.training_step import TrainingStep
 
 from .onnx_estimator import OnnxEstimator
