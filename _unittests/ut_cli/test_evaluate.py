@@ -200,7 +200,7 @@ def test_two_raw_scores_rank_by_their_difference(labels: list, tmp_path, monkeyp
     kind, value = ("string", "value_strings") if isinstance(labels[0], str) else ("int64", "value_ints")
     model(
         "m.onnx",
-        f"""(float[N, 2] x) => ({kind}[N] l, float[N, 2] z) {{
+        f"""g (float[N, 2] x) => ({kind}[N] l, float[N, 2] z) {{
         z = Identity(x)  i = ArgMax <axis = 1, keepdims = 0> (x)
         n = Constant <{value} = [{names}]> ()  l = Gather(n, i) }}""",
     )

@@ -58,7 +58,7 @@ def test_kinds(name: str, tmp_path: Path) -> None:
     assert found.choose_task("regression")[0] == "regression"
     assert found.score_output == output
     assert found.classes == classes
-    assert found.holds_probabilities == probabilities
+    assert (found.decision.link is None) == probabilities
 
 
 @pytest.mark.parametrize(

@@ -282,7 +282,7 @@ def test_sparse_features_that_are_too_many_to_be_dense():
     matrix = sparse.csr_matrix((10**6, 10_000), dtype=np.float32)
     spec = TensorSpec("X", F32, (None, 10_000))
     with pytest.raises(
-        InvalidDataError, match=r"sparse matrix of 1000000 rows, which take 37.3 GB as dense ones"
+        InvalidDataError, match=r"sparse matrix of 1,000,000 rows, which take 37.3 GB as dense ones"
     ):
         as_inputs(matrix, [spec])
     assert len(as_inputs(matrix, [spec], sparse=True)["X"]) == 10**6
