@@ -13,9 +13,9 @@ from sklearn.utils.metaestimators import available_if
 from onnxcustom._warnings import warn_user
 from onnxcustom.data import Stream
 from onnxcustom.exceptions import InvalidDataError, InvalidModelError, UnknownNameError
-from onnxcustom.feed.splitting import hold_out
 from onnxcustom.feed.arrays import check_not_masked
 from onnxcustom.feed.specs import TensorSpec, input_specs, of_batch, some_rows, with_axis
+from onnxcustom.feed.splitting import hold_out
 from onnxcustom.feed.validation import as_inputs, check_in_memory
 from onnxcustom.graph import Prepared, class_labels
 from onnxcustom.graph.analysis.decision import Decision
