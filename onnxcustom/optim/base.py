@@ -1,4 +1,4 @@
-"""The base of every update rule: its formula, its clock, and everything derived from the two."""
+"""The base of every update rule: what is derived from its formula, and the calls that users know."""
 
 from __future__ import annotations
 
@@ -8,25 +8,23 @@ import functools
 import inspect
 import numbers
 from abc import ABCMeta
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numpy as np
 
 from onnxcustom._parameters import check_parameters
 from onnxcustom._versioning import check_version, stamp_version
-from onnxcustom._warnings import warn_user
 from onnxcustom.exceptions import UnknownNameError
-from onnxcustom.graph.building.builder import Builder, Var
-from onnxcustom.graph.trainable.roles import Role
+from onnxcustom.graph.building.builder import Builder
 
-from .apply import apply_rule
 from .in_place import InPlaceUpdates
 from .indexed import IndexedCalls
 from .options import SharedOptions
 from .registry import RULES, SELECTED, UnknownOptionError, named_options, resolve_options, rule_names
-from .rule import Rule, State
+from .rule import State
 from .schedules import Null, Schedule
+from .timed import TimedRule, with_clock
 
 __all__ = ["BaseLearningRate", "State", "rate_named"]
 
@@ -49,16 +47,16 @@ class RuleType(ABCMeta):
         )
 
 
-class BaseLearningRate(Rule, metaclass=RuleType):
+class BaseLearningRate(TimedRule, metaclass=RuleType):
     """Base of every update rule.
 
     A rule is one pure function, :meth:`update`, written with the graph builder. Its ONNX function,
     the update of weights in place and its part of a training step are derived from it, and what
     rules share (:class:`~onnxcustom.optim.options.SharedOptions`: clipping, rescaling, decay, L1,
-    master copies) is put around it by :meth:`apply`. The instance itself holds hyper-parameters,
-    which are frozen, and a clock, which is not: the step counted from 1, and the learning rate of
-    that step. Weights and state belong to whoever trains, so that one instance can serve several
-    models.
+    master copies) is put around it by :meth:`apply`. Hyper-parameters are frozen. Weights, state and
+    the clock, the step counted from 1 with the learning rate of that step, belong to whoever trains,
+    so that one instance can serve several models; :attr:`clock` is that of calls on the rule itself,
+    or of the training step whose ``optimizer`` it is.
 
     A rule is usually a dataclass, its hyper-parameters declared with their ranges::
 
@@ -81,6 +79,8 @@ class BaseLearningRate(Rule, metaclass=RuleType):
         Number, schedule or function of the step.
     """
 
+    _left_by_calls = ("_clock", "_updates", "_indexed", "_kept", "_revision")
+    _revision = 0
     _updates: InPlaceUpdates | None = None
     # What updates by index, as :meth:`update` may be called.
     _indexed: Any = None
@@ -100,6 +100,11 @@ class BaseLearningRate(Rule, metaclass=RuleType):
         self.__dict__["_sealed"] = True
 
     @property
+    def revision(self) -> int:
+        """A number that grows with every :meth:`set_params`: what was compiled before holds no more."""
+        return self._revision
+
+    @property
     def indexed(self) -> Any:
         """What :meth:`update` by index remembers, until the clock is set to its beginning."""
         if self._indexed is None:
@@ -108,17 +113,6 @@ class BaseLearningRate(Rule, metaclass=RuleType):
         return self._indexed
 
     def init_learning_rate(self: Self) -> Self:
-        """Set the clock to the first step of the first epoch; updates by index are counted anew.
-
-        Returns
-        -------
-        self
-
-        Raises
-        ------
-        ValueError
-            A schedule gave something else than a number of its range; the clock stays as it was.
-        """
         super().init_learning_rate()
         self.__dict__.pop("_indexed", None)
         return self
@@ -130,56 +124,6 @@ class BaseLearningRate(Rule, metaclass=RuleType):
     def update_multi_precision(self, index: Any, weight: Any, grad: Any, state: Any) -> None:
         """``update(index, weight, grad, state)``, which does by ``multi_precision``."""
         self.indexed.update(index, weight, grad, state)
-
-    def apply(
-        self,
-        op: Builder,
-        w: Var,
-        g: Var,
-        s: State,
-        lr: Var,
-        t: Var,
-        *,
-        name: str | None = None,
-        role: Role = "unknown",
-        index: int | None = None,
-        values: Mapping[str, Var] | None = None,
-        prescaled: bool = False,
-    ) -> tuple[Var, dict[str, Var]]:
-        """Emit everything that happens to one weight: the shared options, and :meth:`update`.
-
-        Parameters
-        ----------
-        op, w, g, s, lr, t
-            As for :meth:`update`, before anything was done to the gradient; learning rate and step are
-            cast to the dtype of the weight where it differs.
-        name, role, index
-            What :meth:`multipliers` takes.
-        values : mapping of str to Var, optional
-            Scalars that stand for hyper-parameters with a schedule.
-        prescaled : bool, default=False
-            Whether the gradient was multiplied by the learning rate already, which only a rule that is
-            :attr:`proportional` understands.
-
-        Returns
-        -------
-        tuple of (Var, dict of str to Var)
-            The new weight, and the new state under the names of :meth:`create_state`.
-        """
-        return apply_rule(
-            self,
-            op,
-            w,
-            g,
-            s,
-            lr,
-            t,
-            name=name,
-            role=role,
-            index=index,
-            values=values or {},
-            prescaled=prescaled,
-        )
 
     # -- in mid-training ------------------------------------------------------------------------
 
@@ -202,45 +146,7 @@ class BaseLearningRate(Rule, metaclass=RuleType):
         ValueError, TypeError
             Something that is no learning rate at this step, or a rule with a state; nothing is changed.
         """
-        chosen = _rate_of(learning_rate)
-        schedule = self.bound(learning_rate=chosen).make_schedule()
-        if self._schedules is not None:
-            self._set_clock({**self._schedules, "learning_rate": schedule}, self._t, self._epoch)
-        self.__dict__["learning_rate"] = chosen
-        return self
-
-    def set_lr_mult(self: Self, args_lr_mult: Mapping[str | int, float]) -> Self:
-        """Use other factors of the learning rate; the clock goes on.
-
-        Parameters
-        ----------
-        args_lr_mult : dict of str or int to float
-            As the option ``lr_mult``. An :class:`~onnxcustom.optim.Updater` follows; a training step
-            keeps those that its graph was made with.
-
-        Returns
-        -------
-        self
-
-        Raises
-        ------
-        ValueError, TypeError
-            Something else than factors in [0, inf); nothing is changed.
-        """
-        return self._set_multipliers("lr_mult", args_lr_mult)
-
-    def set_lr_scale(self: Self, args_lrscale: Mapping[str | int, float]) -> Self:
-        """MXNet's older name of :meth:`set_lr_mult`."""
-        warn_user("set_lr_scale is deprecated: use set_lr_mult.", DeprecationWarning)
-        return self.set_lr_mult(args_lrscale)
-
-    def set_wd_mult(self: Self, args_wd_mult: Mapping[str | int, float]) -> Self:
-        """Use other factors of the weight decay; as :meth:`set_lr_mult`."""
-        return self._set_multipliers("wd_mult", args_wd_mult)
-
-    def _set_multipliers(self: Self, option: str, table: Mapping[str | int, float]) -> Self:
-        self.bound(**{option: table}).check_options()
-        self.__dict__[option] = table
+        self.use_rate(_rate_of(learning_rate))
         return self
 
     def continues(self, other: BaseLearningRate) -> bool:
@@ -307,7 +213,7 @@ class BaseLearningRate(Rule, metaclass=RuleType):
         """
         if self._updates is None:
             self._updates = InPlaceUpdates(self)
-        return self._updates.run(n_bind, device, statei, gradienti, batch_size, velocity)
+        return self._updates.run(n_bind, device, statei, gradienti, batch_size, velocity, self.clock)
 
     # -- names, copies, pickles ----------------------------------------------------------------
 
@@ -373,8 +279,10 @@ class BaseLearningRate(Rule, metaclass=RuleType):
         """
         params = resolve_options(type(self), params)
         fresh = type(self)(**{**self.get_params(), **params})
+        clock, revision = self.clock, self._revision + 1
+        clock.stop()
         self.__dict__.clear()
-        self.__dict__.update(fresh.__dict__)
+        self.__dict__.update(fresh.__dict__, _clock=clock, _revision=revision)
         return self
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -387,7 +295,7 @@ class BaseLearningRate(Rule, metaclass=RuleType):
 
     def __repr_extended__(self) -> str:
         """What ``repr`` says beside the hyper-parameters."""
-        return "" if self._schedules is None else f", value={self.value!r}"
+        return f", value={self.value!r}" if self.clock.started else ""
 
     def __repr__(self) -> str:
         # The shared options are many: those that were left alone say nothing.
@@ -404,7 +312,7 @@ class BaseLearningRate(Rule, metaclass=RuleType):
         return stamp_version(state)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(check_version(state, self))
+        self.__dict__.update(with_clock(self, check_version(state, self)))
 
 
 def _formula_or_call(formula: Callable[..., Any]) -> Callable[..., Any]:

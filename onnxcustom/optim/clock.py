@@ -1,212 +1,149 @@
-"""The clock of an update rule: its step, its epoch, and what its schedules give for them."""
+"""How far the training by an update rule is: the step, the epoch, and what schedules give for them."""
 
 from __future__ import annotations
 
 import copy
-import dataclasses
 import math
-import numbers
-from collections.abc import Iterator
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
 from onnxcustom._parameters import check_number
 
-from .options import SharedOptions
-from .schedules import Fixed, Schedule, as_schedule, check_loss
+from .schedules import Fixed, Schedule, check_loss
 
 __all__ = ["Clock"]
 
-Self = TypeVar("Self", bound="Clock")
 
+class Clock:
+    """Step and epoch, counted from 1, and the numbers that schedules give for them.
 
-class Clock(SharedOptions):
-    """Step and epoch, counted from 1, and the learning rate and scheduled options of that step.
+    It is state: what a rule, which is a formula with its options, leaves to whoever trains by it. A clock
+    that was not started has no schedules.
+
+    Parameters
+    ----------
+    owner : str
+        What errors call the rule.
+    ranges : mapping of str to str
+        The interval of every number that has a schedule.
+    begin : int, default=0
+        Updates counted as done before the first one.
 
     Attributes
     ----------
-    learning_rate : float, Schedule or callable
-        Number, schedule or function of the step.
+    t, epoch : int
+        The current step and epoch.
+    values : dict of str to float
+        Learning rate, and every scheduled hyper-parameter, of the current step.
+    schedules : dict of str to Schedule
+        What gives them: the clock's own, since they may remember losses.
+    rate : float, Schedule, callable or str
+        The learning rate as it was given, by the rule's options or later.
     """
 
-    learning_rate: Any
-    _schedules: dict[str, Schedule] | None = None
-    _constant = False
-    _values: dict[str, float]
-    _t = 1
-    _epoch = 1
+    def __init__(self, owner: str, ranges: Mapping[str, str], begin: int = 0) -> None:
+        self.owner, self.ranges, self.begin = owner, dict(ranges), begin
+        self.stop()
 
-    def make_schedule(self) -> Schedule:
-        """A new schedule for the learning rate, at its beginning."""
-        return as_schedule(self.learning_rate)
+    def stop(self) -> None:
+        """Have no schedules, and be at no step."""
+        self.schedules: dict[str, Schedule] = {}
+        self.values: dict[str, float] = {}
+        self.rate: Any = None
+        self.t = self.epoch = 1
+        self._still = False
 
-    def make_schedules(self) -> dict[str, Schedule]:
-        """New schedules for everything that has one, at their beginning: the learning rate first."""
-        schedules = {"learning_rate": self.make_schedule()}
-        schedules.update({name: as_schedule(getattr(self, name), name) for name in self.scheduled})
-        return schedules
-
-    @property
-    def scheduled(self) -> tuple[str, ...]:
-        """Hyper-parameters, beside the learning rate, that have a schedule."""
-        fields = dataclasses.fields(self)
-        return tuple(
-            f.name
-            for f in fields
-            if f.metadata.get("scheduled") and not isinstance(getattr(self, f.name), numbers.Real)
-        )
-
-    def init_learning_rate(self: Self) -> Self:
-        """Set the clock to the first step of the first epoch.
-
-        Returns
-        -------
-        self
+    def start(self, schedules: Mapping[str, Schedule], rate: Any) -> None:
+        """Be at the first step of the first epoch, with schedules that are the clock's own from now on.
 
         Raises
         ------
         ValueError
             A schedule gave something else than a number of its range; the clock stays as it was.
         """
-        return self._set_clock(self.make_schedules(), self.begin_num_update + 1, 1)
+        self.be_at(dict(schedules), self.begin + 1, 1)
+        self.rate = rate
 
-    def update_learning_rate(self: Self, t: int) -> Self:
-        """Move on to the learning rate of the next step.
+    @property
+    def started(self) -> bool:
+        """Whether it was started, and not stopped since."""
+        return bool(self.schedules)
 
-        Parameters
-        ----------
-        t : int
-            Number of updates done, in [0, inf), without :attr:`begin_num_update`; the next step is
-            ``t + 1`` after it.
+    def check_started(self) -> None:
+        """Refuse to go on without schedules."""
+        if not self.schedules:
+            raise RuntimeError(f"The clock of {self.owner} was not started: call init_learning_rate().")
 
-        Returns
-        -------
-        self
+    # -- as training goes on ---------------------------------------------------------------------
 
-        Raises
-        ------
-        RuntimeError
-            Before :meth:`init_learning_rate`.
-        ValueError, TypeError
-            A negative `t`, or something else than an integer.
-        ValueError
-            A schedule gave something else than a number of its range; the clock stays where it was.
-        """
-        if self._schedules is None:
-            raise self._not_started()
+    def is_after(self, t: int) -> bool:
+        """Whether the current step is the one after `t` updates."""
+        return self.t == t + 1 + self.begin
+
+    def update(self, t: int) -> None:
+        """Move on to the step after `t` updates, in [0, inf)."""
+        self.check_started()
         if type(t) is not int or t < 0:  # once a step: the common case is quick
             check_number("t, the number of updates done,", t, "[0, inf)", integral=True)
-        return self._set_clock(self._schedules, int(t) + 1 + self.begin_num_update, self._epoch)
+        self.be_at(self.schedules, int(t) + 1 + self.begin, self.epoch)
 
     def advance(self, t: int) -> bool:
-        """Move on like :meth:`update_learning_rate`, if the schedules know the next step.
-
-        Parameters
-        ----------
-        t : int
-            Number of updates done.
+        """Move on like :meth:`update`, if the schedules know the next step.
 
         Returns
         -------
         bool
             False if a schedule has no number for the next step: it need not, should it be the last.
         """
-        if self._constant:  # once a step: the common case is quick
-            self.__dict__["_t"] = t + 1 + self.begin_num_update
+        if self._still:  # once a step: the common case is quick
+            self.t = t + 1 + self.begin
             return True
         try:
-            self.update_learning_rate(t)
+            self.update(t)
         except Exception:  # whatever a function of the user's raises
             return False
         return True
 
     def report_epoch(self, loss: float) -> bool:
-        """Tell the schedule the mean loss of the epoch that has just ended.
-
-        Parameters
-        ----------
-        loss : float
-            Mean objective over the epoch's rows.
-
-        Returns
-        -------
-        bool
-            True if the schedule sees no use in going on: ``'adaptive'`` says so when the loss has
-            stalled at a rate of 1e-6 or less.
-
-        Raises
-        ------
-        RuntimeError
-            Before :meth:`init_learning_rate`.
-        InvalidDataError
-            The loss is not finite.
-        """
-        if self._schedules is None:
-            raise self._not_started()
+        """Tell the schedules the mean loss of an epoch; True if that of the learning rate would stop."""
+        self.check_started()
         loss = check_loss(loss)
-        self._epoch += 1
-        stops = [schedule.report_epoch(loss) for schedule in self._schedules.values()]
-        self._refresh()
+        self.epoch += 1
+        stops = [schedule.report_epoch(loss) for schedule in self.schedules.values()]
+        self.be_at(self.schedules, self.t, self.epoch)
         return stops[0]
 
-    @property
-    def value(self) -> float:
-        """Learning rate of the current step.
+    def set_rate(self, rate: Any, schedule: Schedule) -> None:
+        """Use another learning rate from the current step on."""
+        if self.schedules:
+            self.be_at({**self.schedules, "learning_rate": schedule}, self.t, self.epoch)
+            self.rate = rate
 
-        Raises
-        ------
-        RuntimeError
-            Before :meth:`init_learning_rate`.
-        """
-        return self.values["learning_rate"]
+    # -- from one to another ---------------------------------------------------------------------
 
-    @property
-    def values(self) -> dict[str, float]:
-        """Learning rate and every scheduled hyper-parameter of the current step, by name.
+    def at(self, t: int) -> Clock:
+        """A clock at the step after `t` updates that shares the schedules of this one."""
+        made = copy.copy(self)
+        made.update(t)
+        return made
 
-        Raises
-        ------
-        RuntimeError
-            Before :meth:`init_learning_rate`.
-        """
-        if self._schedules is None:
-            raise self._not_started()
-        return self._values
+    def go_to(self, other: Clock) -> None:
+        """Be at the step of a clock that shares the schedules of this one."""
+        self.t, self.values = other.t, other.values
 
-    @property
-    def t(self) -> int:
-        """The current step, counted from 1: the one that uses :attr:`value`."""
-        return self._t
+    def follow(self, other: Clock) -> None:
+        """Be where another clock is, which keeps what it has; schedules that are the same go on, too."""
+        schedules = {**self.schedules}
+        for name, schedule in other.schedules.items():
+            if name in schedules and repr(schedule) == repr(schedules[name]):
+                schedules[name] = copy.deepcopy(schedule)
+        self.be_at(schedules, other.t, other.epoch)
 
-    def take_clock(self, other: Clock) -> None:
-        """Go on at the step where another rule is; schedules that are the same go on, too."""
-        self.init_learning_rate()
-        assert self._schedules is not None
-        for name, schedule in (other._schedules or {}).items():
-            if name in self._schedules and repr(schedule) == repr(self._schedules[name]):
-                self._schedules[name] = copy.deepcopy(schedule)
-        self._t, self._epoch = other._t, other._epoch
-        self._refresh()
+    def become(self, other: Clock) -> None:
+        """Be what another clock is, which is not used any more."""
+        vars(self).update(vars(other))
 
-    def loop(self, n: int = 1000) -> Iterator[float]:
-        """Yield the learning rates of the first `n` steps; the clock starts again.
-
-        Examples
-        --------
-        >>> from onnxcustom.optim import LearningRateSGD
-        >>> [round(v, 4) for v in LearningRateSGD(1.0).loop(3)]
-        [1.0, 0.8409, 0.7598]
-        """
-        self.init_learning_rate()
-        for t in range(n):
-            if t:  # no rate is asked for that is not yielded: a list of them may end there
-                self.update_learning_rate(t)
-            yield self.value
-
-    def _refresh(self: Self) -> Self:
-        assert self._schedules is not None
-        return self._set_clock(self._schedules, self._t, self._epoch)
-
-    def _set_clock(self: Self, schedules: dict[str, Schedule], t: int, epoch: int) -> Self:
+    def be_at(self, schedules: dict[str, Schedule], t: int, epoch: int) -> None:
         """Be at a step of an epoch, unless a schedule has no number for it."""
         values = {}
         for name, schedule in schedules.items():  # once a step: the common case is quick
@@ -214,14 +151,12 @@ class Clock(SharedOptions):
             if type(value) is not float or name != "learning_rate" or not 0.0 <= value < math.inf:
                 value = self._checked(name, value, schedule, t, epoch)
             values[name] = value
-        self._schedules, self._t, self._epoch, self._values = schedules, t, epoch, values
-        self._constant = all(type(schedule) is Fixed for schedule in schedules.values())
-        return self
+        self.schedules, self.t, self.epoch, self.values = schedules, t, epoch, values
+        self._still = all(type(schedule) is Fixed for schedule in schedules.values())
 
     def _checked(self, name: str, value: Any, schedule: Schedule, t: int, epoch: int) -> float:
         """What a schedule gave, if it is a number of the hyper-parameter's range."""
-        fields = {f.name: f.metadata.get("range") for f in dataclasses.fields(self)}
-        interval = fields.get(name) or "[0, inf)"
+        interval = self.ranges.get(name, "[0, inf)")
         what = name.replace("_", " ")
         try:
             check_number(what, value, interval)
@@ -231,6 +166,3 @@ class Clock(SharedOptions):
                 f"a {what} is a number in {interval}."
             ) from exc
         return float(value)
-
-    def _not_started(self) -> RuntimeError:
-        return RuntimeError(f"The clock of {type(self).__name__} was not started: call init_learning_rate().")

@@ -17,6 +17,7 @@ from onnxcustom.graph.trainable.roles import Role
 from onnxcustom.runtime import Binding, Device, create_session, owned_copy, parse_device, to_ortvalue
 from onnxcustom.runtime.binding import c_value
 
+from .clock import Clock
 from .function import build_update, update_dtype
 from .rule import Rule
 
@@ -167,16 +168,13 @@ class InPlaceUpdates:
         gradient: Any,
         batch_size: float,
         state: Any,
+        clock: Clock,
         target: Target | None = None,
-        clock: Rule | None = None,
     ) -> Any:
-        """See :meth:`BaseLearningRate.update_weights`; `target` is what is known beside the index.
-
-        `clock`, a copy of the rule, may be at another step than the rule itself.
-        """
-        rule = self.rule if clock is None else clock
-        scalars = {"t": float(rule.t), "batch_size": batch_size}
-        scalars.update({k if k == "learning_rate" else f"{k}_value": v for k, v in rule.values.items()})
+        """See :meth:`BaseLearningRate.update_weights`; `target` is what is known beside the index."""
+        clock.check_started()
+        scalars = {"t": float(clock.t), "batch_size": batch_size}
+        scalars.update({k if k == "learning_rate" else f"{k}_value": v for k, v in clock.values.items()})
         check_number("batch_size", batch_size, "(0, inf)")
         self._check_index(n_bind)
         if target is None:
@@ -184,7 +182,7 @@ class InPlaceUpdates:
             if target.name is None:
                 self.rule.check_unnamed(n_bind)
         shape, dtype = shape_dtype("weight", weight)
-        states = self._states(state, weight, shape, dtype)
+        states = self._states(state, weight, shape, dtype, clock)
         where = parse_device(device)
         given = {"weight": weight, **states}
         for name, value in given.items():
@@ -234,15 +232,17 @@ class InPlaceUpdates:
         if index < 0 or (self.n_tensors is not None and index >= self.n_tensors):
             raise ValueError(f"n_bind is the index of a weight, in [0, {limit}), not {n_bind!r}.")
 
-    def _states(self, state: Any, weight: Any, shape: tuple[int, ...], dtype: np.dtype) -> dict[str, Any]:
+    def _states(
+        self, state: Any, weight: Any, shape: tuple[int, ...], dtype: np.dtype, clock: Clock
+    ) -> dict[str, Any]:
         """The state by name."""
         names = tuple(self.layout(shape, dtype))
         kind = type(self.rule).__name__
         if not names and state is not None:
             raise RuntimeError(f"{kind} keeps no state: velocity must be None.")
-        if state is None and names and self.rule.t > self.rule.begin_num_update + 1:
+        if state is None and names and clock.t > clock.begin + 1:
             raise RuntimeError(
-                f"Step {self.rule.t} of {kind} needs, as velocity, the state {names} that the step before "
+                f"Step {clock.t} of {kind} needs, as velocity, the state {names} that the step before "
                 "it returned."
             )
         if state is None:

@@ -7,7 +7,7 @@ from typing import Any
 from onnxcustom.exceptions import InvalidDataError
 
 from .in_place import shape_dtype
-from .rule import Rule
+from .timed import TimedRule
 from .updater import Index, Updater
 
 __all__ = ["IndexedCalls"]
@@ -24,7 +24,7 @@ class IndexedCalls(Updater):
         What :meth:`kept` has returned.
     """
 
-    def __init__(self, rule: Rule, kept: tuple[Any, ...] | None = None) -> None:
+    def __init__(self, rule: TimedRule, kept: tuple[Any, ...] | None = None) -> None:
         super().__init__(rule)
         if kept is not None:
             self.counts, self._means, self.skipped = kept

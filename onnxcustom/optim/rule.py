@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
+import numbers
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
@@ -13,6 +15,9 @@ from onnxcustom.graph.building.builder import Builder, Var
 from onnxcustom.graph.trainable.roles import Role
 
 from .clock import Clock
+from .options import SharedOptions
+from .schedules import Schedule, as_schedule
+from .transforms import Unit, clip, is_zero, once_key, proximal_l1, scalar, shrink
 
 __all__ = ["Rule", "State"]
 
@@ -29,12 +34,19 @@ class State(dict):
             raise AttributeError(f"no state {name!r}; there are {list(self)}") from None
 
 
-class Rule(Clock):
+class Rule(SharedOptions):
     """Formula, state and options of an update rule.
 
     Every rule is a :class:`~onnxcustom.optim.BaseLearningRate`; this part of it is what graphs, sessions and
-    files are made of.
+    files are made of. It knows no step: that is the business of a :class:`~onnxcustom.optim.clock.Clock`.
+
+    Attributes
+    ----------
+    learning_rate : float, Schedule or callable
+        Number, schedule or function of the step.
     """
+
+    learning_rate: Any
 
     #: Options under other names.
     aliases: ClassVar[dict[str, str]] = {
@@ -103,7 +115,6 @@ class Rule(Clock):
         ``clip_global_norm`` bounds each gradient alone.
         """
 
-    @abstractmethod
     def apply(
         self,
         op: Builder,
@@ -119,7 +130,56 @@ class Rule(Clock):
         values: Mapping[str, Var] | None = None,
         prescaled: bool = False,
     ) -> tuple[Var, dict[str, Var]]:
-        """Emit everything that happens to one weight; see :meth:`BaseLearningRate.apply`."""
+        """Emit everything that happens to one weight: the shared options, and :meth:`update`.
+
+        Parameters
+        ----------
+        op, w, g, s, lr, t
+            As for :meth:`update`, before anything was done to the gradient; learning rate and step are
+            cast to the dtype of the weight where it differs.
+        name, role, index
+            What :meth:`multipliers` takes.
+        values : mapping of str to Var, optional
+            Scalars that stand for hyper-parameters with a schedule.
+        prescaled : bool, default=False
+            Whether the gradient was multiplied by the learning rate already, which only a rule that is
+            :attr:`proportional` understands.
+
+        Returns
+        -------
+        tuple of (Var, dict of str to Var)
+            The new weight, and the new state under the names of :meth:`create_state`.
+        """
+        low = w.dtype
+        if "master" in s:
+            w, g = s["master"], scalar(op, g, s["master"].dtype)
+        lr_mult, wd_mult = self.multipliers(name, role, index)
+        rate = scalar(op, lr, w.dtype)
+        lr = rate if lr_mult == 1 else op.once(("times", rate.value, lr_mult), lambda: lr_mult * rate)
+        hyper: dict[str, Any] = {k: scalar(op, v, w.dtype) for k, v in (values or {}).items()}
+        for decay in self.decays:
+            hyper[decay] = _times(op, hyper.get(decay, getattr(self, decay)), wd_mult)
+        wd, l1, decoupled = hyper["wd"], hyper["l1"], self.decoupled_weight_decay
+        if decoupled:
+            hyper["wd"] = 0.0
+        elif prescaled and not is_zero(wd):
+            hyper["wd"] = op.once(("times", lr.value, once_key(wd)), lambda: lr * wd)
+        hyper.update(_kept_from_zero(self, w))
+        view = self.bound(role=role, stream=_stream(name, index), bound_lr_mult=lr_mult, **hyper)
+
+        g = _prepared(view, op, w, g)
+        if decoupled:
+            w = shrink(op, w, lr, wd)
+        factor: Any = Unit() if prescaled else lr
+        new, state = view.update(op, w, g, s, factor, t)
+        if set(state) != set(self.state):
+            raise ValueError(
+                f"{type(self).__name__}.update returned state {set(state)}, not {set(self.state)}."
+            )
+        new = proximal_l1(op, new, lr, l1)
+        if "master" in s:
+            return op.Cast(new, to=low), {**state, "master": new}
+        return new, dict(state)
 
     def init_state(self, weight: np.ndarray) -> dict[str, np.ndarray]:
         """The state of a weight that was never updated: zeros of its shape and dtype.
@@ -161,6 +221,35 @@ class Rule(Clock):
             return self.init_state(weight)
         master = weight.astype(np.float32)
         return {**self.init_state(master), "master": master}
+
+    # -- schedules -----------------------------------------------------------------------------
+
+    def make_schedule(self) -> Schedule:
+        """A new schedule for the learning rate, at its beginning."""
+        return as_schedule(self.learning_rate)
+
+    def make_schedules(self) -> dict[str, Schedule]:
+        """New schedules for everything that has one, at their beginning: the learning rate first."""
+        schedules = {"learning_rate": self.make_schedule()}
+        schedules.update({name: as_schedule(getattr(self, name), name) for name in self.scheduled})
+        return schedules
+
+    @property
+    def scheduled(self) -> tuple[str, ...]:
+        """Hyper-parameters, beside the learning rate, that have a schedule."""
+        fields = dataclasses.fields(self)
+        return tuple(
+            f.name
+            for f in fields
+            if f.metadata.get("scheduled") and not isinstance(getattr(self, f.name), numbers.Real)
+        )
+
+    def make_clock(self) -> Clock:
+        """A clock for who trains by this rule, not started."""
+        ranges = {f.name: f.metadata["range"] for f in dataclasses.fields(self) if "range" in f.metadata}
+        return Clock(type(self).__name__, ranges, self.begin_num_update)
+
+    # -- what it is ----------------------------------------------------------------------------
 
     @property
     def needs_grad(self) -> bool:
@@ -214,3 +303,42 @@ class Rule(Clock):
 def _plain(weight: Any) -> np.ndarray:
     """A weight as an array."""
     return weight.numpy() if hasattr(weight, "update_inplace") else np.asarray(weight)
+
+
+def _kept_from_zero(rule: Rule, w: Var) -> dict[str, float]:
+    """Epsilons that are 0 in the weight's dtype, so that 0 / 0 threatens, as its smallest normal number."""
+    assert w.dtype is not None
+    limits = np.finfo(w.dtype.numpy())
+    found = {name: getattr(rule, name) for name in ("epsilon", "eps") if hasattr(rule, name)}
+    return {
+        name: float(limits.tiny) for name, value in found.items() if value > 0 == limits.dtype.type(value)
+    }
+
+
+def _prepared(view: Rule, op: Builder, w: Var, g: Var) -> Var:
+    """The gradient as the formula takes it: rescaled, clipped, decayed in the rule's own order."""
+    for what in view.order:
+        if what == "rescale" and view.rescale_grad != 1:
+            g = view.rescale_grad * g
+        elif what == "clip":
+            g = clip(op, g, view.clip_gradient)
+        elif what == "decay" and not is_zero(view.wd):
+            g = g + view.wd * w
+    return g
+
+
+def _times(op: Builder, value: Any, factor: float) -> Any:
+    """A number or scalar times a factor, emitted once for all weights that share it."""
+    if factor == 0 or not isinstance(value, Var):
+        return 0.0 if factor == 0 else value * factor
+    return value if factor == 1 else op.once(("times", value.value, factor), lambda: factor * value)
+
+
+def _stream(name: str | None, index: int | None) -> int:
+    """A number of the weight's own, the same in every process."""
+    if name is None:
+        return 0 if index is None else index
+    number = 0
+    for byte in name.encode():
+        number = (number * 257 + byte) % 2147483629
+    return number

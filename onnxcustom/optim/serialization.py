@@ -12,10 +12,9 @@ from onnxcustom._parameters import check_number
 from onnxcustom.exceptions import CheckpointError, UnknownNameError
 
 from . import annealing, plateau, schedules
-from .clock import Clock
 from .registry import RULES
-from .rule import Rule
 from .schedules import Function, Schedule
+from .timed import TimedRule
 
 __all__ = [
     "clock_to_dict",
@@ -46,7 +45,7 @@ _UNREADABLE = (
 )
 
 
-def rule_to_dict(rule: Rule) -> dict[str, Any]:
+def rule_to_dict(rule: TimedRule) -> dict[str, Any]:
     """A rule, its options, clock and schedules as what JSON can hold.
 
     Parameters
@@ -82,7 +81,7 @@ def rule_to_dict(rule: Rule) -> dict[str, Any]:
     }
 
 
-def rule_from_dict(data: Mapping[str, Any], **objects: Any) -> Rule:
+def rule_from_dict(data: Mapping[str, Any], **objects: Any) -> TimedRule:
     """The rule that :func:`rule_to_dict` described, at the step where it was.
 
     Parameters
@@ -110,7 +109,7 @@ def rule_from_dict(data: Mapping[str, Any], **objects: Any) -> Rule:
         raise CheckpointError(f"The saved optimizer cannot be read: {exc}") from exc
 
 
-def clock_to_dict(rule: Clock) -> dict[str, Any] | None:
+def clock_to_dict(rule: TimedRule) -> dict[str, Any] | None:
     """The step, the epoch and what the schedules of a rule remember, as what JSON can hold.
 
     The rule may be of any class and have any schedules: its options are not written. A Python
@@ -132,14 +131,15 @@ def clock_to_dict(rule: Clock) -> dict[str, Any] | None:
     >>> clock_to_dict(optim.Adam(optim.Exp(0.1)).init_learning_rate())
     {'t': 1, 'epoch': 1, 'schedules': {'learning_rate': {}}}
     """
-    if rule._schedules is None:
+    clock = rule.clock
+    if not clock.started:
         return None
-    kept = {n: schedule for n, schedule in rule._schedules.items() if not isinstance(schedule, Function)}
+    kept = {n: schedule for n, schedule in clock.schedules.items() if not isinstance(schedule, Function)}
     memory = {name: schedule.state_dict() for name, schedule in kept.items()}
-    return {"t": rule._t, "epoch": rule._epoch, "schedules": memory}
+    return {"t": clock.t, "epoch": clock.epoch, "schedules": memory}
 
 
-def load_clock(rule: Clock, data: Mapping[str, Any] | None) -> None:
+def load_clock(rule: TimedRule, data: Mapping[str, Any] | None) -> None:
     """Set the clock of a rule to what :func:`clock_to_dict` gave of one with the same options.
 
     Parameters
@@ -156,7 +156,7 @@ def load_clock(rule: Clock, data: Mapping[str, Any] | None) -> None:
         nothing is changed.
     """
     if data is None:
-        rule._schedules = None
+        rule.clock.stop()
         return
     what = f"clock of {type(rule).__name__}"
     if not isinstance(data, Mapping) or not {"t", "epoch", "schedules"} <= set(data):
@@ -164,14 +164,17 @@ def load_clock(rule: Clock, data: Mapping[str, Any] | None) -> None:
     try:
         for name in ("t", "epoch"):
             check_number(f"{name} of the {what}", data[name], "[1, 9e15]", integral=True)
-        rule._set_clock(_remembering(rule, data["schedules"], what), data["t"], data["epoch"])
+        made = rule.make_clock()
+        made.be_at(_remembering(rule, data["schedules"], what), data["t"], data["epoch"])
+        made.rate = rule.learning_rate
+        rule.clock.become(made)
     except CheckpointError:
         raise
     except Exception as exc:  # whatever a schedule of the user's raises
         raise CheckpointError(f"The saved {what} cannot be read: {exc}") from exc
 
 
-def _remembering(rule: Clock, memory: Any, what: str) -> dict[str, Schedule]:
+def _remembering(rule: TimedRule, memory: Any, what: str) -> dict[str, Schedule]:
     """New schedules of a rule that remember what was saved."""
     schedules = rule.make_schedules()
     if not isinstance(memory, Mapping) or not set(memory) <= set(schedules):
@@ -188,7 +191,7 @@ def _remembering(rule: Clock, memory: Any, what: str) -> dict[str, Schedule]:
     return schedules
 
 
-def rate_to_dict(rule: Rule) -> dict[str, Any]:
+def rate_to_dict(rule: TimedRule) -> dict[str, Any]:
     """The learning rate of a rule as what JSON can hold, if it is a number or a schedule of ours.
 
     Beside :func:`clock_to_dict` for who does not write the rule: the learning rate may have been set
@@ -210,7 +213,7 @@ def rate_to_dict(rule: Rule) -> dict[str, Any]:
         return {}
 
 
-def load_rate(rule: Rule, data: Mapping[str, Any]) -> None:
+def load_rate(rule: TimedRule, data: Mapping[str, Any]) -> None:
     """Give a rule the learning rate that :func:`rate_to_dict` described; the clock is not touched.
 
     Parameters

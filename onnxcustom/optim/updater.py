@@ -18,18 +18,17 @@ from onnxcustom.graph.trainable.roles import Role, weight_roles
 from onnxcustom.runtime import owned_copy, parse_device, to_ortvalue
 from onnxcustom.runtime.binding import plain_array
 
+from .clock import Clock
 from .in_place import InPlaceUpdates, Target, shape_dtype
 from .registry import create
-from .rule import Rule
 from .serialization import rule_from_dict, rule_to_dict
+from .timed import TimedRule
 
 __all__ = ["Updater", "get_updater"]
 
 _FORMAT = "onnxcustom.updater"
 _VERSION = 1
 Index = int | str
-# Options whose values no compiled update holds.
-_FREE = frozenset({"learning_rate", "eta0", "lr_mult", "wd_mult", "frozen", "param_dict", "param_idx2name"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +41,7 @@ class _Item:
     weight: Any
 
 
-def get_updater(optimizer: Rule | str) -> Updater:
+def get_updater(optimizer: TimedRule | str) -> Updater:
     """A function ``updater(index, gradient, weight)`` that updates weights and remembers their state.
 
     Parameters
@@ -106,9 +105,9 @@ class Updater:
     array([1., 1.])
     """
 
-    def __init__(self, optimizer: Rule | str, device: Any = "cpu") -> None:
+    def __init__(self, optimizer: TimedRule | str, device: Any = "cpu") -> None:
         rule = create(optimizer) if isinstance(optimizer, str) else optimizer
-        if not isinstance(rule, Rule):
+        if not isinstance(rule, TimedRule):
             raise TypeError(f"optimizer must be an update rule or its name, not {optimizer!r}.")
         self.device = parse_device(device)
         self.states: dict[Index, dict[str, Any]] = {}
@@ -119,14 +118,14 @@ class Updater:
         self._compile()
 
     @property
-    def optimizer(self) -> Rule:
+    def optimizer(self) -> TimedRule:
         """The rule; one of the same kind may be assigned, and goes on where this one is."""
         return self._rule
 
     @optimizer.setter
-    def optimizer(self, rule: Rule) -> None:
+    def optimizer(self, rule: TimedRule) -> None:
         old = self._rule
-        if not isinstance(rule, Rule):
+        if not isinstance(rule, TimedRule):
             raise TypeError(f"optimizer must be an update rule, not {rule!r}.")
         if (type(rule), rule.state) != (type(old), old.state) and self.states:
             raise ValueError(
@@ -135,7 +134,7 @@ class Updater:
             )
         roles = _roles(rule)
         with self._lock:
-            if rule._schedules is None and type(rule) is type(old):
+            if not rule.clock.started and type(rule) is type(old):
                 rule.take_clock(old)
             self._roles, self._rule = roles, rule
             self._compile()
@@ -143,21 +142,14 @@ class Updater:
     def _compile(self) -> None:
         """Forget what was compiled for options that may have changed."""
         self._lock = getattr(self, "_lock", None) or threading.RLock()
-        if self._rule._schedules is None:  # never started, or set_params() was called
+        if not self._rule.clock.started:  # never, or set_params() was called
             self._rule.init_learning_rate()
         self._updates = InPlaceUpdates(self._rule)
-        self._options = self._baked()
-        self._started = self._rule._schedules
-
-    def _baked(self) -> dict[str, Any]:
-        return {k: v for k, v in self._rule.get_params().items() if k not in _FREE}
+        self._revision = self._rule.revision
 
     def _follow(self) -> None:
         """Take note of what set_params() did to the rule."""
-        if self._rule._schedules is self._started and self._started is not None:
-            return
-        options, self._started = self._baked(), self._rule._schedules
-        if self._started is None or options != self._options:
+        if self._rule.revision != self._revision or not self._rule.clock.started:
             self._roles = _roles(self._rule)
             self._compile()
 
@@ -305,11 +297,11 @@ class Updater:
         norm = float(np.sqrt(sum(np.sum(a.astype(np.float64) ** 2) for a in arrays)))
         return [np.asarray(a * (limit / max(norm, limit)), a.dtype) for a in arrays]
 
-    def _clock(self, index: Index) -> Rule:
-        """The rule at the next update of an index: a copy, so that others may use the rule as well."""
-        return self._rule.bound().update_learning_rate(self.counts.get(index, 0))
+    def _clock(self, index: Index) -> Clock:
+        """Where the updates of an index are: a copy, so that others may use the rule as well."""
+        return self._rule.clock.at(self.counts.get(index, 0))
 
-    def _update(self, item: _Item, gradient: Any, clock: Rule) -> None:
+    def _update(self, item: _Item, gradient: Any, clock: Clock) -> None:
         index = item.index
         state, count = self.states.get(index), self.counts.get(index, 0)
         if state is None:
@@ -317,10 +309,10 @@ class Updater:
         if isinstance(gradient, np.ndarray):  # the mean of several may be more precise
             gradient = gradient.astype(shape_dtype("weight", item.weight)[1], copy=False)
         position = max(0, item.target.index or 0)
-        self._updates.run(position, self.device, item.weight, gradient, 1, state or None, item.target, clock)
+        self._updates.run(position, self.device, item.weight, gradient, 1, state or None, clock, item.target)
         self.states[index], self.counts[index] = state, count + 1
         self._means.pop(index, None)
-        self._rule._t, self._rule._values = clock._t, clock._values
+        self._rule.clock.go_to(clock)
 
     # -- states -----------------------------------------------------------------------------------
 
@@ -426,7 +418,7 @@ class Updater:
     def __getstate__(self) -> dict[str, Any]:
         # Neither locks nor sessions nor OrtValues can be pickled; all but the lock are made again.
         with self._lock:
-            made = ("_lock", "_updates", "_options", "_started")
+            made = ("_lock", "_updates", "_revision")
             state = {k: v for k, v in self.__dict__.items() if k not in made}
             state["states"] = {
                 i: {n: np.array(_host(v)) for n, v in s.items()} for i, s in self.states.items()
@@ -445,7 +437,7 @@ def _host(value: Any) -> np.ndarray:
     return np.asarray(value) if isinstance(value, (np.ndarray, np.generic)) else value.numpy()
 
 
-def _roles(rule: Rule) -> dict[str, Role]:
+def _roles(rule: TimedRule) -> dict[str, Role]:
     """What the weights of the rule's model are to it; words of the rule's options are looked up there."""
     if rule.sym is None:
         return {}

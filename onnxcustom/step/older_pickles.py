@@ -34,7 +34,6 @@ def as_written_now(state: Mapping[str, Any]) -> dict[str, Any]:
         "recipe": recipe,
         "arrays": tuple(state["_saved"]),
         "counts": (state["iteration"], state["skipped"], state["_pending"], state["_pending_rows"]),
-        "options": state["_options"],
         "device": device,
         "threads": state["threads"],
         "sess_options": state.get("_sess_options"),

@@ -11,6 +11,7 @@ from onnxcustom.exceptions import InvalidDataError, UnknownNameError
 from onnxcustom.feed.specs import tensor_specs
 from onnxcustom.graph import constants
 from onnxcustom.optim import BaseLearningRate
+from onnxcustom.optim.clock import Clock
 from onnxcustom.runtime import Device
 
 from .buffers import DoubleBuffer
@@ -37,11 +38,15 @@ class State:
         Where they live.
     arrays : Arrays
         What they are; the third part may be empty for nothing accumulated so far.
+    clock : Clock
+        The state's own from now on.
 
     Attributes
     ----------
     kept, statistics, accumulated : DoubleBuffer
         The tensors.
+    clock : Clock
+        Step, epoch, and what the schedules of the rule give for them.
     iteration : int
         Weight updates done.
     skipped : int
@@ -56,8 +61,9 @@ class State:
     pending_rows: int
     pending_units: list[int] | None
 
-    def __init__(self, recipe: Recipe, device: Device, arrays: Arrays) -> None:
+    def __init__(self, recipe: Recipe, device: Device, arrays: Arrays, clock: Clock) -> None:
         graph = recipe.graph()
+        self.clock = clock
         self.device = device
         self.weight_names = list(recipe.weights)
         self._states = {w: {s: old for s, (old, _) in states.items()} for w, states in graph.state.items()}
@@ -83,7 +89,8 @@ class State:
         for name, states in graph.state.items():
             first = recipe.rule.create_state(weights[name])
             tensors.update({old: first[s] for s, (old, _) in states.items()})
-        return cls(recipe, device, (tensors, constants(recipe.proto, graph.statistics), {}))
+        arrays = (tensors, constants(recipe.proto, graph.statistics), {})
+        return cls(recipe, device, arrays, recipe.rule.begun())
 
     # -- as training goes on -------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +13,7 @@ import onnx
 from onnxcustom._parameters import check_number
 from onnxcustom.exceptions import CheckpointError, UnknownNameError
 from onnxcustom.graph import constants, replace_constants, replace_weights, weights
-from onnxcustom.optim import BaseLearningRate
+from onnxcustom.optim.clock import Clock
 from onnxcustom.optim.serialization import clock_to_dict, load_clock, load_rate, rate_to_dict
 
 from .recipe import Recipe
@@ -33,12 +34,13 @@ _COUNT = "[0, 9e15]"
 
 def export_state(recipe: Recipe, state: State) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """What :meth:`~onnxcustom.TrainingStep.state_dict` returns."""
+    rule = recipe.rule.on(state.clock)
     tensors = {name: buffer.read([own])[0] for name, (buffer, own) in state.tensors().items()}
     tensors.update({f"constants/{n}": a for n, a in _of_model(recipe.proto, sorted(recipe.moved)).items()})
     return tensors, {
-        "optimizer": type(recipe.rule).__name__,
-        "learning_rate": rate_to_dict(recipe.rule),
-        "clock": clock_to_dict(recipe.rule),
+        "optimizer": type(rule).__name__,
+        "learning_rate": rate_to_dict(rule),
+        "clock": clock_to_dict(rule),
         **{name: getattr(state, name) for name in _COUNTS},
         _UNITS: None if state.pending_units is None else list(state.pending_units),
         "born": _ages(recipe, recipe.born),
@@ -55,7 +57,7 @@ def import_state(
     They are the ones given, overwritten, as far as what was saved is of these.
     """
     arrays = _checked_tensors(recipe, state, tensors)
-    rule = _checked_state(recipe, data)
+    clock = _checked_state(recipe, state, data)
     born = {name: int(data["born"][name]) for name in recipe.weights}
     changes = {
         "targets": tuple(divided_as(recipe.targets, data.get(_POSITIONS, {}))),
@@ -71,11 +73,11 @@ def import_state(
         changes["moved"] = frozenset(moved)
 
     # Nothing below is refused.
-    vars(recipe.rule).update(vars(rule))
+    state.clock.become(clock)
     if changes:  # all of this is part of the graphs
         recipe = recipe.replace(**changes)
     if aged:  # what is updated as one lies side by side
-        state = State(recipe, state.device, state.read())
+        state = State(recipe, state.device, state.read(), state.clock)
     for name, (buffer, own) in state.tensors().items():
         buffer.write({own: arrays[name]})
     for name in _COUNTS:
@@ -102,14 +104,15 @@ def carried_over(recipe: Recipe, state: State, other: Recipe, done: State) -> tu
     if goes_on:  # the age of a weight is part of the graphs, and of what is updated as one
         born = {w: other.born.get(w, 0) if w in kept else done.iteration for w in made.weights}
         made = made.replace(born=born)
-        target = State(made, state.device, state.read())
+        clock = made.rule.on(state.clock).begun()
+        clock.follow(done.clock)
+        target = State(made, state.device, state.read(), clock)
     target.set_weights({name: array for name, array in tensors.items() if name in made.weights})
 
     # Nothing below is refused.
     target.set_running(statistics)
     if not goes_on:
         return made, target
-    made.rule.take_clock(other.rule)
     target.set_of_rule(kept, made.rule)
     same = made.rule.accumulate == other.rule.accumulate and made.weights == other.weights
     target.go_on_from(done, accumulated=same)
@@ -258,8 +261,8 @@ def _check_units(recipe: Recipe, state: Mapping[str, Any]) -> None:
         _check_count(_UNITS, number)
 
 
-def _checked_state(recipe: Recipe, state: Mapping[str, Any]) -> BaseLearningRate:
-    """A copy of the optimizer at the saved clock; the rest of the state is as it should be."""
+def _checked_state(recipe: Recipe, present: State, state: Mapping[str, Any]) -> Clock:
+    """The saved clock; the rest of the state is as it should be."""
     if not isinstance(state, Mapping) or set(state) - {_POSITIONS, _UNITS} != _KEYS:
         found = sorted(map(str, state)) if isinstance(state, Mapping) else repr(state)
         raise _unfit(f"the state of a step has {sorted(_KEYS)}, not {found}")
@@ -278,10 +281,10 @@ def _checked_state(recipe: Recipe, state: Mapping[str, Any]) -> BaseLearningRate
     _check_positions(recipe, state.get(_POSITIONS, {}))
     if state["clock"] is None:
         raise _unfit("its clock was not started")
-    optimizer = recipe.rule.bound()
-    load_rate(optimizer, state["learning_rate"])
-    load_clock(optimizer, state["clock"])
-    return optimizer
+    rule = recipe.rule.on(copy.copy(present.clock))
+    load_rate(rule, state["learning_rate"])
+    load_clock(rule, state["clock"])
+    return rule.clock
 
 
 def _check_born(recipe: Recipe, state: Mapping[str, Any]) -> None:

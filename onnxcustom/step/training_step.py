@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -113,7 +112,7 @@ class TrainingStep:
     skipped : int
         Number of batches left out because a gradient was not finite (``skip_nonfinite``).
     optimizer : BaseLearningRate
-        The update rule, with its clock.
+        The update rule, with the clock of this step: what is asked or set there is asked or set here.
 
     Raises
     ------
@@ -169,7 +168,7 @@ class TrainingStep:
         self._recipe, first = make_recipe(
             Prepared.of(model),
             own_parameters(loss),
-            select_optimizer(optimizer, learning_rate).init_learning_rate(),
+            select_optimizer(optimizer, learning_rate).formula(),
             engine,
             weights=weights,
             freeze=freeze,
@@ -182,9 +181,9 @@ class TrainingStep:
             weighted=bool(sample_weight),
             host=self.device.type == "cpu",
         )
-        self._options = _options(self.optimizer)
         self._forget_sessions()
         self._state = State.begin(self._recipe, self.device, first)
+        self._optimizer = self._recipe.rule.on(self._state.clock)
 
     _programs: dict[tuple[Weighted, Phase], Program]
     _scores: dict[Weighted, Forward]
@@ -201,8 +200,8 @@ class TrainingStep:
 
     @property
     def optimizer(self) -> BaseLearningRate:
-        """The update rule, with its clock."""
-        return self._recipe.rule
+        """The update rule, with the clock of this step."""
+        return self._optimizer
 
     @property
     def targets(self) -> list[Target]:
@@ -283,6 +282,7 @@ class TrainingStep:
         if recipe is self._recipe and state is self._state:
             return
         self._recipe, self._state = recipe, state
+        self._optimizer.follow(state.clock)
         self._forget_sessions()
 
     # -- training ------------------------------------------------------------------------------
@@ -319,19 +319,20 @@ class TrainingStep:
 
         An optimizer that accumulates gradients updates the weights at every so many calls.
         """
-        optimizer, state = self._recipe.rule, self._state
-        if optimizer.t != state.iteration + 1 + optimizer.begin_num_update:
+        state, accumulate = self._state, self._recipe.rule.accumulate
+        clock = state.clock
+        if not clock.is_after(state.iteration):
             self._set_clock()
-        updating = state.pending + 1 >= optimizer.accumulate
+        updating = state.pending + 1 >= accumulate
         if self._unsettled:
             self._retarget(settled_by_shapes(self._recipe, [tuple(v.shape()) for v in values]))
         program = self._program(self._weighting(values), "update" if updating else "accumulate")
         units, share = [0], 1.0
-        if optimizer.accumulate > 1:
+        if accumulate > 1:
             units = self._counted(program, values)
             share = self._share(units, program.rows(values))
         self._ran = program
-        loss = program.run(values, optimizer.values, optimizer.t, share)
+        loss = program.run(values, clock.values, clock.t, share)
         unfit = program.nonfinite() or (state.kept if updating else state.accumulated).unfit()
         if unfit or not math.isfinite(loss):
             return self._refuse(loss, unfit)
@@ -346,11 +347,11 @@ class TrainingStep:
         """Go on to the next step: the program has written new weights."""
         self._state.updated()
         program.write_rows()
-        self.optimizer.advance(self._state.iteration)
+        self._state.clock.advance(self._state.iteration)
 
     def _set_clock(self) -> None:
         self._check_options()
-        self.optimizer.update_learning_rate(self.iteration)  # a schedule that knows no such step says so
+        self._state.clock.update(self.iteration)  # a schedule that knows no such step says so
 
     def apply_accumulated(self) -> bool:
         """Update the weights by what is accumulated, though it is of fewer batches than ``accumulate`` says.
@@ -365,13 +366,13 @@ class TrainingStep:
         ConvergenceError
             The update is not finite; the weights stay as they were.
         """
-        optimizer, state = self.optimizer, self._state
+        state = self._state
         if not state.pending:
             return False
-        if optimizer.t != state.iteration + 1 + optimizer.begin_num_update:
+        if not state.clock.is_after(state.iteration):
             self._set_clock()
         program = self._program(self._recipe.weighted, "apply")
-        program.run([], optimizer.values, optimizer.t, 0.0)
+        program.run([], state.clock.values, state.clock.t, 0.0)
         unfit = state.kept.unfit()
         if unfit:
             self._refuse(None, unfit)
@@ -429,7 +430,7 @@ class TrainingStep:
 
     def _check_options(self) -> None:
         """The options of the optimizer are part of the graphs: they may not change under them."""
-        if _options(self.optimizer) != self._options:
+        if _options(self._optimizer) != _options(self._recipe.rule):
             raise RuntimeError(
                 f"The options of the optimizer have changed since this step was made: it is now "
                 f"{self.optimizer!r}. Make another TrainingStep with it and let it take_over() this one."
@@ -437,7 +438,7 @@ class TrainingStep:
 
     def _refuse(self, loss: float | None, unfit: Sequence[str]) -> float:
         """Leave a step out: an error, or one more skipped. Nothing was changed; without a batch no loss."""
-        if self.optimizer.skip_nonfinite:
+        if self._recipe.rule.skip_nonfinite:
             self._state.skipped += 1
             return math.nan if loss is None else loss
         rate = self.optimizer.value
@@ -702,6 +703,7 @@ class TrainingStep:
             changed.
         """
         self._become(*import_state(self._recipe, self._state, tensors, state))
+        self._optimizer.follow(self._state.clock)
 
     # -- pickling --------------------------------------------------------------------------------
 
@@ -712,7 +714,7 @@ class TrainingStep:
             "arrays": state.read(),
             "counts": (state.iteration, state.skipped, state.pending, state.pending_rows),
             "units": state.pending_units,
-            "options": self._options,
+            "clock": state.clock,
             "device": self.device,
             "threads": self.threads,
             "sess_options": options_state(self._sess_options),
@@ -723,13 +725,17 @@ class TrainingStep:
         state = check_version(state, self)
         if "recipe" not in state:
             state = as_written_now(state)
-        self.device, self.threads, self._options = state["device"], state["threads"], state["options"]
+        self.device, self.threads = state["device"], state["threads"]
         self._sess_options = options_from(state["sess_options"], require_runtime().SessionOptions)
-        self._recipe = state["recipe"]
+        self._recipe, clock = state["recipe"], state.get("clock")
+        if clock is None:  # from an older version, where the rule had it
+            clock = self._recipe.rule.clock
+            self._recipe = self._recipe.replace(rule=self._recipe.rule.formula())
         self._forget_sessions()
-        made = self._state = State(self._recipe, self.device, state["arrays"])
+        made = self._state = State(self._recipe, self.device, state["arrays"], clock)
         made.iteration, made.skipped, made.pending, made.pending_rows = state["counts"]
         made.pending_units = state.get("units")
+        self._optimizer = self._recipe.rule.on(clock)
 
     def _forget_sessions(self) -> None:
         self._lock = ForkLock()
@@ -750,5 +756,4 @@ class TrainingStep:
 
 def _options(optimizer: BaseLearningRate) -> dict[str, Any]:
     """The options that graphs are made with, as they are now: the learning rate is fed to them."""
-    options = {k: v for k, v in optimizer.get_params().items() if k not in ("learning_rate", "eta0")}
-    return {k: copy.copy(v) if isinstance(v, (dict, list, set)) else v for k, v in options.items()}
+    return {k: v for k, v in optimizer.get_params().items() if k not in ("learning_rate", "eta0")}
