@@ -89,7 +89,7 @@ class State:
         for name, states in graph.state.items():
             first = recipe.rule.create_state(weights[name])
             tensors.update({old: first[s] for s, (old, _) in states.items()})
-        arrays = (tensors, constants(recipe.proto, graph.statistics), {})
+        arrays: Arrays = (tensors, constants(recipe.proto, graph.statistics), {})
         return cls(recipe, device, arrays, recipe.rule.begun())
 
     # -- as training goes on -------------------------------------------------------------------------
