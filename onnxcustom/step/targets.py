@@ -245,13 +245,13 @@ def _check_logits(
             f"{type(loss).__name__} is taken on what a final {loss.on} reads, but output {output!r} ends in "
             f"a {logits.kind}: choose the loss that belongs to it."
         )
-    why = hidden_logits(model, output, trained) if logits is None else None
+    why = hidden_logits(model, output, trained, loss.on) if logits is None else None
     if why is not None:
         raise InvalidModelError(
             f"{type(loss).__name__} is taken on scores, but output {output!r} holds probabilities: it {why}. "
-            "Say which it is: declare the shape of the output or of the tensor before it, if its rank is "
-            "unknown; or take the loss on the probabilities as they are, with from_logits=False, or "
-            "CustomLoss(..., on='output')."
+            "Say which it is: let the model end in its scores; declare the shape of the output or of the "
+            "tensor before it, if its rank is unknown; or take the loss on the probabilities as they are, "
+            "with from_logits=False, or CustomLoss(..., on='output')."
         )
 
 

@@ -9,16 +9,27 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxcustom.exceptions import UnknownNameError
+from onnxcustom.graph.analysis.origins import Held, origin
+from onnxcustom.graph.analysis.ranges import is_unit
 from onnxcustom.graph.analysis.spelled import (
     equals,
     exponential,
     is_op,
+    log_sigmoid_input,
     negated,
     sigmoid_input,
+    spelled_log_softmax,
     spelled_softmax,
     tanh_input,
 )
-from onnxcustom.graph.analysis.tails import kept, origin, unchanged
+from onnxcustom.graph.analysis.tails import (
+    TURNS,
+    divided_by_row_sum,
+    exponential_of_logarithm,
+    kept,
+    there_and_back,
+    unchanged,
+)
 from onnxcustom.graph.preparation.passes import constant_array
 
 __all__ = ["Logits", "class_axis", "class_labels", "find_logits", "hidden_logits"]
@@ -63,8 +74,9 @@ def find_logits(model: ir.Model, output_name: str, trained: Collection[str] = ()
     """Find the scores behind an output that holds probabilities.
 
     Looks through what changes no probability at inference (``Identity``, ``Dropout``, casts to floating
-    point, bounds and sums with numbers below 0.001, products with 1), ``ZipMap``, division of rows by their
-    sum, ``[1 - p, p]`` and reshapes that keep rows. Softmax and sigmoid may be written with ``Exp``,
+    point, quantization, bounds and sums with numbers below 0.001, products with 1, the exponential of a
+    logarithm), ``ZipMap``, division of rows by their sum, ``[1 - p, p]``, reshapes that keep rows, and
+    transpositions or reshapes that undo those before. Softmax and sigmoid may be written with ``Exp``,
     ``LogSoftmax`` or ``Tanh``.
 
     Parameters
@@ -96,24 +108,17 @@ def find_logits(model: ir.Model, output_name: str, trained: Collection[str] = ()
     >>> find_logits(model, "p")
     Logits(name='x', kind='softmax', columns=3, axis=-1, normalized=False)
     """
-    value: ir.Value | None = _output(model, output_name)
-    normalized, paired = False, False
-    while value is not None and value.producer() is not None:
-        node = value.producer()
-        assert node is not None
+    output, opset = _output(model, output_name), model.opset_imports.get("", 1)
+    value: ir.Value | None = output
+    tail = _Tail()
+    while value is not None and (node := value.producer()) is not None:
         scores = sigmoid_input(node, trained)
         if scores is not None:
-            return _sigmoid(scores, paired, normalized, trained)
-        if (maker := _softmax_node(node)) is not None:
-            return None if paired else _softmax(maker, model.opset_imports.get("", 1))
-        if (spelled := spelled_softmax(node, trained)) is not None:
-            return None if paired or spelled[1] is None else _on_axis(spelled[0], spelled[1])
-        below = kept(node, trained)
-        if below is None and (below := _divided_by_row_sum(node)) is not None:
-            normalized = True
-        if below is None and not paired and (below := _complement(node, trained)) is not None:
-            paired = True
-        value = below
+            return tail.sigmoid(scores, output, trained)
+        softmax = _softmax_scores(node, opset, trained)
+        if softmax is not None:
+            return tail.softmax(softmax[0], softmax[1], output)
+        value = kept(node, trained) or exponential_of_logarithm(node) or tail.passes(node, trained)
     return None
 
 
@@ -128,23 +133,29 @@ def class_axis(model: ir.Model, output_name: str) -> int | None:
     return None
 
 
-def hidden_logits(model: ir.Model, output_name: str, trained: Collection[str] = ()) -> str | None:
+def hidden_logits(
+    model: ir.Model, output_name: str, trained: Collection[str] = (), link: str | None = None
+) -> str | None:
     """Why there is no tensor with the scores behind an output that holds probabilities.
 
     Parameters
     ----------
     model, output_name, trained
         As for :func:`find_logits`, which has found none.
+    link : {'sigmoid', 'softmax'}, optional
+        What makes probabilities of the scores that are asked for. Logarithms of probabilities are scores
+        of a softmax, and of no sigmoid.
 
     Returns
     -------
     str or None
         The end of a sentence about the output; None if nothing says that it holds probabilities.
     """
-    found = origin(_output(model, output_name), lambda node: _maker(node, trained), trained)
-    if found is None:
+    output = _output(model, output_name)
+    held = origin(model, output, lambda node: _maker(node, trained), trained)
+    node = held.source
+    if node is None or not _are_no_scores(held, link):
         return None
-    node, moved = found
     half = tanh_input(node, ())
     exponent = exponential(node, ()) if half is None else half
     if exponent is not None and sigmoid_input(node, trained) is None:
@@ -154,13 +165,24 @@ def hidden_logits(model: ir.Model, output_name: str, trained: Collection[str] = 
             return f"{where} constants of which are among the weights to train"
         times = -1 if half is None else 2
         return f"{where} whose scores, {exponent.name!r} times {times}, are no tensor of the model"
-    return _why_hidden(node, moved, model.opset_imports.get("", 1))
+    return _why_hidden(held, node, model.opset_imports.get("", 1), trained)
+
+
+def _are_no_scores(held: Held, link: str | None) -> bool:
+    """Whether what an output holds cannot be what a link is taken of."""
+    if held.what == "logarithms":
+        return link == "sigmoid" or (link == "softmax" and held.sign < 0)
+    # Features may lie between 0 and 1, and softmax may weigh data: a sum over positions is a score.
+    counted = held.kind != "softmax" and held.reduced == "sum" and not is_unit(held.bounds)
+    return held.what == "probabilities" and not counted and not (held.weighed and held.reduced)
 
 
 def _maker(node: ir.Node, trained: Collection[str]) -> str | None:
-    """Whether a node makes probabilities, as a 'softmax' or as a 'sigmoid'."""
+    """Whether a node makes probabilities, as a 'softmax' or as a 'sigmoid', or their logarithms."""
     if _softmax_node(node) is not None or spelled_softmax(node, trained) is not None:
         return "softmax"
+    if spelled_log_softmax(node, trained) is not None:
+        return "log softmax"
     sigmoid = sigmoid_input(node, trained) or exponential(node, ()) or tanh_input(node, ())
     return None if sigmoid is None else "sigmoid"
 
@@ -177,8 +199,8 @@ def _softmax_node(node: ir.Node) -> ir.Node | None:
     return None
 
 
-def _why_hidden(node: ir.Node, moved: ir.Node | None, opset: int) -> str:
-    scores = node.inputs[0]
+def _why_hidden(held: Held, node: ir.Node, opset: int, trained: Collection[str]) -> str:
+    scores, moved = node.inputs[0], held.moved
     where = f"node {node.name!r} ({node.op_type}"
     if spelled_softmax(node, ()) is not None:
         where += ", the last of a softmax"
@@ -189,8 +211,23 @@ def _why_hidden(node: ir.Node, moved: ir.Node | None, opset: int) -> str:
             return f"comes from {together}, and nothing says how many there are"
         if scores is not None and _softmax(node, opset) is None:
             return f"comes from {together}, so that no axis is that of the classes"
+    if held.kind == "unit":
+        where += "), whose numbers lie between 0 and 1 whatever the model is given"
+        return f"comes from {where}" + (
+            "" if moved is None else f", by way of node {moved.name!r} ({moved.op_type})"
+        )
     behind = "" if moved is None else f" and is then changed by node {moved.name!r} ({moved.op_type})"
-    return f"comes from {where}){behind}"
+    taken = _scores_of(node, trained)
+    return f"comes from {where}){behind}" + ("" if taken is None else f"; its scores are {taken.name!r}")
+
+
+def _scores_of(node: ir.Node, trained: Collection[str]) -> ir.Value | None:
+    """The scores of a node that makes probabilities, whatever becomes of these."""
+    maker = node if is_op(node, "LogSoftmax") else _softmax_node(node)
+    if maker is not None:
+        return maker.inputs[0]
+    spelled = spelled_softmax(node, trained) or spelled_log_softmax(node, trained)
+    return sigmoid_input(node, trained) or log_sigmoid_input(node, trained) if spelled is None else spelled[0]
 
 
 def _output(model: ir.Model, name: str) -> ir.Value:
@@ -201,16 +238,68 @@ def _output(model: ir.Model, name: str) -> ir.Value:
     return value
 
 
-def _sigmoid(scores: ir.Value, paired: bool, normalized: bool, trained: Collection[str]) -> Logits | None:
-    """The result for a sigmoid of `scores`; `paired` if its result p became [1 - p, p]."""
-    mirrored = _mirrored(scores, trained)
-    if mirrored is not None and not paired:
-        return Logits(_named(mirrored), "sigmoid", 1)
-    columns = _columns(scores)
-    if paired:
-        return Logits(_named(scores), "sigmoid", 1) if columns in (1, None) else None
-    # Dividing a single column by itself leaves ones.
-    return None if normalized and columns == 1 else Logits(_named(scores), "sigmoid", columns, -1, normalized)
+@dataclasses.dataclass
+class _Tail:
+    """What stands between probabilities and an output."""
+
+    divided: list[int | None] = dataclasses.field(default_factory=list)  # axes of the sums of rows
+    paired: bool = False  # [1 - p, p]
+    moves: list[ir.Node] = dataclasses.field(default_factory=list)  # the last one first
+
+    def passes(self, node: ir.Node, trained: Collection[str]) -> ir.Value | None:
+        """The operand of a node that changes probabilities in a way that is understood."""
+        if is_op(node, *TURNS):
+            self.moves.append(node)
+            return node.inputs[0]
+        quotient = divided_by_row_sum(node, trained)
+        if quotient is not None:
+            self.divided.append(quotient[1])
+            return quotient[0]
+        whole = None if self.paired else _complement(node, trained)
+        self.paired = self.paired or whole is not None
+        return whole
+
+    def sigmoid(self, scores: ir.Value, output: ir.Value, trained: Collection[str]) -> Logits | None:
+        """The result for a sigmoid of `scores`."""
+        if self.moves:
+            back = None if self.divided or self.paired else there_and_back(scores, output, self.moves)
+            return None if back is None else Logits(_named(back[0]), "sigmoid", _columns(back[0]))
+        if any(axis != -1 for axis in self.divided):
+            return None
+        mirrored = _mirrored(scores, trained)
+        if mirrored is not None and not self.paired:
+            return Logits(_named(mirrored), "sigmoid", 1)
+        columns = _columns(scores)
+        if self.paired:
+            return Logits(_named(scores), "sigmoid", 1) if columns in (1, None) else None
+        # Dividing a single column by itself leaves ones.
+        normalized = bool(self.divided)
+        return (
+            None
+            if normalized and columns == 1
+            else Logits(_named(scores), "sigmoid", columns, -1, normalized)
+        )
+
+    def softmax(self, scores: ir.Value, found: Logits, output: ir.Value) -> Logits | None:
+        """The result for a softmax of `scores`, which `found` tells of."""
+        if self.paired or any(axis != found.axis for axis in self.divided):
+            return None
+        if not self.moves:
+            return found
+        back = None if self.divided else there_and_back(scores, output, self.moves, found.axis)
+        return None if back is None else _on_axis(*back)
+
+
+def _softmax_scores(node: ir.Node, opset: int, trained: Collection[str]) -> tuple[ir.Value, Logits] | None:
+    """What a softmax is taken of, if it is one of one axis."""
+    maker = _softmax_node(node)
+    if maker is not None and maker.inputs[0] is not None:
+        found = _softmax(maker, opset)
+        return None if found is None else (maker.inputs[0], found)
+    spelled = spelled_softmax(node, trained)
+    if spelled is None or spelled[1] is None:
+        return None
+    return spelled[0], _on_axis(spelled[0], spelled[1])
 
 
 def _softmax(node: ir.Node, opset: int) -> Logits | None:
@@ -242,54 +331,14 @@ def _on_axis(scores: ir.Value, axis: int) -> Logits:
     return Logits(_named(scores), "softmax", _columns(scores, axis), axis)
 
 
-def _divided_by_row_sum(node: ir.Node) -> ir.Value | None:
-    """Return p of p / sum(p) in any spelling: L1 norms, with or without protection against empty rows."""
-    if (node.op_type, node.domain) == ("Normalizer", "ai.onnx.ml"):
-        return node.inputs[0] if node.attributes.get_string("norm", "MAX") == "L1" else None
-    if is_op(node, "LpNormalization"):
-        rows = node.attributes.get_int("axis", -1) in (-1, 1) and node.attributes.get_int("p", 2) == 1
-        return node.inputs[0] if rows else None
-    if not is_op(node, "Div"):
-        return None
-    dividend, divisor = node.inputs
-    summed = _summed(divisor)
-    if dividend is None or summed is None:
-        return None
-    if summed is dividend:
-        return dividend
-    # skl2onnx adds 1 to every entry of a row of zeros.
-    add = dividend.producer()
-    return summed if add is not None and is_op(add, "Add") and summed in add.inputs else None
-
-
-def _summed(divisor: ir.Value | None) -> ir.Value | None:
-    """The value whose rows `divisor` holds the sums of, each corrected if it is 0."""
-    for _ in range(4):
-        node = None if divisor is None else divisor.producer()
-        if node is None:
-            return None
-        if is_op(node, "ReduceSum", "ReduceL1"):
-            value = node.inputs[0]
-            inner = None if value is None else value.producer()
-            return inner.inputs[0] if inner is not None and is_op(inner, "Abs") else value
-        if is_op(node, "Add", "Max", "Clip", "Identity"):
-            divisor = node.inputs[0]
-        elif is_op(node, "Where"):
-            divisor = node.inputs[2]
-        else:
-            return None
-    return None
-
-
 def _complement(node: ir.Node, trained: Collection[str]) -> ir.Value | None:
     """Return p of Concat(1 - p, p)."""
-    if (
-        not is_op(node, "Concat")
-        or len(node.inputs) != 2
-        or node.attributes.get_int("axis", 0) not in (1, -1)
-    ):
+    if not is_op(node, "Concat") or len(node.inputs) != 2:
         return None
     first, second = node.inputs
+    rank = None if second is None or second.shape is None else len(second.shape)
+    if node.attributes.get_int("axis", 0) not in (-1, 1 if rank is None else rank - 1):
+        return None
     sub = None if first is None else first.producer()
     if sub is None or not is_op(sub, "Sub") or sub.inputs[1] is not second:
         return None

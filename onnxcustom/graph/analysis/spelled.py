@@ -12,16 +12,22 @@ from onnxcustom.graph.preparation.passes import constant_array
 
 __all__ = [
     "Scaled",
+    "clip_bounds",
     "constant",
     "equals",
     "exponential",
     "is_op",
+    "kept_axis",
+    "log_sigmoid_input",
     "negated",
+    "row_sum",
     "scalar",
     "scaled",
     "sigmoid_input",
+    "spelled_log_softmax",
     "spelled_softmax",
     "tanh_input",
+    "tells_zeros",
 ]
 
 _STANDARD = ("", "ai.onnx")
@@ -65,6 +71,21 @@ def scalar(value: ir.Value | None, trained: Collection[str]) -> float | None:
     return float(array.reshape(-1)[0]) if array is not None and array.size == 1 else None
 
 
+def clip_bounds(
+    node: ir.Node, trained: Collection[str], computed: tuple[float, float]
+) -> tuple[float, float]:
+    """Bounds of a Clip; `computed` for those that are no constants."""
+    found = []
+    for index, name, none in ((1, "min", -np.inf), (2, "max", np.inf)):
+        given = node.inputs[index] if index < len(node.inputs) else None
+        number = scalar(given, trained)
+        if given is None:
+            found.append(node.attributes.get_float(name, none))
+        else:
+            found.append(computed[index - 1] if number is None else number)
+    return found[0], found[1]
+
+
 def _below(value: ir.Value | None) -> ir.Value | None:
     """What is copied or cast into `value`; Dropout copies at inference."""
     while value is not None and is_op(node := value.producer(), "Identity", "Cast", "Dropout"):
@@ -96,7 +117,7 @@ def sigmoid_input(node: ir.Node, trained: Collection[str]) -> ir.Value | None:
 
 def exponential(node: ir.Node, trained: Collection[str]) -> ir.Value | None:
     """Return u of 1 / (1 + exp(u)) or of the same with Reciprocal."""
-    if is_op(node, "Reciprocal"):
+    if is_op(node, "Reciprocal") or (is_op(node, "Pow") and equals(node.inputs[1], -1, trained)):
         total = node.inputs[0]
     elif is_op(node, "Div") and equals(node.inputs[0], 1, trained):
         total = node.inputs[1]
@@ -131,8 +152,13 @@ def _quotient(node: ir.Node, trained: Collection[str]) -> ir.Value | None:
 
 def _minus_softplus(node: ir.Node, trained: Collection[str]) -> ir.Value | None:
     """Return z of exp(-softplus(-z))."""
-    exponent = negated(node.inputs[0], trained) if is_op(node, "Exp") else None
-    plus = _producer(exponent, "Softplus")
+    exponent = _producer(node.inputs[0], "Neg", "Mul", "Sub") if is_op(node, "Exp") else None
+    return None if exponent is None else log_sigmoid_input(exponent, trained)
+
+
+def log_sigmoid_input(node: ir.Node, trained: Collection[str]) -> ir.Value | None:
+    """Return z of -softplus(-z)."""
+    plus = _producer(negated(node.outputs[0], trained), "Softplus")
     return None if plus is None else negated(plus.inputs[0], trained)
 
 
@@ -222,7 +248,7 @@ def spelled_softmax(node: ir.Node, trained: Collection[str]) -> tuple[ir.Value, 
     sub = _producer(exponent, "Sub")
     if sub is not None and sub.inputs[0] is not None:
         largest = _producer(sub.inputs[1], "ReduceMax")
-        if largest is not None and largest.inputs[0] is sub.inputs[0] and _kept_axis(largest) == axis:
+        if largest is not None and largest.inputs[0] is sub.inputs[0] and kept_axis(largest) == axis:
             return sub.inputs[0], axis
     return exponent, axis
 
@@ -258,12 +284,18 @@ def _exp_by_sum(node: ir.Node, trained: Collection[str]) -> tuple[ir.Value, int 
 def _exp_of_difference(node: ir.Node, trained: Collection[str]) -> tuple[ir.Value, int | None] | None:
     """Return u and the axis of exp(u - log(sum(exp(u))))."""
     sub = _producer(node.inputs[0], "Sub") if is_op(node, "Exp") else None
-    if sub is None or (scores := sub.inputs[0]) is None:
+    return None if sub is None else spelled_log_softmax(sub, trained)
+
+
+def spelled_log_softmax(sub: ir.Node, trained: Collection[str]) -> tuple[ir.Value, int | None] | None:
+    """Return u and the axis of u - log(sum(exp(u)))."""
+    if not is_op(sub, "Sub") or (scores := sub.inputs[0]) is None:
         return None
     shift = sub.inputs[1]
-    whole = _producer(shift, "ReduceLogSumExp")
-    if whole is not None and _below(whole.inputs[0]) is _below(scores):
-        return scores, _kept_axis(whole)
+    lifted = _lifted(shift)
+    whole = lifted or _producer(shift, "ReduceLogSumExp")
+    if whole is not None and is_op(whole, "ReduceLogSumExp") and _below(whole.inputs[0]) is _below(scores):
+        return scores, kept_axis(whole) if lifted is None else -1
     add = _producer(shift, "Add")
     for term, largest in [(shift, None)] if add is None else [tuple(add.inputs), tuple(reversed(add.inputs))]:
         log = _producer(term, "Log")
@@ -279,42 +311,100 @@ def _exp_of_difference(node: ir.Node, trained: Collection[str]) -> tuple[ir.Valu
 
 def _sum_of(value: ir.Value | None, trained: Collection[str]) -> tuple[ir.Value, int | None] | None:
     """Return u and the axis that `value` sums exp(u) over; the axis is None for another sum of it."""
+    found = row_sum(value, trained)
+    exp = None if found is None else _producer(found[0].inputs[0], "Exp")
+    return None if found is None or exp is None or exp.inputs[0] is None else (exp.inputs[0], found[1])
+
+
+def kept_axis(node: ir.Node) -> int | None:
+    """The one axis of a reduction that keeps it with length 1, counted from the end if its rank is known."""
+    axes = _axes(node)
+    if axes is None or len(axes) != 1 or node.attributes.get_int("keepdims", 1) != 1:
+        return None
+    source = node.inputs[0]
+    shape = next((v.shape for v in (source, node.outputs[0]) if v is not None and v.shape is not None), None)
+    return axes[0] if shape is None or axes[0] < 0 else axes[0] - len(shape)
+
+
+def _axes(node: ir.Node) -> list[int] | None:
+    """Axes of a reduction, or those that Unsqueeze makes."""
+    axes = node.attributes.get_ints("axes", ())
+    if not axes and len(node.inputs) > 1:
+        array = constant_array(node.inputs[1])
+        axes = () if array is None else [int(a) for a in array.reshape(-1)]
+    return list(axes) or None
+
+
+def _lifted(value: ir.Value | None) -> ir.Node | None:
+    """The reduction of the rows of a matrix that `value` holds in a column, by an axis added afterwards."""
+    node = _producer(value, "Reshape", "Unsqueeze")
+    if node is None or node.inputs[0] is None or (below := node.inputs[0].producer()) is None:
+        return None
+    matrix = below.inputs[0] if below.inputs else None
+    if is_op(node, "Reshape"):
+        shape = constant_array(node.inputs[1])
+        column = shape is not None and shape.tolist() in ([-1, 1], [0, 1])
+    else:
+        column = _axes(node) in ([1], [-1])
+    whole = below.op_type.startswith("Reduce") and below.attributes.get_int("keepdims", 1) == 0
+    flat = matrix is not None and matrix.shape is not None and len(matrix.shape) == 2
+    return below if column and whole and flat and _axes(below) in ([1], [-1]) else None
+
+
+# -- sums that something is divided by -------------------------------------------------------
+
+
+def row_sum(value: ir.Value | None, trained: Collection[str]) -> tuple[ir.Node, int | None] | None:
+    """The reduction whose sums `value` holds, protected against 0 perhaps, and its axis.
+
+    The axis is None if it is not a single one that is kept with length 1, or shapes change afterwards.
+    """
     plain = True
     while value is not None and (node := value.producer()) is not None:
         if is_op(node, "ReduceSum", "ReduceL1"):
-            exp = _producer(node.inputs[0], "Exp")
-            if exp is None or exp.inputs[0] is None:
-                return None
-            return exp.inputs[0], _kept_axis(node) if plain else None
-        if is_op(node, "Add", "Max"):
-            small = [
-                v
-                for v in node.inputs
-                if abs(scalar(v, trained) or 0.0) < SLACK and constant(v, trained) is not None
-            ]
-            others = [v for v in node.inputs if v not in small]
-            if not small or len(others) != 1:
-                return None
-            value = others[0]
-            continue
-        if not is_op(
-            node, "Identity", "Cast", "Expand", "Clip", "Unsqueeze", "Squeeze", "Reshape", "Flatten"
-        ):
-            return None
-        plain = plain and is_op(node, "Identity", "Cast", "Expand")
-        value = node.inputs[0]
+            return node, kept_axis(node) if plain else None
+        if is_op(node, "Identity", "Cast", "Expand"):
+            value = node.inputs[0]
+        elif (lifted := _lifted(value)) is not None and is_op(lifted, "ReduceSum", "ReduceL1"):
+            return lifted, -1 if plain else None
+        elif is_op(node, "Unsqueeze", "Squeeze", "Reshape", "Flatten"):
+            plain, value = False, node.inputs[0]
+        else:
+            value = _protected(node, trained)
     return None
 
 
-def _kept_axis(node: ir.Node) -> int | None:
-    """The one axis of a reduction that keeps it with length 1, counted from the end if its rank is known."""
-    axes = node.attributes.get_ints("axes", None)
-    if axes is None and len(node.inputs) > 1:
-        array = constant_array(node.inputs[1])
-        axes = None if array is None else [int(a) for a in array.reshape(-1)]
-    if axes is None or len(axes) != 1 or node.attributes.get_int("keepdims", 1) != 1:
+def _protected(node: ir.Node, trained: Collection[str]) -> ir.Value | None:
+    """The operand of a node that changes it only where it is next to 0."""
+    if is_op(node, "Clip"):
+        low, high = clip_bounds(node, trained, (np.inf, -np.inf))
+        return node.inputs[0] if low < SLACK and high > 1e4 else None
+    if is_op(node, "Where"):
+        value = next((v for v in node.inputs[1:] if constant(v, trained) is None), None)
+        return value if value is not None and tells_zeros(node.inputs[0], value, trained) else None
+    if not is_op(node, "Add", "Max"):
         return None
-    axis = int(axes[0])
-    source = node.inputs[0]
-    shape = next((v.shape for v in (source, node.outputs[0]) if v is not None and v.shape is not None), None)
-    return axis if shape is None or axis < 0 else axis - len(shape)
+    for value, other in (node.inputs, reversed(node.inputs)) if len(node.inputs) == 2 else ():
+        number = scalar(other, trained)
+        if (number is not None and abs(number) < SLACK) or tells_zeros(other, value, trained):
+            return value
+    return None
+
+
+def tells_zeros(mask: ir.Value | None, value: ir.Value | None, trained: Collection[str]) -> bool:
+    """Whether a mask, or a multiple of it as numbers, says where `value` is next to 0."""
+    for _ in range(_STEPS):
+        node = None if mask is None else mask.producer()
+        if node is None:
+            return False
+        if is_op(node, "Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual"):
+            others = [v for v in node.inputs if v is not value]
+            number = scalar(others[0], trained) if len(others) == 1 else None
+            return number is not None and abs(number) < SLACK
+        if is_op(node, "Cast") and node.inputs[0] is value:
+            return node.attributes.get_int("to", 0) == ir.DataType.BOOL
+        factors = [v for v in node.inputs if constant(v, trained) is None]
+        if not is_op(node, "Cast", "Not", "Mul", "Identity") or len(factors) != 1:
+            return False
+        mask = factors[0]
+    return False

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 
 import onnx_ir as ir
 
 from onnxcustom.graph.analysis.operands import FLOATS
-from onnxcustom.graph.analysis.spelled import SLACK, constant, is_op, scalar
+from onnxcustom.graph.analysis.spelled import (
+    SLACK,
+    clip_bounds,
+    constant,
+    is_op,
+    row_sum,
+    scalar,
+    tells_zeros,
+)
 from onnxcustom.graph.preparation.passes import constant_array
 
-__all__ = ["kept", "origin", "unchanged"]
-
-# Operators whose result holds what their first operand does, elsewhere or of another shape.
-_MOVES = frozenset(
-    "Cast CastLike Compress DepthToSpace Dropout Expand Flatten Gather GatherElements GatherND Identity Pad "
-    "Reshape ReverseSequence Slice SpaceToDepth Split Squeeze Tile TopK Transpose Trilu Unsqueeze".split()
-)
-# Computed element by element of the first operand; a logarithm makes scores of probabilities.
-_ELEMENTWISE = frozenset(
-    "Abs Celu Ceil Clip Elu Erf Floor Gelu HardSigmoid HardSwish LeakyRelu LpNormalization Mish Neg PRelu "
-    "Pow Reciprocal Relu Round Selu Shrink Softplus Softsign Sqrt Swish Tanh ThresholdedRelu".split()
-)
-_JOINS = frozenset("Add Concat Div Max Mean Min Mul Sub Sum".split())
-_REDUCTIONS = frozenset("GlobalAveragePool GlobalMaxPool ReduceMax ReduceMean ReduceMin ReduceSum".split())
+__all__ = [
+    "TURNS",
+    "divided_by_row_sum",
+    "exponential_of_logarithm",
+    "kept",
+    "there_and_back",
+    "unchanged",
+]
 
 
 def unchanged(node: ir.Node) -> ir.Value | None:
@@ -57,8 +59,10 @@ def kept(node: ir.Node, trained: Collection[str]) -> ir.Value | None:
         return same
     if is_op(node, "Abs", "Relu", "LeakyRelu", "Elu", "Celu"):
         return node.inputs[0]
+    if is_op(node, "DequantizeLinear"):
+        return _quantized(node, trained)
     if is_op(node, "Clip"):
-        low, high = _bounds(node, trained)
+        low, high = clip_bounds(node, trained, (1e38, -1e38))
         return node.inputs[0] if low < SLACK and high > 1 - SLACK else None
     if not is_op(node, "Add", "Sub", "Mul", "Div", "Max", "Min"):
         return None
@@ -86,23 +90,27 @@ _HARMLESS: dict[str, Callable[[float], bool]] = {
 }
 
 
+def _quantized(node: ir.Node, trained: Collection[str]) -> ir.Value | None:
+    """What DequantizeLinear reads of QuantizeLinear with the same scale, if all of 0 to 1 comes back."""
+    below = None if node.inputs[0] is None else node.inputs[0].producer()
+    if below is None or not is_op(below, "QuantizeLinear"):
+        return None
+    first, second = ([scalar(v, trained) for v in n.inputs[1:]] for n in (below, node))
+    kind, scale = below.outputs[0].dtype, first[0]
+    if scale is None or first != second or kind not in (ir.DataType.UINT8, ir.DataType.INT8):
+        return None
+    zero = (first[1] or 0.0) if len(first) > 1 else 0.0
+    least, most = (0, 255) if kind == ir.DataType.UINT8 else (-128, 127)
+    # Nothing but rounding: training passes it straight through.
+    return (
+        below.inputs[0] if (least - zero) * scale <= 0 and (most - zero) * scale > 1 - 1.5 * scale else None
+    )
+
+
 def _same_rank(node: ir.Node, value: ir.Value) -> bool:
     """Whether constants of one element add no axes to the operand."""
     most = max(0 if (a := constant_array(v)) is None else a.ndim for v in node.inputs)
     return most <= (1 if value.shape is None else len(value.shape))
-
-
-def _bounds(node: ir.Node, trained: Collection[str]) -> tuple[float, float]:
-    """Bounds of a Clip; those that are computed may be anything."""
-    found = []
-    for index, name, none, unknown in ((1, "min", -1e38, 1e38), (2, "max", 1e38, -1e38)):
-        given = node.inputs[index] if index < len(node.inputs) else None
-        number = scalar(given, trained)
-        if given is None:
-            found.append(node.attributes.get_float(name, none))
-        else:
-            found.append(unknown if number is None else number)
-    return found[0], found[1]
 
 
 def _keeps_rows(node: ir.Node) -> bool:
@@ -121,80 +129,119 @@ def _keeps_rows(node: ir.Node) -> bool:
     return (same and wanted != [-1, -1]) or (columns == 1 and wanted in ([-1], [-1, 1], [0, 1]))
 
 
-# -- where probabilities come from -----------------------------------------------------------
+def exponential_of_logarithm(node: ir.Node) -> ir.Value | None:
+    """Return p of exp(log(p))."""
+    value = node.inputs[0] if is_op(node, "Exp") else None
+    while value is not None and (below := value.producer()) is not None:
+        if is_op(below, "Log"):
+            return below.inputs[0]
+        value = unchanged(below)
+    return None
 
 
-def origin(
-    output: ir.Value, made_by: Callable[[ir.Node], str | None], trained: Collection[str]
-) -> tuple[ir.Node, ir.Node | None] | None:
-    """The node that makes the probabilities an output is made of, and the first that changes them.
+def divided_by_row_sum(node: ir.Node, trained: Collection[str]) -> tuple[ir.Value, int | None] | None:
+    """Return p and the axis of p / sum(p) in any spelling, with or without protection against empty rows."""
+    first = node.inputs[0] if node.inputs else None
+    if first is None:
+        return None
+    if (node.op_type, node.domain) == ("Normalizer", "ai.onnx.ml"):
+        return (first, -1) if node.attributes.get_string("norm", "MAX") == "L1" else None
+    if is_op(node, "LpNormalization"):
+        axis = node.attributes.get_int("axis", -1)
+        last = first.shape is not None and axis == len(first.shape) - 1
+        return (first, -1 if last else axis) if node.attributes.get_int("p", 2) == 1 else None
+    found = row_sum(node.inputs[1], trained) if is_op(node, "Div") else None
+    if found is None or (summed := found[0].inputs[0]) is None:
+        return None
+    inner = summed.producer()
+    if is_op(inner, "Abs"):
+        assert inner is not None
+        summed = inner.inputs[0]
+    if summed is first:
+        return first, found[1]
+    # skl2onnx adds 1 to every entry of a row of zeros.
+    add = first.producer()
+    if summed is None or add is None or not is_op(add, "Add") or summed not in add.inputs:
+        return None
+    mask = next((v for v in add.inputs if v is not summed), None)
+    return (summed, found[1]) if tells_zeros(mask, found[0].outputs[0], trained) else None
+
+
+# -- there and back --------------------------------------------------------------------------
+
+_SHAPES = ("Flatten", "Reshape", "Squeeze", "Unsqueeze")
+#: What exporters put around a Softmax, to undo it behind.
+TURNS = ("Transpose", *_SHAPES)
+
+
+def there_and_back(
+    scores: ir.Value, output: ir.Value, moves: Sequence[ir.Node], axis: int | None = None
+) -> tuple[ir.Value, int] | None:
+    """The tensor that scores are turned or reshaped from, so that `moves` undo it.
 
     Parameters
     ----------
-    output : onnx_ir.Value
-        Output of the model.
-    made_by : callable
-        ``'softmax'`` or ``'sigmoid'`` for a node that is one, None for others.
-    trained : collection of str
-        Weights that are trained: what they are multiplied with or added to is a score again.
+    scores, output : onnx_ir.Value
+        What a Softmax or a Sigmoid reads, and what becomes of it.
+    moves : sequence of onnx_ir.Node
+        Between them, the last one first.
+    axis : int, optional
+        Of the Softmax.
 
     Returns
     -------
     tuple or None
-        None if anything but probabilities and constants reaches the output by moving and elementwise
-        operators: such as gates, which are sigmoids times something else.
+        With the axis there; None if something else comes out.
     """
-    sources: list[tuple[ir.Node, str]] = []
-    moved: ir.Node | None = None
-    reduced, enlarged = False, False
-    waiting, seen = [output], {output}
-    while waiting:
-        node = waiting.pop().producer()
-        kind = None if node is None else made_by(node)
-        if node is None:
-            return None
-        if kind is not None:
-            sources.append((node, kind))
-            continue
-        below = _operands(node, trained)
-        if below is None:
-            return None
-        reduced = reduced or node.op_type in _REDUCTIONS
-        enlarged = enlarged or _enlarges(node, trained)
-        moved = node if moved is None and not is_op(node, "Identity") else moved
-        waiting.extend(v for v in reversed(below) if v not in seen)
-        seen.update(below)
-    # Features may be sigmoids, whose mean over positions is a score, as is a multiple: 30 * sigmoid(z / 30).
-    if not sources or ((reduced or enlarged) and any(kind == "sigmoid" for _, kind in sources)):
+    if all(is_op(n, *_SHAPES) for n in moves):
+        return _reshaped_from(scores, output, axis)
+    rank = 0 if scores.shape is None else len(scores.shape)
+    if not rank or not all(is_op(n, "Transpose") for n in moves):
         return None
-    return sources[0][0], moved
-
-
-def _operands(node: ir.Node, trained: Collection[str]) -> list[ir.Value] | None:
-    """Operands that a result is moved from or computed of one by one; None for other operators."""
-    values: list[ir.Value | None]
-    if (node.op_type, node.domain) in (("ZipMap", "ai.onnx.ml"), ("Normalizer", "ai.onnx.ml")):
-        values = [node.inputs[0]]
-    elif is_op(node, "Cast") and node.attributes.get_int("to", 0) not in FLOATS:
-        return None
-    elif is_op(node, *_MOVES, *_ELEMENTWISE, *_REDUCTIONS):
-        values = [node.inputs[0]]
-        if is_op(node, "PRelu") and constant(node.inputs[1], trained) is None:
+    behind = list(range(rank))
+    for node in reversed(moves):
+        perm = _permutation(node, rank)
+        behind = [behind[i] for i in perm]
+    before, value = list(range(rank)), scores
+    while (node_before := value.producer()) is not None and is_op(node_before, "Transpose", "Identity"):
+        source = node_before.inputs[0]
+        if source is None:
             return None
-    elif is_op(node, *_JOINS):
-        values = list(node.inputs)
-    elif is_op(node, "Where"):
-        values = list(node.inputs[1:])
-    else:
+        if is_op(node_before, "Transpose"):
+            perm = _permutation(node_before, rank)
+            before = [perm[i] for i in before]
+        value = source
+        if [before[i] for i in behind] == list(range(rank)):
+            place = -1 if axis is None else before[axis % rank]
+            return value, -1 if place == rank - 1 else place
+    return None
+
+
+def _permutation(node: ir.Node, rank: int) -> list[int]:
+    return list(node.attributes.get_ints("perm", ()) or range(rank)[::-1])
+
+
+def _reshaped_from(scores: ir.Value, output: ir.Value, axis: int | None) -> tuple[ir.Value, int] | None:
+    """The tensor of the output's shape; a Softmax must be that of its last axis."""
+    last = None if scores.shape is None or not len(scores.shape) else scores.shape[-1]
+    if axis not in (None, -1) or (axis is not None and not isinstance(last, int)):
         return None
-    return [v for v in values if v is not None and constant(v, trained) is None]
+    value: ir.Value | None = scores
+    while value is not None:
+        if _same_shape(value, output):
+            assert value.shape is not None
+            return (value, -1) if axis is None or value.shape[-1] == last else None
+        node = value.producer()
+        value = node.inputs[0] if node is not None and is_op(node, "Identity", *_SHAPES) else None
+    return None
 
 
-def _enlarges(node: ir.Node, trained: Collection[str]) -> bool:
-    """Whether a constant makes numbers larger."""
-    if not is_op(node, "Mul", "Div"):
+def _same_shape(one: ir.Value, other: ir.Value) -> bool:
+    """Whether shapes are certain to agree; of one axis nothing need be known, as all have as many numbers."""
+    if one.shape is None or other.shape is None or len(one.shape) != len(other.shape) or not len(one.shape):
         return False
-    factors = [a for v in node.inputs if (a := constant(v, trained)) is not None]
-    if node.op_type == "Mul":
-        return any(float(abs(a).max()) > 1 + SLACK for a in factors)
-    return any(float(abs(a).max()) < 1 - SLACK for a in factors)
+    pairs = list(zip(one.shape, other.shape, strict=True))
+    unknown = [p for p in pairs if not all(isinstance(d, int) for d in p) and p[0] != p[1]]
+    known = all(p[0] == p[1] for p in pairs if p not in unknown)
+    named = [p for p in pairs if p[0] == p[1] and isinstance(p[0], ir.SymbolicDim) and p[0].value is None]
+    return known and len(unknown) + len(named) <= 1
