@@ -12,6 +12,8 @@ __all__ = ["all_names", "proto_nodes", "rename_twins", "subgraphs", "unique_name
 
 def subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
     """Graphs in the attributes of a node."""
+    if not node.attributes:
+        return  # most have none, and looking through them is slow
     for attribute in node.attributes.values():
         if attribute.type == ir.AttributeType.GRAPH:
             yield attribute.as_graph()

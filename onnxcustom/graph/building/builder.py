@@ -102,7 +102,7 @@ class Builder:
         key = (array.dtype.str, array.dtype.name, array.shape, array.tobytes())
         if key not in self._constants:
             name = self.unique("const")
-            tensor = ir.tensor(array, name=name)
+            tensor = ir.Tensor(array, name=name)  # ir.tensor() asks what it is given, slowly
             self._constants[key] = Var(self, self.initializer(name, tensor))
         return self._constants[key]
 
@@ -188,7 +188,7 @@ class Builder:
         node = ir.node(
             op_type,
             [None if v is None else v.value for v in inputs],
-            attributes=attrs,
+            attributes={k: _attribute(k, v) for k, v in attrs.items()},
             domain=domain,
             outputs=values,
             name=self.unique(f"{op_type}_node"),
@@ -253,6 +253,13 @@ def _value(name: str, dtype: ir.DataType | None, shape: Sequence | None) -> ir.V
         type=None if dtype is None else ir.TensorType(dtype),
         shape=None if shape is None else ir.Shape(shape),
     )
+
+
+def _attribute(name: str, value: Any) -> Any:
+    """What makes an attribute: integers as one already, as onnx_ir would ask lists for protocols first."""
+    if isinstance(value, (list, tuple)) and value and all(type(v) is int for v in value):
+        return ir.AttrInt64s(name, value)
+    return value
 
 
 def _type_str(schema: onnx.defs.OpSchema | None, i: int) -> str:

@@ -536,35 +536,49 @@ class RemoveUnusedPass(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Remove in place."""
-        modified = _remove_unused(model.graph, _all_outputs(model.graph))
-        return ir.passes.PassResult(model, modified=bool(RemoveUnusedNodesPass()(model).modified or modified))
+        graph = model.graph
+        ends, more = set(graph.outputs), bool(model.functions)
+        for node in ir.traversal.RecursiveGraphIterator(graph):
+            for inner in subgraphs(node):
+                ends.update(inner.outputs)  # a branch may hand out a value from around it
+            more = more or len(node.outputs) > 1 or bool(node.inputs and node.inputs[-1] is None)
+        modified = _remove_unused(graph, ends)
+        if more:  # the common pass takes optional inputs and outputs away, and looks into functions
+            modified |= bool(RemoveUnusedNodesPass()(model).modified)
+        else:
+            modified |= _remove_initializers(graph, ends)
+        return ir.passes.PassResult(model, modified=modified)
 
 
-def _all_outputs(graph: ir.Graph) -> set[ir.Value]:
-    """Outputs of a graph and of all graphs in it; a branch may hand out a value from around it."""
-    found = set(graph.outputs)
-    for node in ir.traversal.RecursiveGraphIterator(graph):
-        for inner in subgraphs(node):
-            found.update(inner.outputs)
-    return found
+def _remove_initializers(graph: ir.Graph, ends: set[ir.Value]) -> bool:
+    """Remove initializers that nobody reads and that are no inputs; True if there were some."""
+    modified = False
+    for name, value in list(graph.initializers.items()):
+        if not (value in ends or value.uses() or value.is_graph_input()):
+            del graph.initializers[name]
+            modified = True
+    return modified
 
 
 def _remove_unused(graph: ir.Graph, ends: set[ir.Value]) -> bool:
     """Remove nodes whose outputs nobody reads, the last ones first; True if there were some."""
-    modified = False
+    modified, unused = False, []
     for node in reversed(list(graph)):
         if any(v in ends or v.uses() for v in node.outputs):
             for inner in subgraphs(node):
                 modified |= _remove_unused(inner, ends)
-                for name, value in list(inner.initializers.items()):
-                    if not (value in ends or value.uses() or value.is_graph_input()):
-                        del inner.initializers[name]
-                        modified = True
+                modified |= _remove_initializers(inner, ends)
             continue
         for inner in subgraphs(node):
             for reader in ir.traversal.RecursiveGraphIterator(inner):
-                for i in range(len(reader.inputs)):
-                    reader.replace_input_with(i, None)
-        graph.remove(node, safe=True)
-        modified = True
-    return modified
+                _let_go(reader)
+        _let_go(node)
+        unused.append(node)
+    graph.remove(unused)  # together: each call looks at all outputs of the graph
+    return modified or bool(unused)
+
+
+def _let_go(node: ir.Node) -> None:
+    """Read nothing any more."""
+    for i in range(len(node.inputs)):
+        node.replace_input_with(i, None)

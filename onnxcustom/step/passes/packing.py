@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -27,6 +28,9 @@ _ELEMENTWISE = frozenset(
     "Add Sub Mul Div Neg Sqrt Pow Exp Log Abs Sign Max Min Clip Where Cast Identity Relu Reciprocal "
     "Greater Less GreaterOrEqual LessOrEqual Equal And Or Not".split()
 )
+# Of :func:`_number_by_number`, by rule and options: making the graphs is a third of composing a small step.
+_VERDICTS: dict[tuple[Any, ...], bool] = {}
+_MOST_VERDICTS = 256
 _ROLES: tuple[Role, ...] = ("weight", "bias", "normalization", "unknown")
 
 
@@ -71,6 +75,21 @@ def plan_packs(
 
 def _number_by_number(optimizer: BaseLearningRate) -> bool:
     """Whether the formula works on each number by itself, alike for every role, in some nodes."""
+    options = [(name, type(v), v) for name, v in sorted(vars(optimizer).items()) if name[0] != "_"]
+    if not all(v is None or isinstance(v, (bool, int, float, str)) for *_, v in options):
+        return _tried(optimizer)  # schedules and tables may change
+    key = (type(optimizer), type(optimizer).update, *options)
+    verdict = _VERDICTS.get(key)
+    if verdict is None:
+        verdict = _tried(optimizer)
+        if len(_VERDICTS) >= _MOST_VERDICTS:
+            _VERDICTS.clear()
+        _VERDICTS[key] = verdict
+    return verdict
+
+
+def _tried(optimizer: BaseLearningRate) -> bool:
+    """:func:`_number_by_number`, by the graph that the formula makes for each role."""
     seen = set()
     for role in _ROLES:
         op = Builder(18)
