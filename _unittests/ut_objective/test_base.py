@@ -18,7 +18,9 @@ from onnxcustom.objective import (
     AbsoluteLearningLoss,
     BaseLearningLoss,
     BinaryCrossEntropyLearningLoss,
+    CosineLearningLoss,
     CustomLoss,
+    DiceLearningLoss,
     ElasticLearningLoss,
     HingeLearningLoss,
     HuberLearningLoss,
@@ -31,6 +33,8 @@ from onnxcustom.objective import (
     register_loss,
 )
 from onnxcustom.objective.base import LOSSES
+
+from .task_cases import TASK_CASES
 
 onnxruntime = pytest.importorskip("onnxruntime")
 
@@ -136,6 +140,7 @@ CASES = [
     (HingeLearningLoss(), labels, CLASS_SHAPES, crammer_singer),
     (HingeLearningLoss(squared=True), labels, CLASS_SHAPES, lambda y, z: crammer_singer(y, z) ** 2),
     (CustomLoss(fourth), values, SHAPES, lambda y, p: (p - y) ** 4),
+    *TASK_CASES,
 ]
 PARAMS = [
     pytest.param(loss, data, shape, formula, id=f"{i}-{type(loss).__name__}-{'x'.join(map(str, shape))}")
@@ -150,8 +155,13 @@ LOSS_PARAMS = [
 TARGET_PARAMS = [
     param
     for param in LOSS_PARAMS
-    if param.values[1] is not soft_labels
-    and not (isinstance(param.values[0], HingeLearningLoss) and param.values[1] is labels)
+    if (type(param.values[0]), param.values[1].__name__)
+    not in [
+        (SoftmaxCrossEntropyLearningLoss, "soft_labels"),
+        (HingeLearningLoss, "labels"),
+        (DiceLearningLoss, "labels"),
+        (CosineLearningLoss, "pairs"),
+    ]
 ]
 
 
@@ -281,8 +291,8 @@ def test_unknown_rank_gives_the_same(loss, data, shape):
 )
 def test_vectors_and_columns_never_broadcast(n, flat_y, flat_p, column_w, index):
     loss, data, shapes, formula = CASES[index]
-    if shapes is CLASS_SHAPES:
-        return
+    if len(shapes[0]) > 1:
+        return  # neither vectors nor columns
     rng = np.random.default_rng(n)
     y, p = data(rng, (n,))
     w = rng.uniform(size=n)

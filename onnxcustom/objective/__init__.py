@@ -9,7 +9,11 @@ from .classification import (
     NegLogLearningLoss,
     SoftmaxCrossEntropyLearningLoss,
 )
+from .ctc import CTCLearningLoss
 from .custom import CustomLoss
+from .embeddings import ContrastiveLearningLoss, CosineLearningLoss, TripletLearningLoss
+from .imbalance import DiceLearningLoss, FocalLearningLoss
+from .likelihood import GaussianLearningLoss, KLDivergenceLearningLoss, NLLLearningLoss
 from .penalties import (
     BaseLearningPenalty,
     ElasticLearningPenalty,
@@ -26,8 +30,10 @@ from .regression import (
     AbsoluteLearningLoss,
     ElasticLearningLoss,
     HuberLearningLoss,
+    LogCoshLearningLoss,
     PoissonLearningLoss,
     QuantileLearningLoss,
+    SmoothL1LearningLoss,
     SquareLearningLoss,
 )
 
@@ -36,16 +42,25 @@ __all__ = [
     "BaseLearningLoss",
     "BaseLearningPenalty",
     "BinaryCrossEntropyLearningLoss",
+    "CTCLearningLoss",
+    "ContrastiveLearningLoss",
+    "CosineLearningLoss",
     "CustomLoss",
+    "DiceLearningLoss",
     "ElasticLearningLoss",
     "ElasticLearningPenalty",
+    "FocalLearningLoss",
+    "GaussianLearningLoss",
     "HingeLearningLoss",
     "HuberLearningLoss",
+    "KLDivergenceLearningLoss",
     "L1LearningPenalty",
     "L2LearningPenalty",
+    "LogCoshLearningLoss",
     "Loss",
     "LossTarget",
     "LossTerms",
+    "NLLLearningLoss",
     "NegLogLearningLoss",
     "NoLearningPenalty",
     "Penalty",
@@ -53,8 +68,10 @@ __all__ = [
     "PerWeightLearningPenalty",
     "PoissonLearningLoss",
     "QuantileLearningLoss",
+    "SmoothL1LearningLoss",
     "SoftmaxCrossEntropyLearningLoss",
     "SquareLearningLoss",
+    "TripletLearningLoss",
     "register_loss",
     "register_penalty",
     "select_penalties",

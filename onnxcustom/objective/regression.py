@@ -16,8 +16,10 @@ __all__ = [
     "AbsoluteLearningLoss",
     "ElasticLearningLoss",
     "HuberLearningLoss",
+    "LogCoshLearningLoss",
     "PoissonLearningLoss",
     "QuantileLearningLoss",
+    "SmoothL1LearningLoss",
     "SquareLearningLoss",
 ]
 
@@ -115,6 +117,59 @@ class HuberLearningLoss(Loss):
         g = op.Clip(d, -self.delta, self.delta)
         # g (d - g/2) is d²/2 where g = d and δ(|d| - δ/2) where g = ±δ.
         return g * (d - 0.5 * g), g
+
+
+@register_loss("smooth_l1", "smooth_l1_loss")
+class SmoothL1LearningLoss(Loss):
+    r"""Huber's loss over its own bend: a parabola of curvature :math:`1 / β` near 0, lines of slope 1 beyond.
+
+    With d = p - y: :math:`d^2 / (2 β)` if :math:`|d| < β`, else :math:`|d| - β / 2`, summed over columns. As
+    PyTorch's ``SmoothL1Loss`` (with ``reduction='sum'``); :class:`HuberLearningLoss` is β times this.
+
+    Parameters
+    ----------
+    beta : float, default=1.0
+        Where the parabola becomes a line, :math:`β \ge 0`, in units of y. With 0 it is the absolute error.
+
+    References
+    ----------
+    R. Girshick, Fast R-CNN, ICCV 2015, section 2.3, https://arxiv.org/abs/1504.08083
+    """
+
+    def __init__(self, beta: float = 1.0) -> None:
+        self.beta = beta
+
+    def check(self) -> None:
+        """Check the parameters."""
+        check_number("beta", self.beta, "[0, inf)")
+
+    def terms(self, op: Builder, predicted: Var, expected: Var) -> tuple[Var, Var]:
+        d = predicted - expected
+        if not self.beta:
+            return op.Abs(d), op.Sign(d)
+        g = op.Clip(d / self.beta, -1.0, 1.0)
+        # g (d - βg/2) is d²/(2β) where g = d/β and |d| - β/2 where g = ±1.
+        return g * (d - (0.5 * self.beta) * g), g
+
+
+@register_loss("log_cosh", "logcosh")
+class LogCoshLearningLoss(Loss):
+    r"""Logarithm of the hyperbolic cosine of the error: :math:`\sum w \log \cosh(p - y)`.
+
+    Nearly :math:`d^2 / 2` for small errors d and :math:`|d| - \log 2` for large ones, with the gradient
+    :math:`w \tanh(p - y)`. Nothing overflows, and small errors keep their digits. As Keras's ``LogCosh``,
+    which is a mean.
+    """
+
+    def terms(self, op: Builder, predicted: Var, expected: Var) -> tuple[Var, Var]:
+        d = predicted - expected
+        size = op.Abs(d)
+        far = size + (op.Log(1 + op.Exp(-2 * size)) - float(np.log(2)))
+        # Below a tenth what cancels there is taken from the series, whose next term is less than 1e-15.
+        small = op.Min(size, 0.1)
+        s = small * small
+        near = s * (1 / 2 + s * (-1 / 12 + s * (1 / 45 + s * (-17 / 2520 + s * (31 / 14175)))))
+        return op.Where(is_positive(op, size - 0.1), far, near), op.Tanh(d)
 
 
 @register_loss("quantile", "quantile_error", "pinball")

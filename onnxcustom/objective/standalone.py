@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -143,10 +144,7 @@ def _check(loss: Evaluated, feeds: dict[str, Any]) -> None:
                 f"{name} has shape {other}, predicted has shape {shape}: they differ in the number of rows."
             )
     target = loss.target(dtype, len(shape), shape)
-    allowed = {int(np.prod(shape, dtype=np.int64))}
-    if loss.depends_on_columns and len(shape) > 1:
-        allowed.add(int(np.prod([shape[0], *shape[2:]], dtype=np.int64)))
-    if int(np.prod(shapes["expected"], dtype=np.int64)) not in allowed and target.shape is not None:
+    if not _fits(shapes["expected"], shape, target, loss.depends_on_columns):
         raise InvalidDataError(
             f"expected has shape {shapes['expected']}, but for predictions of shape {shape} "
             f"{type(loss).__name__} takes shape {target.shape}."
@@ -156,4 +154,23 @@ def _check(loss: Evaluated, feeds: dict[str, Any]) -> None:
             f"weight has shape {shapes['weight']}: one weight is needed for each of the {shape[0]} rows."
         )
     if feeds["expected"].device_name().lower() == "cpu":
-        loss.check_expected(feeds["expected"].numpy(), shape[1] if len(shape) > 1 else None)
+        columns = shape[-1] if target.kind == "own" else shape[1] if len(shape) > 1 else None
+        loss.check_expected(feeds["expected"].numpy(), columns)
+
+
+def _fits(shape: Sequence[int], predicted: Sequence[int], target: Any, columns: bool) -> bool:
+    """Whether expected values have a shape that goes with predictions."""
+    if target.shape is None:
+        return True
+    if target.kind == "own":
+        wanted = target.shape
+        return (
+            math.prod(shape) == shape[0]
+            if len(wanted) == 1
+            else len(shape) == len(wanted)
+            and all(a == b or not isinstance(b, int) for a, b in zip(shape, wanted, strict=True))
+        )
+    allowed = {math.prod(predicted)}
+    if columns and len(predicted) > 1:
+        allowed.add(math.prod([predicted[0], *predicted[2:]]))
+    return math.prod(shape) in allowed

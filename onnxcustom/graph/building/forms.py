@@ -72,12 +72,14 @@ def written(
     Raises
     ------
     InvalidModelError
-        The operator cannot say that in this opset.
+        The operator cannot say that in this opset, or is newer.
     """
     schema, newest = operator_schema(op_type, opset), _newest(op_type)
     operands = list(operands)
-    if schema is None or newest is None:
+    if newest is None:
         return operands, attributes
+    if schema is None:
+        raise _error(op_type, opset, "does not exist")
     names, has = _signature(op_type, opset)
     if opset >= _NEGATIVE_AXES and len(operands) <= len(names) and has.issuperset(attributes):
         return operands, attributes  # nearly always
