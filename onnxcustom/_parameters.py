@@ -57,8 +57,8 @@ def choice(default: str, *others: str) -> Any:
     return dataclasses.field(default=default, metadata={"choice": (default, *others)})
 
 
-def flag(default: bool, kw_only: Any = MISSING) -> Any:
-    """A dataclass field that holds True or False."""
+def flag(default: bool | None, kw_only: Any = MISSING) -> Any:
+    """A dataclass field that holds True or False, or None if that is its default."""
     return dataclasses.field(default=default, kw_only=kw_only, metadata={"flag": True})
 
 
@@ -84,7 +84,7 @@ def check_parameters(instance: Any) -> None:
         elif "choice" in field.metadata and value not in field.metadata["choice"]:
             words = ", ".join(map(repr, field.metadata["choice"]))
             raise ValueError(f"{name} must be one of {words}, not {value!r}.")
-        elif "flag" in field.metadata:
+        elif "flag" in field.metadata and (value is not None or field.default is not None):
             check_flag(name, value)
 
 

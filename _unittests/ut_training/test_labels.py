@@ -9,15 +9,8 @@ from hypothesis import strategies as st
 
 from onnxcustom.exceptions import InvalidDataError, InvalidModelError
 from onnxcustom.graph import prepare
-from onnxcustom.training.estimators.labels import (
-    as_labels,
-    declared_columns,
-    fitting_loss,
-    from_one_hot,
-    label_indices,
-    labels_of,
-    probability_output,
-)
+from onnxcustom.training.estimators.labels import as_labels, from_one_hot, label_indices, labels_of
+from onnxcustom.training.estimators.outputs import declared_columns, fitting_loss, probability_output
 
 
 @given(

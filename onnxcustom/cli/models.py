@@ -119,7 +119,7 @@ class Model:
     @functools.cached_property
     def score_output(self) -> str | None:
         """The output with scores or probabilities; None if there is none."""
-        from onnxcustom.training.estimators.labels import probability_output
+        from onnxcustom.training.estimators.outputs import probability_output
 
         if self.card is not None and self.card.output in self.outputs:
             return self.card.output

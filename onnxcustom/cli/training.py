@@ -371,8 +371,8 @@ class Training:
             self.target,
             output,
             estimator.classes_.tolist(),
-            estimator._link,
-            bool(estimator._multilabel),
+            estimator.decision.link,
+            estimator.decision.multilabel,
             axes,
             # Of one label a row the axis beside that of the rows is the only one.
             target.axis if target.shape is None or len(target.shape) > 2 or target.rows is None else None,

@@ -189,7 +189,7 @@ def _graph_of(model: Any) -> Any:
 
     if isinstance(model, Trainer):
         fitted = hasattr(model, "step_")
-        model = model.step_ if fitted else getattr(model, model._step_parameters[0])
+        model = model.step_ if fitted else getattr(model, model.model_parameter)
     if isinstance(model, TrainingStep):
         return model.model
     if isinstance(model, OrtGradientForwardBackward):

@@ -154,7 +154,7 @@ def _start_of(trained: Any) -> Any:
         raise InvalidDataError(
             "after is missing: only a fitted estimator knows what its weights were before training."
         )
-    return getattr(trained, trained._step_parameters[0])
+    return getattr(trained, trained.model_parameter)
 
 
 def _weights_of(given: Any) -> dict[str, np.ndarray]:

@@ -16,9 +16,10 @@ from onnxcustom.training.checkpoints.checkpoint import Saved
 if TYPE_CHECKING:
     from onnxcustom.step.training_step import TrainingStep
 
+    from .plan import Resumed
     from .run import Run, Training
 
-__all__ = ["capture", "check_same", "checked", "fingerprint", "restore", "restore_callbacks"]
+__all__ = ["capture", "checked", "fingerprint", "restore_callbacks", "take_place"]
 
 # What the state of a checkpoint holds.
 _ENTRIES: dict[str, Any] = {
@@ -42,7 +43,7 @@ def fingerprint(trainer: Training, run: Run) -> dict[str, Any]:
     """What makes a training what it is: estimator, model, data and parameters."""
     parameters = trainer.get_params(deep=False)
     parameters["shuffle"] = trainer.shuffles
-    model = trainer._step_parameters[0]
+    model = trainer.model_parameter
     return {
         "estimator": type(trainer).__name__,
         "model": hash_model(parameters[model]),
@@ -140,6 +141,34 @@ def capture(trainer: Training, run: Run) -> tuple[dict[str, np.ndarray], dict[st
         "callbacks": callbacks,
     }
     return tensors, state
+
+
+def take_place(resumed: Resumed, trainer: Training, step: TrainingStep, run: Run) -> None:
+    """Be where the last checkpoint is.
+
+    Raises
+    ------
+    CheckpointError
+        It is one of another run, or beyond the end of this one.
+    """
+    run.store, saved = resumed.store, resumed.saved
+    run.fingerprint = fingerprint(trainer, run)
+    if saved is None:
+        return
+    check_same(saved.state["fingerprint"], run, resumed.checkpoint.folder)
+    done = saved.state["n_iter"]
+    if done > run.epochs:
+        raise CheckpointError(
+            f"The checkpoint {str(saved.path)!r} is {done} epochs into training, beyond max_iter="
+            f"{run.epochs}. Raise max_iter, or give another folder."
+        )
+    run.rate = step.optimizer.make_schedule()
+    restore(saved, step, run)
+    if run.loader.n_batches is not None and run.batches > run.loader.n_batches:
+        raise CheckpointError(
+            f"The checkpoint {str(saved.path)!r} is {run.batches} batches into an epoch of "
+            f"{run.loader.n_batches}."
+        )
 
 
 def restore(saved: Saved, step: TrainingStep, run: Run) -> None:

@@ -34,8 +34,8 @@ class Training(Protocol):
         """Whether each epoch takes the rows in another order."""
 
     @property
-    def _step_parameters(self) -> tuple[str, ...]:
-        """Names of the parameters that make the step, that of the model first."""
+    def model_parameter(self) -> str:
+        """Name of the parameter that holds the model."""
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """Parameters by name."""

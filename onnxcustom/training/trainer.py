@@ -7,76 +7,40 @@ change.
 from __future__ import annotations
 
 import contextlib
-import functools
-import inspect
+import dataclasses
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextvars import ContextVar
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
-import onnx
-import onnx_ir as ir
-from sklearn.base import BaseEstimator
-from sklearn.exceptions import NotFittedError
-from sklearn.utils.validation import validate_data
 
-from onnxcustom._parameters import check_count, check_flag
-from onnxcustom._versioning import check_version, stamp_version
+from onnxcustom._parameters import check_count
 from onnxcustom._warnings import warn_user
 from onnxcustom.data import Block, Stream
-from onnxcustom.data.frames import is_frame, text_names
-from onnxcustom.data.given import as_data
 from onnxcustom.data.naming import naming
-from onnxcustom.data.owned import owned_parts, sealed
+from onnxcustom.data.owned import sealed
 from onnxcustom.data.sources import UnalignedError
-from onnxcustom.exceptions import (
-    CheckpointError,
-    ConvergenceError,
-    EvaluationError,
-    InvalidDataError,
-    RowsWarning,
-)
-from onnxcustom.feed.arrays import dimensions, is_named, ordered
+from onnxcustom.exceptions import ConvergenceError, EvaluationError, InvalidDataError, RowsWarning
 from onnxcustom.feed.data_loader import Batch, LentBatch, OrtDataLoader, draw_seed
-from onnxcustom.feed.held_out import ArrayValidation, StreamValidation, score_stream
-from onnxcustom.feed.specs import rows_of
+from onnxcustom.feed.held_out import score_stream
 from onnxcustom.feed.splitting import check_fraction, hold_out
-from onnxcustom.feed.stream_loader import StreamLoader
-from onnxcustom.feed.validation import as_inputs, as_targets, weights_of
-from onnxcustom.graph import load
+from onnxcustom.graph import Prepared
 from onnxcustom.graph.files.feature_names import read_feature_names
 from onnxcustom.step.training_step import TrainingStep
-from onnxcustom.training.checkpoints.checkpoint import CheckpointStore, Saved
 
 from .callbacks import Callback, Callbacks, Checkpoint, PrintLog, ProgressBar
-from .resuming import capture, check_same, checked, fingerprint, restore, restore_callbacks
+from .columns import check_columns, first_columns, in_order
+from .loading import Reading, make_loader, make_validation
+from .plan import Begun, Given, Plan, Resumed
+from .results import Results
+from .resuming import capture, checked, restore_callbacks, take_place
 from .run import Run, deferred_interrupt
 
 __all__ = ["Trainer"]
 
 
-class _Resumed(NamedTuple):
-    """The checkpoints of a fit: who writes them, where, and the last one there is."""
-
-    checkpoint: Checkpoint
-    store: CheckpointStore
-    saved: Saved | None
-
-
-class _Fit(NamedTuple):
-    """A call of ``fit`` on its way to ``partial_fit``."""
-
-    trainer: Trainer
-    resumed: _Resumed | None
-
-
-# What fit() hands down to partial_fit(), whose parameters are the user's; each thread has its own.
-_FIT: ContextVar[_Fit | None] = ContextVar("onnxcustom_fit", default=None)
-
-
-class Trainer(BaseEstimator):
+class Trainer(Results):
     """Base of the estimators: everything about training that does not depend on the task.
 
     A subclass stores its parameters in its constructor, writes :meth:`make_step` and may change the
@@ -111,19 +75,6 @@ class Trainer(BaseEstimator):
     callbacks: Any = None
     checkpoint_dir: Any = None
     validation_fraction: float | None = None
-
-    _run: Run | None = None
-
-    # What a step is made of: with warm_start, a change of one of these makes a new step.
-    _step_parameters: tuple[str, ...] = ()
-    # Those that are True or False.
-    _flags: tuple[str, ...] = ("shuffle", "warm_start")
-    # Those that may change without a new step.
-    _live_parameters: frozenset[str] = frozenset()
-
-    step_: TrainingStep
-    history_: dict[str, list[float]]
-    n_iter_: int
 
     # -- what a subclass writes ------------------------------------------------------------------
 
@@ -196,37 +147,27 @@ class Trainer(BaseEstimator):
         ConvergenceError
             The loss stopped being finite; :attr:`weights_` holds the last finite weights.
         """
-        if self._run is not None:
-            raise RuntimeError(f"This {type(self).__name__} is training: a callback may fit a clone of it.")
+        self._check_idle()
         check_count("max_iter", self.max_iter)
         self._check_flags()
         checkpoint = self._checkpoint()
-        kept = {} if self.warm_start else self._forget()
+        before = self._results()
         try:
             with contextlib.ExitStack() as stack:
                 resumed = None
                 if checkpoint is not None:
                     store, saved = stack.enter_context(checkpoint.opened())
-                    resumed = _Resumed(checkpoint, store, checked(saved))
-                token = _FIT.set(_Fit(self, resumed))
-                stack.callback(_FIT.reset, token)
+                    resumed = Resumed(checkpoint, store, checked(saved))
+                if not self.warm_start:
+                    self._replace_results({})
+                plan = Plan(self.max_iter, whole=True, resumed=resumed)
                 # Older overrides of partial_fit do not know it.
                 more = {} if sample_weight_val is None else {"sample_weight_val": sample_weight_val}
-                return self.partial_fit(X, y, sample_weight, X_val, y_val, epochs=self.max_iter, **more)
+                return self.partial_fit(X, y, sample_weight, X_val, y_val, epochs=plan, **more)
         except BaseException:
             if not self.__sklearn_is_fitted__():  # training never began: as if fit had not been called
-                self.__dict__.update(kept)
+                self._replace_results(before)
             raise
-
-    @property
-    def _fit(self) -> _Fit | None:
-        """The call of :meth:`fit` that this is part of."""
-        fit = _FIT.get()
-        return fit if fit is not None and fit.trainer is self else None
-
-    @property
-    def _resumed(self) -> _Resumed | None:
-        return None if self._fit is None else self._fit.resumed
 
     def partial_fit(
         self,
@@ -246,64 +187,50 @@ class Trainer(BaseEstimator):
         X, y, sample_weight, X_val, y_val, sample_weight_val
             As :meth:`fit` takes them.
         epochs : int, default=1
-            How many.
+            How many. Overrides hand on what they get: that of :meth:`fit` is a :class:`Plan`.
 
         Returns
         -------
         self
         """
-        if self._run is not None:
-            raise RuntimeError(f"This {type(self).__name__} is training: a callback may fit a clone of it.")
+        return self._train(Given(X, y, sample_weight, X_val, y_val, sample_weight_val), epochs)
+
+    def _train(self, given: Given, epochs: int, classes: Any = None) -> Any:
+        """Find everything out, then train; `classes` are the labels, where somebody says which."""
+        self._check_idle()
         check_count("epochs", epochs)
         self._check_flags()
-        before = dict(self.__dict__)
-        saved = None if self._resumed is None else self._resumed.saved
+        plan = epochs if isinstance(epochs, Plan) else Plan(epochs)
+        begun = self._begin(given, plan, classes)
+        before = self._results()
+        self._adopt(begun, plan)
+        run, done = begun.run, begun.step.iteration
+        run.rate = run.rate or begun.step.optimizer.make_schedule()
         try:
-            X, X_val = as_data(X, y), None if X_val is None else as_data(X_val, y_val)
-            given = X, y, sample_weight, X_val, y_val, sample_weight_val
-            own = owned_parts(given, watched=bool(self.callbacks) or not _is_ours(self))
-            X, y, sample_weight, X_val, y_val, sample_weight_val = own
-            if isinstance(X, Stream):
-                X = _in_order(X, self._known_columns())
-            with naming(functools.partial(_columns_of, X)):
-                step = self._step_for(X, y)
-                for data in (X, X_val):
-                    if isinstance(data, Stream):
-                        data.place(step.data_axes())
-                run = self._prepare(step, X, y, sample_weight, X_val, y_val, sample_weight_val, epochs)
-            self._adopt(step, run.seed)
-            run.rate = run.rate or step.optimizer.make_schedule()
-        except BaseException:  # what was found out about a model that isn't trained is forgotten
-            self._become(before)
-            raise
-        if saved is not None:
-            self.n_iter_, self.history_ = saved.state["n_iter"], saved.state["history"]
-        done = step.iteration
-        try:
-            with naming(functools.partial(_columns_of, X)):
-                self._supervise(run, saved)
+            with naming(begun.names_of):
+                self._supervise(run, plan)
         except BaseException as exc:
             # Data may not fit in a way that only shows when it is read or run.
-            unfit = isinstance(exc, (EvaluationError, InvalidDataError)) and step.iteration == done
+            unfit = isinstance(exc, (EvaluationError, InvalidDataError)) and begun.step.iteration == done
             if unfit or not run.begun:
-                self._become(before)
+                self._replace_results(before)
             raise
         return self
 
-    def _supervise(self, run: Run, saved: Saved | None) -> None:
+    def _supervise(self, run: Run, plan: Plan) -> None:
         """Run the epochs that are left, between the first and the last word of the callbacks."""
         self._run = run
         self.callbacks_, self.stop_reason_ = run.callbacks.items, None
         try:
             run.callbacks.begin(self)
-            if saved is not None:
-                restore_callbacks(saved, self, run)
+            if plan.saved is not None:
+                restore_callbacks(plan.saved, self, run)
             run.begun = True
             left = run.epochs - self.n_iter_
             if left > 0 and run.stop_reason is None:
                 with contextlib.nullcontext() if run.store is None else deferred_interrupt(run):
                     self.fit_loop(run.loader, run.validation, left)
-            if self._fit is not None and not run.diverged:
+            if plan.whole and not run.diverged:
                 self._apply_accumulated(run)
         except BaseException as exc:
             run.error = exc
@@ -313,7 +240,7 @@ class Trainer(BaseEstimator):
             try:
                 run.callbacks.end(self)
             finally:
-                self.__dict__.pop("_run", None)
+                del self._run
 
     def _apply_accumulated(self, run: Run) -> None:
         """Update the weights by what is left of ``accumulate``; a checkpoint keeps it, for a longer run."""
@@ -421,13 +348,6 @@ class Trainer(BaseEstimator):
         return np.array([loss, *(np.mean(scores, dtype=np.float64) for scores in heads.values())])
 
     @property
-    def weights_(self) -> dict[str, np.ndarray]:
-        """Copies of the trained weights, by name."""
-        if not self.__sklearn_is_fitted__():
-            raise AttributeError(f"This {type(self).__name__} is not fitted yet: it has no weights_.")
-        return self.step_.weights()
-
-    @property
     def run(self) -> Run:
         """The training that goes on.
 
@@ -449,14 +369,9 @@ class Trainer(BaseEstimator):
 
     # -- before training ---------------------------------------------------------------------------
 
-    def _check_flags(self) -> None:
-        """Refuse words that Python would take for True."""
-        for name in self._flags:
-            value = getattr(self, name)
-            if name != "shuffle" or value is not None:
-                check_flag(name, value)
-        if not isinstance(self.verbose, (int, np.integer, np.bool_)) or self.verbose < 0:
-            raise ValueError(f"verbose must be 0, 1 or 2, not {self.verbose!r}.")
+    def _check_idle(self) -> None:
+        if self._run is not None:
+            raise RuntimeError(f"This {type(self).__name__} is training: a callback may fit a clone of it.")
 
     def _checkpoint(self) -> Checkpoint | None:
         """Who saves the run: :attr:`checkpoint_dir`, or the one among the callbacks."""
@@ -472,280 +387,152 @@ class Trainer(BaseEstimator):
             )
         return found[0] if found else None
 
-    def _prepare(
-        self,
-        step: TrainingStep,
-        X: Any,
-        y: Any,
-        sample_weight: Any,
-        X_val: Any,
-        y_val: Any,
-        sample_weight_val: Any,
-        epochs: int,
-    ) -> Run:
+    def _begin(self, given: Given, plan: Plan, classes: Any) -> Begun:
         """Everything of a training, checked, before anything of this estimator changes."""
-        resumed = self._resumed
-        self._check_features(X, step)
-        for data in (X, X_val):
-            if epochs > 1 and isinstance(data, Stream) and not data.source.repeatable:
-                raise InvalidDataError(
-                    f"{data.source.name} gives its rows once, and {epochs} epochs need them {epochs} times: "
-                    "give an iterable that makes new iterators, a function that returns one, or max_iter=1."
-                )
-        seed = getattr(self, "_seed", None)
-        if resumed is not None and resumed.saved is not None:
-            seed = resumed.saved.state["seed"]
-        seed = draw_seed(self.random_state) if seed is None else seed
-        if self.validation_fraction is not None:
-            check_fraction(self.validation_fraction)
-        if self.validation_fraction is not None and X_val is None and y_val is None:
-            parts = self._hold_out(step, X, y, sample_weight, seed)
-            X, y, sample_weight, X_val, y_val, sample_weight_val = parts
-        weigh = self.weigher(X, y)
-        loader = self._loader(step, X, y, sample_weight, seed, weigh)
-        validation = self._validation(step, X_val, y_val, sample_weight_val, weigh)
-        callbacks, shown = self._all_callbacks(), (sealed(X), sealed(y), sealed(X_val), sealed(y_val))
-        run = Run(*shown, loader, validation, callbacks, seed=seed)
-        run.sample_weight, run.sample_weight_val = sealed(sample_weight), sealed(sample_weight_val)
-        run.epochs = getattr(self, "n_iter_", 0) + epochs
+        data, fitted = given.owned(bool(self.callbacks) or not _is_ours(self)), self.__sklearn_is_fitted__()
+        going_on = fitted and self._changed() <= self._live_parameters
+        prepared = None if going_on or self._model is None else Prepared.of(self._model)
+        if isinstance(data.X, Stream):
+            data = dataclasses.replace(data, X=in_order(data.X, self._known_columns(prepared)))
+        with naming(data.names_of):
+            if going_on:
+                step, meaning = self.step_, self._meaning
+            else:
+                step, meaning = self._new_step(prepared, data, classes)
+            if fitted and not going_on:
+                step.take_over(self.step_)
+            for stream in data.streams:
+                stream.place(step.data_axes())
+            columns = {} if fitted else first_columns(self, data.X, step)
+            if fitted:
+                self._check_features(data.X, step)
+            run = self._prepare(step, meaning, columns, data, plan)
+        return Begun(step, meaning, columns, run, data.names_of)
+
+    def _known_columns(self, prepared: Prepared | None) -> tuple[str, ...] | None:
+        """Names of the columns that are trained on, in the model's order, as far as they are known."""
+        if self.__sklearn_is_fitted__():
+            return self.step_.inputs[0].columns
+        names = {} if prepared is None else read_feature_names(prepared.model)
+        return next(iter(names.values()), None)
+
+    def _new_step(self, prepared: Prepared | None, data: Given, classes: Any) -> tuple[TrainingStep, Any]:
+        """A step, and what its predictions mean."""
+        X, y = data.X, data.y
+        if isinstance(X, Stream):
+            X, y = self._sample(X, prepared)
+        step = self._make_step(prepared, X, y)
+        return step, self._meaning_of(prepared, step, dataclasses.replace(data, y=y), X, classes)
+
+    def try_step(self, X: Any, y: Any) -> None:
+        """Find out whether a step can be made for data in memory, and what its predictions mean.
+
+        Raises
+        ------
+        OnnxCustomError
+            What :meth:`fit` would say.
+        """
+        prepared = None if self._model is None else Prepared.of(self._model)
+        self._new_step(prepared, Given(X, y), None)
+
+    # What the public methods of the same names do, by what is known already.
+
+    def _sample(self, stream: Stream, prepared: Prepared | None) -> tuple[Any, Any]:
+        return self.sample(stream)
+
+    def _make_step(self, prepared: Prepared | None, X: Any, y: Any) -> TrainingStep:
+        return self.make_step(X, y)
+
+    def _encode(self, y: Any, step: TrainingStep, meaning: Any) -> Any:
+        return self.encode(y, step)
+
+    def _weigher(self, X: Any, y: Any, meaning: Any) -> Callable[[Any, Any], Any] | None:
+        return self.weigher(X, y)
+
+    def _meaning_of(
+        self, prepared: Prepared | None, step: TrainingStep, data: Given, X: Any, classes: Any
+    ) -> Any:
+        """What predictions of a step mean; `X` are features in memory, all of the data or their head."""
+        return None
+
+    def _prepare(
+        self, step: TrainingStep, meaning: Any, columns: dict[str, Any], data: Given, plan: Plan
+    ) -> Run:
+        """A training that can begin."""
+        data.check_epochs(plan)
+        seed = self._seed_for(plan)
+        data = self._held_out(step, data, seed)
+        weigh = self._weigher(data.X, data.y, meaning)
+        reading = Reading(step, lambda y: self._encode(y, step, meaning), weigh)
+        loader = make_loader(reading, data, self.batch_size, self.shuffles, seed)
+        if isinstance(data.X_val, Stream):
+            data = dataclasses.replace(data, X_val=in_order(data.X_val, step.inputs[0].columns))
+        if data.X_val is not None and "n_features_in_" in (columns or vars(self)):
+            check_columns(self, data.X_val, step, "feature_names_in_" not in (columns or vars(self)), columns)
+        validation = make_validation(reading, data)
+        shown = (sealed(data.X), sealed(data.y), sealed(data.X_val), sealed(data.y_val))
+        run = Run(*shown, loader, validation, self._all_callbacks(plan), seed=seed)
+        run.sample_weight, run.sample_weight_val = sealed(data.sample_weight), sealed(data.sample_weight_val)
+        run.epochs = getattr(self, "n_iter_", 0) + plan
         if self.shuffle is None:
             _warn_of_mixing(step)
         run.on_the_way = ["loss", *(t.curve for t in step.targets if len(step.targets) > 1)]
         held_out = [] if validation is None else [f"val_{name}" for name in run.on_the_way]
         run.callbacks.prepare(run, run.on_the_way + held_out)
-        if resumed is not None:
-            self._take_place(resumed, step, run)
+        if plan.resumed is not None:
+            take_place(plan.resumed, self, step, run)
         return run
 
-    def _all_callbacks(self) -> Callbacks:
+    def _seed_for(self, plan: Plan) -> int:
+        """The seed of the order of rows: that of the training that goes on, else a new one."""
+        known = self._seed if plan.saved is None else plan.saved.state["seed"]
+        drawn = isinstance(self.random_state, (np.random.RandomState, np.random.Generator))
+        if known is None or not drawn:  # what is no seed is refused all the same
+            seed = draw_seed(self.random_state)
+        return seed if known is None else known
+
+    def _all_callbacks(self, plan: Plan) -> Callbacks:
         """The user's and those that parameters stand for; the checkpoint last, when all have their state."""
         shown: list[Callback] = []
         if self.verbose:
             shown.append(ProgressBar() if self.verbose == 1 else PrintLog())
         callbacks = Callbacks(self.callbacks, *shown)
         others = [c for c in callbacks.items if not isinstance(c, Checkpoint)]
-        return Callbacks(others, *([] if self._resumed is None else [self._resumed.checkpoint]))
+        return Callbacks(others, *([] if plan.resumed is None else [plan.resumed.checkpoint]))
 
-    def _take_place(self, resumed: _Resumed, step: TrainingStep, run: Run) -> None:
-        """Be where the last checkpoint is."""
-        run.store, saved = resumed.store, resumed.saved
-        run.fingerprint = fingerprint(self, run)
-        if saved is None:
-            return
-        check_same(saved.state["fingerprint"], run, resumed.checkpoint.folder)
-        done = saved.state["n_iter"]
-        if done > run.epochs:
-            raise CheckpointError(
-                f"The checkpoint {str(saved.path)!r} is {done} epochs into training, beyond max_iter="
-                f"{run.epochs}. Raise max_iter, or give another folder."
-            )
-        run.rate = step.optimizer.make_schedule()
-        restore(saved, step, run)
-        if run.loader.n_batches is not None and run.batches > run.loader.n_batches:
-            raise CheckpointError(
-                f"The checkpoint {str(saved.path)!r} is {run.batches} batches into an epoch of "
-                f"{run.loader.n_batches}."
-            )
-
-    def _hold_out(self, step: TrainingStep, X: Any, y: Any, sample_weight: Any, seed: int) -> tuple[Any, ...]:
-        """Part of the rows for validation."""
+    def _held_out(self, step: TrainingStep, data: Given, seed: int) -> Given:
+        """The data, part of them held out for validation if the parameters say so and there are none."""
         fraction = self.validation_fraction
-        assert fraction is not None
-        if isinstance(X, Stream):
-            kept, held = X.split(fraction, seed)
-            return kept, None, sample_weight, held, None, None
-        return hold_out(X, y, sample_weight, fraction, seed, axes=step.data_axes())
+        if fraction is not None:
+            check_fraction(fraction)
+        if fraction is None or data.X_val is not None or data.y_val is not None:
+            return data
+        if isinstance(data.X, Stream):
+            kept, held = data.X.split(fraction, seed)
+            return Given(kept, None, data.sample_weight, held)
+        strata, axes = self._strata(data.y), step.data_axes()
+        return Given(*hold_out(data.X, data.y, data.sample_weight, fraction, seed, strata, axes))
 
-    # -- data --------------------------------------------------------------------------------------
-
-    def _loader(
-        self,
-        step: TrainingStep,
-        X: Any,
-        y: Any,
-        sample_weight: Any,
-        seed: int,
-        weigh: Callable[[Any, Any], Any] | None,
-    ) -> OrtDataLoader | StreamLoader:
-        options: dict[str, Any] = {
-            "batch_size": self.batch_size,
-            "device": step.device,
-            "shuffle": self.shuffles,
-            "inputs": step.inputs,
-            "targets": step.expected,
-            "weight_dtype": step.scalar_dtype,
-        }
-        if isinstance(X, Stream):
-            _check_brings_weights(sample_weight)
-            return StreamLoader(
-                X,
-                seed=seed,
-                encode=lambda y: self.encode(y, step),
-                check=step.check_expected,
-                weigh=weigh,
-                **options,
-            )
-        weights = sample_weight if weigh is None else weigh(y, sample_weight)
-        try:
-            loader = OrtDataLoader(X, self.encode(y, step), weights, random_state=seed, copy=False, **options)
-        except InvalidDataError:
-            step.check_declared(X)
-            raise
-        n = len(step.inputs)
-        names = [spec.name for spec in step.expected]
-        step.check_expected(dict(zip(names, list(loader.arrays.values())[n:], strict=False)))
-        return loader
-
-    def _check_features(self, X: Any, step: TrainingStep | None = None, first: bool = True) -> None:
-        """Compare columns and their names with those of the first fit, or at a first fit keep them.
-
-        Sets `n_features_in_`, and `feature_names_in_` if `X` is a frame, as scikit-learn does. The step
-        keeps the names of the columns of a table of any kind, in their order.
-        """
-        first = first and not self.__sklearn_is_fitted__()
-        step = self.step_ if step is None else step
-        names = X.columns() if isinstance(X, Stream) else None
-        if isinstance(X, Stream):
-            X = X.head(1).X
-        if len(step.inputs) > 1 or is_named(X) or dimensions(X) != 2 or step.inputs[0].axis != 0:
-            return
-        spec = step.inputs[0]
-        if is_frame(X):
-            X = ordered(X, spec)
-            names = text_names(X)
-        if not first and (self._is_plain(X) or (spec.columns is not None and names is not None)):
-            return
-        try:
-            validate_data(self, X, reset=first, skip_check_array=True)
-        except ValueError as exc:
-            raise InvalidDataError(f"Input {spec.name!r}: {exc}") from exc
-        if first and names is not None and len(set(names)) == len(names):
-            step.name_columns({spec.name: names})
-            if is_frame(X):  # also of packages that scikit-learn does not know
-                self.feature_names_in_ = np.array(names, dtype=object)
-
-    def _is_plain(self, X: Any) -> bool:
-        """Whether rows are an array as wide as at the first fit, and there is nothing to say of names.
-
-        Looking for names takes longer than predicting a row; what is scored in training was looked at before.
-        """
-        silent = self._run is not None or not hasattr(self, "feature_names_in_")
-        return silent and type(X) is np.ndarray and getattr(self, "n_features_in_", None) == X.shape[1]
-
-    @property
-    def _given_model(self) -> Any:
-        """The model as it was given, if there is one."""
+    def _strata(self, y: Any) -> np.ndarray | None:
+        """What both parts of the data are to hold in the same shares."""
         return None
 
-    def _known_columns(self) -> tuple[str, ...] | None:
-        """Names of the columns that are trained on, in the model's order, as far as they are known."""
-        if self.__sklearn_is_fitted__():
-            return self.step_.inputs[0].columns
-        model = self._given_model
-        names = {} if model is None else read_feature_names(load(model))
-        return next(iter(names.values()), None)
-
-    def _validation(
-        self,
-        step: TrainingStep,
-        X: Any,
-        y: Any,
-        sample_weight: Any,
-        weigh: Callable[[Any, Any], Any] | None,
-    ) -> Any:
-        """Validation data, checked and converted now rather than after every epoch."""
-        if X is None and y is None:
-            if sample_weight is not None:
-                raise InvalidDataError("sample_weight_val weighs validation data, and there is none.")
-            return None
-        if isinstance(X, Stream):
-            X = _in_order(X, step.inputs[0].columns)
-        if X is not None and hasattr(self, "n_features_in_"):
-            self._check_features(X, step, first=False)
-        if isinstance(X, Stream):
-            _check_brings_weights(sample_weight)
-            with naming(functools.partial(_columns_of, X)):
-                return StreamValidation(
-                    X,
-                    step.inputs,
-                    step.expected,
-                    lambda y: self.encode(y, step),
-                    step.check_expected,
-                    step.scalar_dtype,
-                    weigh,
-                )
-        if X is None or y is None:
-            raise InvalidDataError("Validation takes both X_val and y_val; one of them is None.")
-        inputs = as_inputs(X, step.inputs)
-        rows = rows_of(inputs, step.inputs)
-        expected = as_targets(self.encode(y, step), step.expected, rows)
-        step.check_expected(expected)
-        weights = sample_weight if weigh is None else weigh(y, sample_weight)
-        if weights is not None:
-            weights, _ = weights_of(weights, rows, step.scalar_dtype, step.expected, expected, part=True)
-        return ArrayValidation(inputs, expected, weights)
-
-    # -- state -------------------------------------------------------------------------------------
-
-    def _become(self, attributes: dict[str, Any]) -> None:
-        self.__dict__.clear()
-        self.__dict__.update(attributes)
-
-    def _forget(self) -> dict[str, Any]:
-        """Remove everything a fit has left; it is returned."""
-        names = [n for n in self.__dict__ if n.endswith("_") or n in ("_seed", "_made_from")]
-        return {name: self.__dict__.pop(name) for name in names}
-
-    def _changed(self) -> set[str]:
-        """Parameters of the step that were set since it was made."""
-        return {n for n in self._step_parameters if not _same(self._made_from[n], _frozen(getattr(self, n)))}
-
-    def _step_for(self, X: Any, y: Any) -> TrainingStep:
-        """A new step, or the one to go on with: at the present weights if its parameters have changed."""
-        fitted = self.__sklearn_is_fitted__()
-        if fitted and self._changed() <= self._live_parameters:
-            return self.step_
-        step = self.make_step(*(self.sample(X) if isinstance(X, Stream) else (X, y)))
-        if fitted:
-            step.take_over(self.step_)
-        return step
-
-    def _adopt(self, step: TrainingStep, seed: int) -> None:
+    def _adopt(self, begun: Begun, plan: Plan) -> None:
         """Everything was checked: training is about to begin with this step."""
+        step = begun.step
         if not self.__sklearn_is_fitted__():
-            self.history_ = {"loss": []}
-            self.n_iter_ = 0
+            self.history_, self.n_iter_ = {"loss": []}, 0
         elif step is self.step_:
             self._change(step, self._changed())
-        self.step_ = step
-        self._seed = seed
-        self._made_from = {name: _frozen(getattr(self, name)) for name in self._step_parameters}
+        if plan.saved is not None:
+            self.n_iter_, self.history_ = plan.saved.state["n_iter"], plan.saved.state["history"]
+        self.step_, self._seed, self._meaning = step, begun.run.seed, begun.meaning
+        self._made_from = self._as_made()
+        for name, value in begun.columns.items():
+            setattr(self, name, value)
 
     def _change(self, step: TrainingStep, parameters: set[str]) -> None:
         """Make a step follow those of :attr:`_live_parameters` that were set since it was made."""
-
-    def get_trained_onnx(self) -> onnx.ModelProto:
-        """The user's model with the trained weights; names, inputs, outputs and metadata are kept.
-
-        Raises
-        ------
-        NotFittedError
-            Before :meth:`fit`.
-        """
-        self._check_fitted()
-        return self.step_.trained_model()
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.input_tags.sparse = True
-        return tags
-
-    def __sklearn_is_fitted__(self) -> bool:
-        return hasattr(self, "step_")
-
-    def _check_fitted(self) -> None:
-        if not self.__sklearn_is_fitted__():
-            raise NotFittedError(f"This {type(self).__name__} is not fitted yet: call fit first.")
 
     def checkpoint_state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """What a checkpoint of the training that goes on holds: tensors, and what JSON holds."""
@@ -763,49 +550,10 @@ class Trainer(BaseEstimator):
         given = {"sample_weight": sample_weight} if weighs and sample_weight is not None else {}
         return scorer(self, X, y, **given)
 
-    def __getstate__(self) -> dict[str, Any]:
-        kept = {k: v for k, v in super().__getstate__().items() if k != "_run"}
-        return stamp_version(kept)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(check_version(state, self))
-
-    def __repr__(self, N_CHAR_MAX: int = 700) -> str:
-        # scikit-learn's own would print whole models.
-        parameters = inspect.signature(type(self).__init__).parameters
-        given = {n: getattr(self, n) for n in parameters if n in self._get_param_names()}
-        changed = {n: v for n, v in given.items() if not _same(parameters[n].default, v)}
-        return f"{type(self).__name__}({', '.join(f'{n}={_short(v)}' for n, v in changed.items())})"
-
-    def _get_params_html(self, *args: Any, **kwargs: Any) -> Any:
-        # What scikit-learn (>= 1.7) shows in notebooks.
-        shown = super()._get_params_html(*args, **kwargs)
-        models = {n: v for n, v in shown.items() if isinstance(v, (bytes, onnx.ModelProto, ir.Model))}
-        for name, value in models.items():
-            shown[name] = _Text(_short(value))
-        return shown
-
 
 def _is_ours(thing: Any) -> bool:
     """Whether an object's class is one of this library."""
     return type(thing).__module__.partition(".")[0] == __name__.partition(".")[0]
-
-
-def _in_order(stream: Stream, columns: Sequence[str] | None) -> Stream:
-    """A stream with its columns as the model takes them, if their names are known."""
-    return stream if columns is None else stream.in_order(columns)
-
-
-def _columns_of(data: Any, name: str) -> list[str] | None:
-    """Names of the columns of a stream for an input of the model."""
-    return data.columns(name) if isinstance(data, Stream) else None
-
-
-def _check_brings_weights(sample_weight: Any) -> None:
-    if sample_weight is not None:
-        raise InvalidDataError(
-            "A stream brings the weights of its rows: name their column in stream(..., sample_weight='w')."
-        )
 
 
 def _warn_of_mixing(step: TrainingStep) -> None:
@@ -820,38 +568,3 @@ def _warn_of_mixing(step: TrainingStep) -> None:
                 "accepts other rows in every batch.",
                 RowsWarning,
             )
-
-
-def _frozen(value: Any) -> Any:
-    """What a parameter is now: objects with parameters of their own may be changed in place."""
-    if hasattr(value, "get_params") and not isinstance(value, type):
-        return type(value), {k: _frozen(v) for k, v in value.get_params(deep=False).items()}
-    if isinstance(value, Mapping):
-        return {k: _frozen(v) for k, v in value.items()}
-    return [*value] if isinstance(value, list) else value
-
-
-def _same(a: Any, b: Any) -> bool:
-    if a is b:
-        return True
-    try:
-        return type(a) is type(b) and bool(a == b)
-    except Exception:  # arrays and models compare in ways of their own
-        return False
-
-
-class _Text(str):
-    """Text that stands for something else: without quotes."""
-
-    def __repr__(self) -> str:
-        return str(self)
-
-
-def _short(value: Any) -> str:
-    """A representation that stays on a line, also of models."""
-    if isinstance(value, (onnx.ModelProto, ir.Model)):
-        return f"<model {value.graph.name!r}>"
-    if isinstance(value, bytes):
-        return f"<model of {len(value)} bytes>"
-    text = ", ".join(f"{k!r}: {_short(v)}" for k, v in value.items()) if isinstance(value, Mapping) else ""
-    return f"{{{text}}}" if text else repr(value)

@@ -6,30 +6,34 @@ import logging
 import numbers
 import os
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx
 
+from onnxcustom._parameters import flag
 from onnxcustom._warnings import warn_user
 from onnxcustom.exceptions import ConvergenceError, ConvergenceWarning, InvalidDataError, UnknownNameError
 from onnxcustom.feed.data_loader import OrtDataLoader
 from onnxcustom.feed.validation import check_in_memory
-from onnxcustom.graph import load, replace_weights
+from onnxcustom.graph import Prepared, load, replace_weights
 from onnxcustom.optim import BaseLearningRate
 from onnxcustom.optim.base import rate_named
 from onnxcustom.runtime import owned_copy
 from onnxcustom.step.training_step import TrainingStep
-from onnxcustom.training.forward_backward import OrtGradientForwardBackward
+from onnxcustom.training.declaring import of_step
 from onnxcustom.training.forward_backward.graph_files import save_graphs
-from onnxcustom.training.trainer import Trainer
+
+from .trained_session import TrainedSession
 
 logger = logging.getLogger("onnxcustom")
 
 __all__ = ["OrtGradientForwardBackwardOptimizer"]
 
 
-class OrtGradientForwardBackwardOptimizer(Trainer):
+@dataclass(repr=False, eq=False)
+class OrtGradientForwardBackwardOptimizer(TrainedSession):
     """Trains an ONNX model by stochastic gradient descent.
 
     The constructor only stores; everything is checked by :meth:`fit`. New code is better served by
@@ -94,59 +98,28 @@ class OrtGradientForwardBackwardOptimizer(Trainer):
         What its ``forward`` takes, what its ``backward`` returns.
     """
 
-    _step_parameters = (
-        "model_onnx",
-        "weights_to_train",
-        "learning_rate",
-        "device",
-        "learning_loss",
-        "learning_penalty",
-        "engine",
-    )
-    _flags = ("shuffle", "warm_start", "enable_logging", "exc")
+    model_onnx: Any = of_step()
+    weights_to_train: Any = of_step(None)
+    loss_output_name: str = "loss"
+    max_iter: int = 100
+    training_optimizer_name: str = "SGDOptimizer"
+    batch_size: int = 10
+    learning_rate: Any = of_step("SGD")
+    device: Any = of_step("cpu")
+    warm_start: bool = flag(False)
+    verbose: int = 0
+    validation_every: float = 0.1
+    learning_loss: Any = of_step("square_error")
+    enable_logging: bool = flag(False)
+    weight_name: str | None = None
+    learning_penalty: Any = of_step(None)
+    exc: bool = flag(True)
+    _: KW_ONLY
+    shuffle: bool | None = flag(None)
+    random_state: Any = None
+    engine: str = of_step("auto")
 
-    def __init__(
-        self,
-        model_onnx: Any,
-        weights_to_train: list[str] | None = None,
-        loss_output_name: str = "loss",
-        max_iter: int = 100,
-        training_optimizer_name: str = "SGDOptimizer",
-        batch_size: int = 10,
-        learning_rate: Any = "SGD",
-        device: Any = "cpu",
-        warm_start: bool = False,
-        verbose: int = 0,
-        validation_every: float = 0.1,
-        learning_loss: Any = "square_error",
-        enable_logging: bool = False,
-        weight_name: str | None = None,
-        learning_penalty: Any = None,
-        exc: bool = True,
-        *,
-        shuffle: bool | None = None,
-        random_state: Any = None,
-        engine: str = "auto",
-    ) -> None:
-        self.model_onnx = model_onnx
-        self.weights_to_train = weights_to_train
-        self.loss_output_name = loss_output_name
-        self.max_iter = max_iter
-        self.training_optimizer_name = training_optimizer_name
-        self.batch_size = batch_size
-        self.learning_rate = learning_rate
-        self.device = device
-        self.warm_start = warm_start
-        self.verbose = verbose
-        self.validation_every = validation_every
-        self.learning_loss = learning_loss
-        self.enable_logging = enable_logging
-        self.weight_name = weight_name
-        self.learning_penalty = learning_penalty
-        self.exc = exc
-        self.shuffle = shuffle
-        self.random_state = random_state
-        self.engine = engine
+    model_parameter: ClassVar[str] = "model_onnx"
 
     # -- the ladder ------------------------------------------------------------------------------
 
@@ -187,12 +160,16 @@ class OrtGradientForwardBackwardOptimizer(Trainer):
         tags.target_tags.multi_output = True
         return tags
 
-    @property
-    def _given_model(self) -> Any:
-        return self.model_onnx
-
     def make_step(self, X: Any, y: Any) -> TrainingStep:
         """A new training step at the model's own weights."""
+        return self._step_of(self.model_onnx)
+
+    def _make_step(self, prepared: Prepared | None, X: Any, y: Any) -> TrainingStep:
+        if prepared is None or type(self).make_step is not OrtGradientForwardBackwardOptimizer.make_step:
+            return super()._make_step(prepared, X, y)
+        return self._step_of(prepared)
+
+    def _step_of(self, model: Any) -> TrainingStep:
         if self.training_optimizer_name != "SGDOptimizer":
             raise UnknownNameError(
                 f"training_optimizer_name must be 'SGDOptimizer', not {self.training_optimizer_name!r}: the "
@@ -200,7 +177,7 @@ class OrtGradientForwardBackwardOptimizer(Trainer):
             )
         rate = self.learning_rate
         return TrainingStep(
-            self.model_onnx,
+            model,
             self.learning_loss,
             rate_named(rate) if isinstance(rate, str) else BaseLearningRate.select(rate),
             self.weights_to_train,
@@ -306,11 +283,6 @@ class OrtGradientForwardBackwardOptimizer(Trainer):
                 nested.setdefault(weight, {})[name] = array
             step.set_state(nested)
 
-    def _fitted(self) -> OrtGradientForwardBackwardOptimizer:
-        if not self.__sklearn_is_fitted__():
-            raise AttributeError(f"This {type(self).__name__} is not fitted yet: call fit first.")
-        return self
-
     def get_trained_onnx(self, model: Any = None) -> onnx.ModelProto:
         """A model with the trained weights.
 
@@ -387,47 +359,6 @@ class OrtGradientForwardBackwardOptimizer(Trainer):
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Negative mean loss over the rows: higher is better."""
         return -float(np.mean(self.losses(X, y, sample_weight), dtype=np.float64))
-
-    # -- forward and backward of the trained model -------------------------------------------------
-
-    @property
-    def train_session_(self) -> OrtGradientForwardBackward:
-        """Forward and backward graphs of the trained model, made at first sight."""
-        if self._session is None:
-            self._session = self._session_of(self._fitted().step_)
-        return self._session
-
-    def _session_of(self, step: TrainingStep) -> OrtGradientForwardBackward:
-        return OrtGradientForwardBackward(
-            step.trained_model(), list(step.weights()), providers=step.device.name, engine=self.engine
-        )
-
-    def _forget_session(self) -> None:
-        self._session = self._function = None
-
-    @property
-    def train_function_(self) -> Any:
-        """An instance of :attr:`train_session_`, the same until the weights change."""
-        session = self.train_session_
-        if self._function is None:
-            self._function = session.new_instance()
-        return self._function
-
-    @property
-    def input_names_(self) -> list[str]:
-        """What ``forward`` of :attr:`train_function_` takes."""
-        return list(self.train_session_.cls_type_._grad_input_names)
-
-    @property
-    def output_names_(self) -> list[str]:
-        """What ``backward`` of :attr:`train_function_` returns."""
-        return list(self.train_session_.cls_type_._bw_fetches_names)
-
-    _session: OrtGradientForwardBackward | None = None
-    _function: Any = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in super().__getstate__().items() if k not in ("_session", "_function")}
 
 
 def _kind(kind: str) -> str:

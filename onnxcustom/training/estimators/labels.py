@@ -1,150 +1,27 @@
-"""What a model and its data say about classes: the output, its loss, the labels and their order."""
+"""What data say about classes: labels, their order, their weights."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import onnx
-import onnx_ir as ir
 
 from onnxcustom._parameters import check_number
 from onnxcustom.data.sparse import is_sparse
-from onnxcustom.exceptions import InvalidDataError, InvalidModelError
+from onnxcustom.exceptions import InvalidDataError
 from onnxcustom.feed.arrays import check_not_masked
-from onnxcustom.graph import find_logits
-from onnxcustom.objective import (
-    BaseLearningLoss,
-    BinaryCrossEntropyLearningLoss,
-    SoftmaxCrossEntropyLearningLoss,
-)
-from onnxcustom.step.targets import prediction_tensors
-from onnxcustom.step.training_step import TrainingStep
 
 __all__ = [
-    "FITTING_NAMES",
-    "are_independent",
     "are_numbered",
     "as_labels",
+    "check_same",
     "class_factors",
-    "declared_columns",
-    "fitting_loss",
     "from_one_hot",
     "label_indices",
     "labels_of",
-    "link_of",
-    "probability_output",
     "some",
 ]
-
-# Names of losses that mean the cross-entropy that fits the model.
-FITTING_NAMES = frozenset({"log", "log_loss", "logloss", "neglog"})
-
-
-def probability_output(model: ir.Model) -> str:
-    """The output with scores: the first one behind a Sigmoid, a Softmax or a ZipMap, else the first float."""
-    tensors = prediction_tensors(model)
-    if not tensors:
-        raise InvalidModelError(
-            f"None of the model's outputs {[v.name for v in model.graph.outputs]} holds scores or "
-            "probabilities: there is nothing to train."
-        )
-    recognised = [name for name in tensors if find_logits(model, name) is not None or tensors[name] != name]
-    chosen = (recognised or list(tensors))[0]
-    if not recognised:
-        _check_one_tensor(model, list(tensors))
-    _check_label(model, chosen)
-    return chosen
-
-
-def _check_one_tensor(model: ir.Model, names: list[str]) -> None:
-    """Refuse outputs that are columns of one tensor: each alone says half of what is to be trained."""
-    sources: dict[ir.Value, list[str]] = {}
-    for value in model.graph.outputs:
-        node = value.producer()
-        while node is not None and node.op_type in _MOVES and node.inputs[0] is not None:
-            value = node.inputs[0]
-            node = value.producer()
-        if node is not None and node.op_type in _SELECTIONS and node.inputs[0] is not None:
-            sources.setdefault(node.inputs[0], []).append(str(value.name))
-    for columns in sources.values():
-        if len(columns) > 1:
-            raise InvalidModelError(
-                f"The outputs {names} hold the probability of one class each, as skl2onnx writes them with "
-                "zipmap='columns': convert with zipmap=False, so that one output holds all of them."
-            )
-
-
-def _check_label(model: ir.Model, output: str) -> None:
-    """Refuse scores whose smallest one is the label, such as distances to clusters."""
-    waiting = [v for v in model.graph.outputs if v.dtype is None or not v.dtype.is_floating_point()]
-    while waiting:
-        node = waiting.pop().producer()
-        if node is not None and node.op_type == "ArgMin":
-            raise InvalidModelError(
-                f"The model's label is the place of its smallest number (node {node.name!r}, ArgMin): output "
-                f"{output!r} holds distances, no scores to train a classifier on; OnnxRegressor trains them."
-            )
-        if node is not None and node.op_type in _MOVES | _SELECTIONS:
-            waiting.extend(v for v in node.inputs if v is not None)
-
-
-def fitting_loss(model: ir.Model, output: str, first_scores: Callable[[], np.ndarray]) -> BaseLearningLoss:
-    """The cross-entropy that fits an output; `first_scores` computes it for some rows."""
-    logits = find_logits(model, output)
-    if logits is not None:
-        sigmoid = logits.kind == "sigmoid"
-        return BinaryCrossEntropyLearningLoss() if sigmoid else SoftmaxCrossEntropyLearningLoss()
-    scores = first_scores()
-    if scores.ndim > 2:  # classes on axis 1: of (n, tokens, classes) nothing tells the last from the second
-        return SoftmaxCrossEntropyLearningLoss() if scores.shape[1] > 1 else BinaryCrossEntropyLearningLoss()
-    scores = scores.reshape(len(scores), -1)
-    loss = BinaryCrossEntropyLearningLoss() if scores.shape[1] == 1 else SoftmaxCrossEntropyLearningLoss()
-    return loss.on_probabilities() if _are_probabilities(scores, _last_operator(model, output)) else loss
-
-
-# Operators whose results may be probabilities though no Sigmoid or Softmax is in sight.
-_BOUNDED = frozenset("Clip Div Exp HardSigmoid Max Min Pow Sigmoid Softmax Where".split())
-_MOVES = frozenset("Cast Flatten Identity Reshape Squeeze Transpose Unsqueeze ZipMap".split())
-_SELECTIONS = frozenset("ArrayFeatureExtractor Gather GatherElements Slice Split".split())
-
-
-def _are_probabilities(scores: np.ndarray, last: str) -> bool:
-    """Whether scores are probabilities by their values; one column, zeros perhaps, is no proof on its own."""
-    if scores.min() < 0 or scores.max() > 1:
-        return False
-    return last in _BOUNDED if scores.shape[1] == 1 else bool(np.allclose(scores.sum(axis=1), 1, atol=1e-3))
-
-
-def _last_operator(model: ir.Model, output: str) -> str:
-    """The operator that computes an output, behind what only moves or copies numbers."""
-    value: ir.Value | None = next(v for v in model.graph.outputs if v.name == output)
-    node = None if value is None else value.producer()
-    while node is not None and node.op_type in _MOVES | _SELECTIONS:
-        value = node.inputs[0]
-        node = None if value is None else value.producer()
-    return "" if node is None else node.op_type
-
-
-def are_independent(model: ir.Model, output: str, step: TrainingStep) -> bool:
-    """Whether the columns are questions of their own: a sigmoid each, not made to sum to 1."""
-    logits = find_logits(model, output)
-    if logits is not None:
-        return logits.independent
-    loss = step.targets[0].loss
-    return loss.on == "sigmoid" or isinstance(loss, BinaryCrossEntropyLearningLoss)
-
-
-def link_of(model: ir.Model, output: str, step: TrainingStep) -> str | None:
-    """What makes probabilities of the output: None if it holds them, 'scores' if nothing does."""
-    loss = step.targets[0].loss
-    if find_logits(model, output) is not None:
-        return None
-    if loss.on != "output":
-        return loss.on
-    probabilistic = (BinaryCrossEntropyLearningLoss, SoftmaxCrossEntropyLearningLoss)
-    return None if isinstance(loss, probabilistic) else "scores"
 
 
 def as_labels(y: Any) -> np.ndarray:
@@ -230,30 +107,20 @@ def are_numbered(labels: np.ndarray, y: np.ndarray) -> bool:
     )
 
 
-def declared_columns(model: Any, output: str | None) -> int | None:
-    """Columns that a model in memory declares for an output, by default its first of floating-point numbers.
+def check_same(classes: np.ndarray, labels: np.ndarray) -> None:
+    """Compare the classes that are given with those that a classifier has.
 
-    None if it does not say, or if it is not in memory: nothing is loaded for this.
+    Raises
+    ------
+    InvalidDataError
+        They are others.
     """
-    if isinstance(model, onnx.ModelProto):
-        for info in model.graph.output:
-            tensor = info.type.tensor_type
-            if info.name == output or (output is None and tensor.elem_type in _FLOATS):
-                dims = tensor.shape.dim
-                return dims[1].dim_value or None if len(dims) == 2 else None
-    if isinstance(model, ir.Model):
-        for value in model.graph.outputs:
-            if value.name == output or (
-                output is None and value.dtype is not None and value.dtype in _FLOATS
-            ):
-                shape = value.shape
-                return (
-                    shape[1] if shape is not None and len(shape) == 2 and isinstance(shape[1], int) else None
-                )
-    return None
-
-
-_FLOATS = frozenset({onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16})
+    given, known = set(classes.tolist()), labels.tolist()
+    # Numbers from 0 on are labels in the order of the columns, also where some of them are missing.
+    if given != set(known) and not (given <= set(known) and known == list(range(len(known)))):
+        raise InvalidDataError(
+            f"classes={some(classes)} is not the same as the labels that the classifier has: {some(labels)}."
+        )
 
 
 def label_indices(y: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -3,115 +3,131 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
+from onnxcustom._parameters import flag
 from onnxcustom.data import Block, Stream
 from onnxcustom.data.sources import ArraySource, IterableSource
 from onnxcustom.feed.data_loader import draw_seed
 from onnxcustom.feed.specs import input_specs, with_axis
 from onnxcustom.feed.stream_rows import axes_of, features
-from onnxcustom.graph import to_ir
+from onnxcustom.graph import Prepared
 from onnxcustom.graph.shapes.batch_axis import BatchAxes
 from onnxcustom.optim import select_optimizer
 from onnxcustom.step.training_step import TrainingStep
+from onnxcustom.training.declaring import of_step
 from onnxcustom.training.trainer import Trainer
 
 __all__ = ["OnnxEstimator"]
 
 
+@dataclass(repr=False, eq=False)
 class OnnxEstimator(Trainer):
-    """Parameters and step that regressor and classifier share."""
+    """Parameters and step that regressor and classifier share.
 
-    _step_parameters = (
-        "model",
-        "weights_to_train",
-        "loss",
-        "penalty",
-        "optimizer",
-        "learning_rate",
-        "engine",
-        "device",
-        "loss_weights",
-        "batch_norm",
-        "dropout",
-        "freeze",
-        "threads",
-        "batch_axis",
-    )
+    Parameters
+    ----------
+    model : path, bytes, onnx.ModelProto or onnx_ir.Model
+        Inference model; it is not modified.
+    weights_to_train : str or list of str, optional
+        What is trained: names, patterns, ``'last:2'``, ``'biases'``, see
+        :func:`onnxcustom.graph.select_weights`; by default everything :func:`onnxcustom.weights` finds.
+    penalty : str, BaseLearningPenalty or dict from weight name to penalty, optional
+        Penalty on the weights.
+    optimizer : str or BaseLearningRate, default='sgd'
+        Update rule.
+    learning_rate : float, schedule or BaseLearningRate, optional
+        Overrides the learning rate of the optimizer; None keeps it.
+    batch_size : int, default=32
+        Rows in a batch; the last one of an epoch may be shorter.
+    max_iter : int, default=20
+        Epochs of :meth:`fit`.
+    shuffle : bool, optional
+        Whether each epoch takes the rows in another order. By default it does, with a warning if the loss
+        of a row depends on other rows of its batch.
+    random_state : int, RandomState or None, default=None
+        Seed of that order.
+    warm_start : bool, default=False
+        Whether :meth:`fit` goes on from the last fit, optimizer state included.
+    engine : {'auto', 'ort', 'onnx'}, default='auto'
+        Gradient engine.
+    device : str, default='cpu'
+        ``'cpu'``, ``'cuda'`` or ``'cuda:N'``.
+    verbose : int, default=0
+        1 shows a progress bar in terminals and notebooks, 2 prints a line an epoch.
+    loss_weights : dict of str to float, optional
+        Factors of the losses when there are several, by output name.
+    batch_norm : {'frozen', 'update'}, default='frozen'
+        Whether BatchNormalization goes by the model's own statistics, or by those of the batch,
+        towards which the model's move.
+    dropout : {'off', 'on'}, default='off'
+        Whether Dropout drops while training; the masks come from `random_state`.
+    freeze : str or list of str, optional
+        Weights that are not trained, in the words of `weights_to_train`.
+    threads : int, optional
+        Threads of onnxruntime, by default every processor this process may use.
+    callbacks : Callback, function or list of them, optional
+        What looks at the training and may end it, see :mod:`onnxcustom.training.callbacks`.
+    checkpoint_dir : str or path, optional
+        Folder for checkpoints of :meth:`fit`, one training each. If it holds some of this training, killed
+        or finished, ``fit`` goes on from the last one and ends on the same bits as if nothing had happened.
+    validation_fraction : float, optional
+        Part of the rows, in (0, 1), that is held out as validation data where none is given. Classes keep
+        their shares.
+    batch_axis : dict of str to int or None, optional
+        Where the rows of an input or output are, by name, if that is not what the model's dimensions say;
+        None for a tensor without rows: such an input is given once a batch, such an output is one row.
+    """
+
+    model: Any = of_step()
+    _: KW_ONLY
+    weights_to_train: Any = of_step(None)
+    loss: Any = of_step(None)
+    penalty: Any = of_step(None)
+    optimizer: Any = of_step("sgd")
+    learning_rate: Any = of_step(None)
+    batch_size: int = 32
+    max_iter: int = 20
+    shuffle: bool | None = flag(None)
+    random_state: Any = None
+    warm_start: bool = flag(False)
+    engine: str = of_step("auto")
+    device: Any = of_step("cpu")
+    verbose: int = 0
+    loss_weights: Mapping[str, float] | None = of_step(None)
+    batch_norm: str = of_step("frozen")
+    dropout: str = of_step("off")
+    freeze: Any = of_step(None)
+    threads: int | None = of_step(None)
+    callbacks: Any = None
+    checkpoint_dir: Any = None
+    validation_fraction: float | None = None
+    batch_axis: Mapping[str, int | None] | None = of_step(None)
 
     @property
-    def _live_parameters(self) -> frozenset[str]:  # type: ignore[override]
+    def _live_parameters(self) -> frozenset[str]:
         # Without an optimizer, the learning rate says which update rule it is.
         return frozenset() if self.optimizer is None else frozenset({"learning_rate"})
 
-    def __init__(
-        self,
-        model: Any,
-        *,
-        weights_to_train: list[str] | None = None,
-        loss: Any = None,
-        penalty: Any = None,
-        optimizer: Any = "sgd",
-        learning_rate: Any = None,
-        batch_size: int = 32,
-        max_iter: int = 20,
-        shuffle: bool | None = None,
-        random_state: Any = None,
-        warm_start: bool = False,
-        engine: str = "auto",
-        device: Any = "cpu",
-        verbose: int = 0,
-        loss_weights: Mapping[str, float] | None = None,
-        batch_norm: str = "frozen",
-        dropout: str = "off",
-        freeze: Any = None,
-        threads: int | None = None,
-        callbacks: Any = None,
-        checkpoint_dir: Any = None,
-        validation_fraction: float | None = None,
-        batch_axis: Mapping[str, int | None] | None = None,
-    ) -> None:
-        self.model = model
-        self.weights_to_train = weights_to_train
-        self.loss = loss
-        self.penalty = penalty
-        self.optimizer = optimizer
-        self.learning_rate = learning_rate
-        self.batch_size = batch_size
-        self.max_iter = max_iter
-        self.shuffle = shuffle
-        self.random_state = random_state
-        self.warm_start = warm_start
-        self.engine = engine
-        self.device = device
-        self.verbose = verbose
-        self.loss_weights = loss_weights
-        self.batch_norm = batch_norm
-        self.dropout = dropout
-        self.freeze = freeze
-        self.threads = threads
-        self.callbacks = callbacks
-        self.checkpoint_dir = checkpoint_dir
-        self.validation_fraction = validation_fraction
-        self.batch_axis = batch_axis
-
-    @property
-    def _given_model(self) -> Any:
-        return self.model
-
     def sample(self, stream: Stream) -> tuple[Any, Any]:
         """Features and expected values to make a step for, of data that is not in memory."""
+        return self._sample(stream, Prepared.of(self.model))
+
+    def _sample(self, stream: Stream, prepared: Prepared | None) -> tuple[Any, Any]:
+        if prepared is None or type(self).sample is not OnnxEstimator.sample:
+            return super()._sample(stream, prepared)
         X, y = super().sample(stream)
         if not isinstance(stream.source, (ArraySource, IterableSource)):  # a table: rows first, always
-            specs = input_specs(to_ir(self.model))
-            axes = BatchAxes(to_ir(self.model), self.batch_axis)
-            specs = [with_axis(spec, axes.inputs[spec.name], None) for spec in specs]
+            axes = BatchAxes(prepared.model, self.batch_axis)
+            specs = [with_axis(spec, axes.inputs[spec.name], None) for spec in input_specs(prepared.model)]
             X = features(Block.of(X), axes_of(specs, []), specs)
         return X, y
 
-    def _make(self, model: Any, loss: Any, X: Any, y: Any) -> TrainingStep:
+    def _step_of(self, prepared: Prepared, loss: Any, X: Any, y: Any) -> TrainingStep:
+        """A step at the model's own weights."""
         step = TrainingStep(
-            model,
+            prepared,
             loss,
             self.optimizer,
             self.weights_to_train,

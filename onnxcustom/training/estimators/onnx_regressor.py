@@ -12,70 +12,25 @@ from sklearn.metrics import r2_score
 from onnxcustom.feed.arrays import dimensions
 from onnxcustom.feed.specs import rows_of
 from onnxcustom.feed.validation import as_inputs, as_targets, check_in_memory, weights_of
+from onnxcustom.graph import Prepared
 from onnxcustom.step.training_step import TrainingStep
+from onnxcustom.training.declaring import documented
+from onnxcustom.training.plan import Given
 
 from .onnx_estimator import OnnxEstimator
 
 __all__ = ["OnnxRegressor"]
 
 
+@documented
 class OnnxRegressor(RegressorMixin, OnnxEstimator):
     """Trains the numbers an ONNX model computes.
 
     Parameters
     ----------
-    model : path, bytes, onnx.ModelProto or onnx_ir.Model
-        Inference model; it is not modified.
-    weights_to_train : str or list of str, optional
-        What is trained: names, patterns, ``'last:2'``, ``'biases'``, see
-        :func:`onnxcustom.graph.select_weights`; by default everything :func:`onnxcustom.weights` finds.
     loss : str, BaseLearningLoss, ONNX model, callable or dict, optional
         Loss of the model's first floating-point output, by default the squared error; or a dict from
         output name to loss.
-    penalty : str, BaseLearningPenalty or dict from weight name to penalty, optional
-        Penalty on the weights.
-    optimizer : str or BaseLearningRate, default='sgd'
-        Update rule.
-    learning_rate : float, schedule or BaseLearningRate, optional
-        Overrides the learning rate of the optimizer; None keeps it.
-    batch_size : int, default=32
-        Rows in a batch; the last one of an epoch may be shorter.
-    max_iter : int, default=20
-        Epochs of :meth:`fit`.
-    shuffle : bool, optional
-        Whether each epoch takes the rows in another order. By default it does, with a warning if the loss
-        of a row depends on other rows of its batch.
-    random_state : int, RandomState or None, default=None
-        Seed of that order.
-    warm_start : bool, default=False
-        Whether :meth:`fit` goes on from the last fit, optimizer state included.
-    engine : {'auto', 'ort', 'onnx'}, default='auto'
-        Gradient engine.
-    device : str, default='cpu'
-        ``'cpu'``, ``'cuda'`` or ``'cuda:N'``.
-    verbose : int, default=0
-        1 shows a progress bar in terminals and notebooks, 2 prints a line an epoch.
-    loss_weights : dict of str to float, optional
-        Factors of the losses when there are several, by output name.
-    batch_norm : {'frozen', 'update'}, default='frozen'
-        Whether BatchNormalization goes by the model's own statistics, or by those of the batch,
-        towards which the model's move.
-    dropout : {'off', 'on'}, default='off'
-        Whether Dropout drops while training; the masks come from `random_state`.
-    freeze : str or list of str, optional
-        Weights that are not trained, in the words of `weights_to_train`.
-    threads : int, optional
-        Threads of onnxruntime, by default every processor this process may use.
-    callbacks : Callback, function or list of them, optional
-        What looks at the training and may end it, see :mod:`onnxcustom.training.callbacks`.
-    checkpoint_dir : str or path, optional
-        Folder for checkpoints of :meth:`fit`, one training each. If it holds some of this training, killed
-        or finished, ``fit`` goes on from the last one and ends on the same bits as if nothing had happened.
-    validation_fraction : float, optional
-        Part of the rows, in (0, 1), that is held out as validation data where none is given.
-    batch_axis : dict of str to int or None, optional
-        Where the rows of an input or output are, by name, if that is not what the model's dimensions say;
-        None for a tensor without rows: such an input is given once a batch, such an output is one row.
 
     Attributes
     ----------
@@ -106,8 +61,27 @@ class OnnxRegressor(RegressorMixin, OnnxEstimator):
 
     def make_step(self, X: Any, y: Any) -> TrainingStep:
         """A new training step at the model's own weights."""
-        self._flat = not isinstance(y, Mapping) and dimensions(y) == 1
-        return self._make(self.model, "squared_error" if self.loss is None else self.loss, X, y)
+        return self._step_of(Prepared.of(self.model), self._loss, X, y)
+
+    def _make_step(self, prepared: Prepared | None, X: Any, y: Any) -> TrainingStep:
+        if prepared is None or type(self).make_step is not OnnxRegressor.make_step:
+            return super()._make_step(prepared, X, y)
+        return self._step_of(prepared, self._loss, X, y)
+
+    @property
+    def _loss(self) -> Any:
+        return "squared_error" if self.loss is None else self.loss
+
+    def _meaning_of(
+        self, prepared: Prepared | None, step: TrainingStep, data: Given, X: Any, classes: Any
+    ) -> bool:
+        """Whether a column that is predicted has no dimension of its own, as the expected values had none."""
+        return not isinstance(data.y, Mapping) and dimensions(data.y) == 1
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if "_flat" in self.__dict__:  # a pickle of an earlier version
+            self._meaning = self.__dict__.pop("_flat")
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -143,7 +117,7 @@ class OnnxRegressor(RegressorMixin, OnnxEstimator):
         predicted = outputs[trained[0]]
         axis = self.step_.output_axis(trained[0])
         column = axis is not None and predicted.ndim > 0 and predicted.size == predicted.shape[axis]
-        return predicted.reshape(-1) if self._flat and column and predicted.ndim <= 2 else predicted
+        return predicted.reshape(-1) if self._meaning and column and predicted.ndim <= 2 else predicted
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Coefficient of determination R²; minus the mean loss if several outputs are trained.

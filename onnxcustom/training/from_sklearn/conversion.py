@@ -251,7 +251,7 @@ def _loss_of(estimator: Any, parts: Split) -> Any:
 def _try(onnx_estimator: Any, kind: str, parts: Split) -> None:
     """Make a training step, so that what is wrong is said here and not by ``fit``."""
     try:
-        onnx_estimator.make_step(parts.matrix, parts.predicted)
+        onnx_estimator.try_step(parts.matrix, parts.predicted)
     except OnnxCustomError as exc:
         raise type(exc)(f"{kind} cannot be trained further as ONNX: {exc}") from exc
 
