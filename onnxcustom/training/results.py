@@ -115,10 +115,14 @@ class Results(BaseEstimator):
         self._check_fitted()
         return self.step_.trained_model()
 
+    def _takes_arrays(self, columns: Mapping[str, Any] | None = None) -> bool:
+        """Whether arrays are as good as tables: columns had no names, or came as a stream, as arrays may."""
+        known = columns or vars(self)
+        return "feature_names_in_" not in known or bool(known.get("_names_from_stream"))
+
     def _check_features(self, X: Any, step: TrainingStep | None = None) -> None:
         """Compare columns and their names with those of the first fit."""
-        named = hasattr(self, "feature_names_in_") and not self._names_from_stream
-        silent = self._run is not None or not named  # what is scored in training was looked at before
+        silent = self._run is not None or self._takes_arrays()  # what is scored in training was looked at
         if silent and type(X) is np.ndarray and is_as_wide(self, X):
             return  # looking further takes longer than predicting a row
         check_columns(self, X, self.step_ if step is None else step, silent)
