@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxcustom.exceptions import UnknownNameError
+from onnxcustom.exceptions import InvalidParameterError, UnknownNameError
 
 __all__ = [
     "Parameters",
@@ -67,10 +67,9 @@ def check_parameters(instance: Any) -> None:
 
     Raises
     ------
-    ValueError
-        A number outside its range; the message says the range. Another word than the choices.
-    TypeError
-        Something else in place of a number, or of True or False.
+    InvalidParameterError
+        A number outside its range; the message says the range. Another word than the choices. Something
+        else in place of a number, or of True or False.
     """
     for field in dataclasses.fields(instance):
         value = getattr(instance, field.name)
@@ -83,7 +82,7 @@ def check_parameters(instance: Any) -> None:
             check_number(name, value, field.metadata["range"], field.metadata.get("integer", False))
         elif "choice" in field.metadata and value not in field.metadata["choice"]:
             words = ", ".join(map(repr, field.metadata["choice"]))
-            raise ValueError(f"{name} must be one of {words}, not {value!r}.")
+            raise InvalidParameterError(f"{name} must be one of {words}, not {value!r}.")
         elif "flag" in field.metadata and (value is not None or field.default is not None):
             check_flag(name, value)
 
@@ -96,14 +95,10 @@ def check_flag(name: str, value: Any) -> None:
     >>> check_flag("shuffle", "maybe")
     Traceback (most recent call last):
         ...
-    onnxcustom._parameters._NoFlagError: shuffle must be True or False, not 'maybe'.
+    onnxcustom.exceptions.InvalidParameterError: shuffle must be True or False, not 'maybe'.
     """
     if not isinstance(value, (bool, np.bool_)):
-        raise _NoFlagError(f"{name} must be True or False, not {value!r}.")
-
-
-class _NoFlagError(TypeError, ValueError):
-    """As scikit-learn's error for a bad parameter, which is both."""
+        raise InvalidParameterError(f"{name} must be True or False, not {value!r}.")
 
 
 def is_count(value: Any, least: int = 0) -> bool:
@@ -122,10 +117,10 @@ def check_count(name: str, value: Any, least: int = 1) -> int:
     >>> check_count("epochs", 0)
     Traceback (most recent call last):
         ...
-    ValueError: epochs must be an integer of at least 1, not 0.
+    onnxcustom.exceptions.InvalidParameterError: epochs must be an integer of at least 1, not 0.
     """
     if not is_count(value, least):
-        raise ValueError(f"{name} must be an integer of at least {least}, not {value!r}.")
+        raise InvalidParameterError(f"{name} must be an integer of at least {least}, not {value!r}.")
     return operator.index(value)
 
 
@@ -159,18 +154,18 @@ def check_number(name: str, value: Any, interval: str, integral: bool = False) -
     >>> check_number("momentum", 1.5, "[0, 1]")
     Traceback (most recent call last):
         ...
-    ValueError: momentum must be in [0, 1], not 1.5.
+    onnxcustom.exceptions.InvalidParameterError: momentum must be in [0, 1], not 1.5.
     """
     kind = numbers.Integral if integral else numbers.Real
     if isinstance(value, bool) or not isinstance(value, kind):
         what = "an integer" if integral else "a number"
-        raise TypeError(f"{name} must be {what} in {interval}, not {value!r}.")
+        raise InvalidParameterError(f"{name} must be {what} in {interval}, not {value!r}.")
     low, high = (float(bound) for bound in interval[1:-1].split(","))
     x = float(value)
     above = x >= low if interval[0] == "[" else x > low
     below = x <= high if interval[-1] == "]" else x < high
     if math.isnan(x) or not (above and below):
-        raise ValueError(f"{name} must be in {interval}, not {value!r}.")
+        raise InvalidParameterError(f"{name} must be in {interval}, not {value!r}.")
 
 
 class Parameters:

@@ -15,6 +15,7 @@ __all__ = [
     "GradientNotImplementedError",
     "InvalidDataError",
     "InvalidModelError",
+    "InvalidParameterError",
     "MissingPackageError",
     "MissingRuntimeError",
     "NoTrainableWeightError",
@@ -48,6 +49,10 @@ class UnknownNameError(OnnxCustomError, ValueError):
 
 class InvalidDataError(OnnxCustomError, ValueError):
     """Training data that does not fit the model: shape, dtype, length or values."""
+
+
+class InvalidParameterError(OnnxCustomError, ValueError, TypeError):
+    """A parameter outside its range, or of another type: one class for both, as in scikit-learn."""
 
 
 class MissingRuntimeError(OnnxCustomError, ImportError):

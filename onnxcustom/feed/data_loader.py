@@ -14,7 +14,7 @@ from onnxcustom._versioning import check_version, stamp_version
 from onnxcustom.data.fingerprints import hash_array
 from onnxcustom.data.owned import owned_parts, sealed
 from onnxcustom.data.sparse import SparseRows
-from onnxcustom.exceptions import InvalidDataError
+from onnxcustom.exceptions import InvalidDataError, InvalidParameterError
 from onnxcustom.runtime import Device, owned_copy, parse_device, plain_array, to_ortvalue
 
 from .arrays import dense
@@ -121,13 +121,13 @@ def draw_seed(random_state: Any = None) -> int:
         return int(np.random.SeedSequence().generate_state(1, np.uint64)[0])
     if isinstance(random_state, numbers.Integral) and not isinstance(random_state, bool):
         if not 0 <= int(random_state) < 2**64:
-            raise ValueError(f"random_state must be in [0, 2**64), not {random_state}.")
+            raise InvalidParameterError(f"random_state must be in [0, 2**64), not {random_state}.")
         return int(random_state)
     if isinstance(random_state, np.random.RandomState):
         return int(random_state.randint(2**31 - 1))
     if isinstance(random_state, np.random.Generator):
         return int(random_state.integers(2**63))
-    raise ValueError(
+    raise InvalidParameterError(
         f"random_state must be None, an integer, a RandomState or a Generator, not {random_state!r}."
     )
 

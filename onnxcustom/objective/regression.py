@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxcustom._parameters import check_number
-from onnxcustom.exceptions import InvalidDataError
+from onnxcustom.exceptions import InvalidDataError, InvalidParameterError
 from onnxcustom.graph.building.builder import Builder, Var
 
 from .base import Loss, register_loss
@@ -238,7 +238,7 @@ class PoissonLearningLoss(Loss):
     def check(self) -> None:
         """Check the parameters."""
         if self.link not in ("log", "identity"):
-            raise ValueError(f"link must be 'log' or 'identity', not {self.link!r}.")
+            raise InvalidParameterError(f"link must be 'log' or 'identity', not {self.link!r}.")
         check_eps(self.eps)
 
     def check_expected(self, expected: np.ndarray, columns: int | None = None) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
-from onnxcustom.exceptions import EvaluationError, InvalidModelError, ProviderError
+from onnxcustom.exceptions import EvaluationError, InvalidModelError, InvalidParameterError, ProviderError
 from onnxcustom.graph.analysis.traversal import proto_nodes
 from onnxcustom.graph.files.conversion import PROTOBUF_LIMIT, represented, to_proto
 
@@ -220,7 +220,7 @@ def session_options(threads: int | None = None, *, optimize: bool = True, memory
     onnxruntime.SessionOptions
     """
     if threads is not None and threads < 1:
-        raise ValueError(f"threads must be at least 1, not {threads}.")
+        raise InvalidParameterError(f"threads must be at least 1, not {threads}.")
     ort = require_runtime()
     options = ort.SessionOptions()
     options.intra_op_num_threads = default_threads() if threads is None else threads

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxcustom._warnings import warn_user
-from onnxcustom.exceptions import InvalidModelError, UnknownNameError
+from onnxcustom.exceptions import InvalidModelError, InvalidParameterError, UnknownNameError
 from onnxcustom.feed.specs import TensorSpec
 from onnxcustom.graph import Logits, class_axis, find_logits, hidden_logits
 from onnxcustom.graph.shapes.batch_axis import BatchAxes
@@ -180,7 +180,9 @@ def select_targets(
 def _factor(output: str, value: Any) -> float:
     # A negative factor would climb: rewards are losses of their own.
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= float(value) < math.inf:
-        raise ValueError(f"loss_weights of output {output!r} must be a number in [0, inf), not {value!r}.")
+        raise InvalidParameterError(
+            f"loss_weights of output {output!r} must be a number in [0, inf), not {value!r}."
+        )
     return float(value)
 
 

@@ -12,7 +12,7 @@ import onnx
 from onnxcustom._parameters import check_flag, own_parameters
 from onnxcustom._versioning import check_version, stamp_version
 from onnxcustom.data.blocks import Key
-from onnxcustom.exceptions import ConvergenceError, EvaluationError, InvalidDataError
+from onnxcustom.exceptions import ConvergenceError, EvaluationError, InvalidDataError, InvalidParameterError
 from onnxcustom.feed.specs import TensorSpec, some_rows
 from onnxcustom.feed.validation import as_inputs
 from onnxcustom.gradient.interface import Engine
@@ -158,7 +158,7 @@ class TrainingStep:
         sess_options: Any = None,
     ) -> None:
         if threads is not None and not threads >= 1:
-            raise ValueError(f"threads must be at least 1, not {threads!r}.")
+            raise InvalidParameterError(f"threads must be at least 1, not {threads!r}.")
         for name, value in {"sample_weight": sample_weight, "passes": passes, "recompute": recompute}.items():
             check_flag(name, value)
         self.device: Device = parse_device(device)

@@ -14,7 +14,7 @@ from onnxcustom.data import Block, Stream
 from onnxcustom.data.naming import naming
 from onnxcustom.data.owned import sealed
 from onnxcustom.data.sources import UnalignedError
-from onnxcustom.exceptions import RowsWarning
+from onnxcustom.exceptions import InvalidParameterError, RowsWarning
 from onnxcustom.feed.data_loader import draw_seed
 from onnxcustom.feed.splitting import check_fraction, hold_out
 from onnxcustom.graph import Prepared
@@ -83,9 +83,11 @@ class Beginning(Results):
         if self.checkpoint_dir is not None:
             found.append(Checkpoint(self.checkpoint_dir))
         if len(found) > 1:
-            raise ValueError(f"A training has one folder for its checkpoints, not those of {found}.")
+            raise InvalidParameterError(
+                f"A training has one folder for its checkpoints, not those of {found}."
+            )
         if found and self.warm_start:
-            raise ValueError(
+            raise InvalidParameterError(
                 "warm_start=True goes on from the last fit, a run with checkpoints from the last of them: "
                 "use one of the two."
             )

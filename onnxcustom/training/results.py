@@ -15,6 +15,7 @@ from sklearn.exceptions import NotFittedError
 
 from onnxcustom._parameters import check_flag
 from onnxcustom._versioning import check_version, stamp_version
+from onnxcustom.exceptions import InvalidParameterError
 from onnxcustom.step.training_step import TrainingStep
 
 from .columns import check_columns, is_as_wide
@@ -67,7 +68,7 @@ class Results(BaseEstimator):
                 check_flag(field.name, value)
         verbose = getattr(self, "verbose", 0)
         if not isinstance(verbose, (int, np.integer, np.bool_)) or verbose < 0:
-            raise ValueError(f"verbose must be 0, 1 or 2, not {verbose!r}.")
+            raise InvalidParameterError(f"verbose must be 0, 1 or 2, not {verbose!r}.")
 
     def _as_made(self) -> dict[str, Any]:
         """The parameters of the step as they are now."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from onnxcustom._registry import did_you_mean
-from onnxcustom.exceptions import UnknownNameError
+from onnxcustom.exceptions import InvalidParameterError, UnknownNameError
 
 if TYPE_CHECKING:
     from ..run import Run, Training
@@ -116,7 +116,9 @@ class Callbacks:
         if isinstance(given, Callback) or callable(given):
             given = [given]
         if given is not None and not isinstance(given, (list, tuple)):
-            raise TypeError(f"callbacks takes a Callback, a function or a list of them, not {given!r}.")
+            raise InvalidParameterError(
+                f"callbacks takes a Callback, a function or a list of them, not {given!r}."
+            )
         items = [*map(_as_callback, given or ()), *more]
         # Those that measure come first: others read what they wrote.
         self.items = sorted(items, key=lambda c: type(c).measures is Callback.measures)
@@ -187,7 +189,7 @@ def _as_callback(given: Any) -> Callback:
         return made
     if callable(given) and not isinstance(given, type):
         return _Function(given)
-    raise TypeError(
+    raise InvalidParameterError(
         f"callbacks takes instances of Callback and functions of the estimator, not {given!r}"
         + (": make an instance of it." if isinstance(given, type) else ".")
     )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnxcustom._parameters import check_number
 from onnxcustom._warnings import warn_user
-from onnxcustom.exceptions import CheckpointError
+from onnxcustom.exceptions import CheckpointError, InvalidParameterError
 from onnxcustom.training.checkpoints.checkpoint import CheckpointStore, Saved
 
 from .base import Callback
@@ -70,7 +70,7 @@ class Checkpoint(Callback):
     def store(self) -> CheckpointStore:
         """The folder."""
         if not isinstance(self.folder, (str, os.PathLike)):
-            raise TypeError(
+            raise InvalidParameterError(
                 f"The folder for checkpoints (checkpoint_dir) must be a path, not {self.folder!r}: give its "
                 "name as text or as a Path."
             )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnxcustom._parameters import check_number
 from onnxcustom._warnings import warn_user
-from onnxcustom.exceptions import InvalidDataError
+from onnxcustom.exceptions import InvalidDataError, InvalidParameterError
 from onnxcustom.optim import ReduceOnPlateau, Schedule
 
 from .base import Callback, monitored
@@ -48,7 +48,9 @@ class LearningRate(Callback):
     def check(self, run: Run) -> None:
         """Refuse a rate that is none and a measure that there is not."""
         if not isinstance(self.rate, Schedule) and not callable(self.rate):
-            raise TypeError(f"rate must be a schedule or a function of the epoch, not {self.rate!r}.")
+            raise InvalidParameterError(
+                f"rate must be a schedule or a function of the epoch, not {self.rate!r}."
+            )
         name = monitored(self.monitor, run)
         if isinstance(self.rate, ReduceOnPlateau) and self.rate.mode == "min" and is_score(name, run):
             raise InvalidDataError(

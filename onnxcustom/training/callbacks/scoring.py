@@ -10,7 +10,7 @@ import numpy as np
 from sklearn.metrics import get_scorer, get_scorer_names
 
 from onnxcustom._parameters import check_number
-from onnxcustom.exceptions import InvalidDataError, UnknownNameError
+from onnxcustom.exceptions import InvalidDataError, InvalidParameterError, UnknownNameError
 
 from .base import Callback
 
@@ -108,7 +108,7 @@ class Score(Callback):
                     f"scikit-learn has no scorer {self.scoring!r}; it has {', '.join(get_scorer_names())}."
                 )
         elif not callable(self.scoring):
-            raise TypeError(
+            raise InvalidParameterError(
                 f"scoring must be a name or a function of (estimator, X, y), not {self.scoring!r}."
             )
 

@@ -14,7 +14,13 @@ import onnx
 
 from onnxcustom._parameters import flag
 from onnxcustom._warnings import warn_user
-from onnxcustom.exceptions import ConvergenceError, ConvergenceWarning, InvalidDataError, UnknownNameError
+from onnxcustom.exceptions import (
+    ConvergenceError,
+    ConvergenceWarning,
+    InvalidDataError,
+    InvalidParameterError,
+    UnknownNameError,
+)
 from onnxcustom.feed.data_loader import OrtDataLoader
 from onnxcustom.feed.validation import check_in_memory
 from onnxcustom.graph import Prepared, load, replace_weights
@@ -149,7 +155,7 @@ class OrtGradientForwardBackwardOptimizer(TrainedSession):
         """
         every = self.validation_every
         if isinstance(every, bool) or not isinstance(every, numbers.Real) or not every > 0:
-            raise ValueError(
+            raise InvalidParameterError(
                 f"validation_every must be a number of epochs, or a fraction of max_iter, not {every!r}."
             )
         return super().fit(X, y, sample_weight, X_val, y_val, sample_weight_val=sample_weight_val)

@@ -18,7 +18,12 @@ from sklearn.utils.validation import check_is_fitted
 
 from onnxcustom.data.frames import is_frame, text_names
 from onnxcustom.data.naming import in_order
-from onnxcustom.exceptions import InvalidModelError, NoTrainableWeightError, OnnxCustomError
+from onnxcustom.exceptions import (
+    InvalidModelError,
+    InvalidParameterError,
+    NoTrainableWeightError,
+    OnnxCustomError,
+)
 from onnxcustom.gradient.report import gradient_report
 from onnxcustom.graph import load, select_weights, weights
 from onnxcustom.graph.files.feature_names import write_feature_names
@@ -162,7 +167,7 @@ def _checked_dtype(dtype: Any) -> np.dtype:
     except TypeError:
         number = np.dtype(object)
     if number not in (np.float32, np.float64):
-        raise ValueError(f"dtype must be float32 or float64, not {dtype!r}.")
+        raise InvalidParameterError(f"dtype must be float32 or float64, not {dtype!r}.")
     return number
 
 
