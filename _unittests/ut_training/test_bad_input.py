@@ -16,6 +16,7 @@ from onnxcustom.exceptions import (
     DifferentiationError,
     InvalidDataError,
     InvalidModelError,
+    InvalidParameterError,
     NoTrainableWeightError,
     OnnxCustomError,
     ProviderError,
@@ -75,7 +76,7 @@ class Untouched:
         attributes = dict(vars(fresh))
         with pytest.raises(error, match=message) as caught:
             fresh.fit(**arguments)
-        assert isinstance(caught.value, (OnnxCustomError, ValueError))
+        assert isinstance(caught.value, OnnxCustomError)  # as the pages say
         assert vars(fresh) == attributes
         assert not hasattr(fresh, "weights_")
         try:
@@ -210,6 +211,10 @@ def test_an_unknown_operator(regressor):
         ({"X": None}, InvalidDataError, r"'x'"),
         ({"y": None}, InvalidDataError, r"y to be passed, but the target y is None"),
         ({"y": ["a"] * 20}, InvalidDataError, r"(?i)y"),
+        ({"X": np.full((20, 3), "1.5")}, InvalidDataError, r"'x' is text, such as '1.5'"),
+        ({"X": [["1.5", "2", "3"]] * 20}, InvalidDataError, r"'x' is text, such as '1.5'"),
+        ({"y": np.full(20, b"1.5")}, InvalidDataError, r"(?i)y is text"),
+        ({"sample_weight": np.full(20, "1")}, InvalidDataError, r"(?i)sample_weight is text, such as '1'"),
         (
             {"X": {"z": np.zeros((20, 3))}},
             UnknownNameError,
@@ -304,11 +309,28 @@ def test_an_output_with_too_few_columns_for_the_labels_of_the_graph(classifier):
     ],
 )
 def test_parameters(regressor, params, error, message):
-    if params.get("random_state") is not None:  # a seed is drawn once, then kept
-        with pytest.raises(error, match=message):
-            regressor.make().set_params(**params).fit(regressor.X, regressor.y)
-        return
     regressor.refuses(error, message, params)
+
+
+def test_a_bad_parameter_is_one_error_whatever_is_bad_of_it(regressor):
+    for params in (
+        {"batch_size": 1.5},
+        {"max_iter": 0},
+        {"shuffle": "no"},
+        {"verbose": -1},
+        {"callbacks": 3},
+    ):
+        with pytest.raises(InvalidParameterError) as caught:
+            regressor.make().set_params(**params).fit(regressor.X, regressor.y)
+        assert isinstance(caught.value, ValueError)
+        assert isinstance(caught.value, TypeError)
+
+
+@pytest.mark.parametrize("weights", [-np.ones(20), np.full(20, np.nan), np.ones(19), np.full(20, "1")])
+def test_weights_of_scores_are_those_of_fit(regressor, classifier, weights):
+    for made in (regressor, classifier):
+        with pytest.raises(InvalidDataError, match=r"(?i)sample_weight"):
+            made.fitted.score(made.X, made.y, sample_weight=weights)
 
 
 @pytest.mark.skipif("CUDAExecutionProvider" in ort.get_available_providers(), reason="there is CUDA")

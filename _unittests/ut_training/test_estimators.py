@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import ast
 import concurrent.futures
 import contextlib
 import copy
+import dataclasses
+import inspect
 import pickle
+import re
 
 import numpy as np
 import onnx
@@ -25,7 +29,11 @@ from onnxcustom.exceptions import EvaluationError, InvalidDataError, InvalidMode
 from onnxcustom.graph import weights
 from onnxcustom.objective import SquareLearningLoss
 from onnxcustom.optim import LearningRateSGD
-from onnxcustom.training.estimators import OnnxClassifier, OnnxRegressor
+from onnxcustom.training.estimators import (
+    OnnxClassifier,
+    OnnxRegressor,
+    OrtGradientForwardBackwardOptimizer,
+)
 
 ort = pytest.importorskip("onnxruntime")
 
@@ -660,3 +668,84 @@ def test_a_rule_named_by_the_learning_rate_can_be_changed(linear_model):
     reg.set_params(learning_rate="nag").fit(X, y)
     assert type(reg.step_.optimizer).__name__ == "NAG"
     assert any(not np.array_equal(reg.weights_[n], a) for n, a in weights_before.items())
+
+
+# -- parameters ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cls", [OnnxRegressor, OnnxClassifier, OrtGradientForwardBackwardOptimizer])
+def test_parameters_are_declared_once_and_documented_once(cls):
+    signature = inspect.signature(cls).parameters
+    names = [field.name for field in dataclasses.fields(cls)]
+    assert list(signature) == names
+    assert sorted(cls._get_param_names()) == sorted(names)
+    section = cls.__doc__.split("Parameters\n")[1].split("Attributes\n")[0]
+    heads = [line.strip() for line in section.splitlines() if " : " in line]
+    documented = [name for head in heads for name in head.partition(" : ")[0].split(", ")]
+    assert documented == names
+    for head in heads:
+        for name in head.partition(" : ")[0].split(", "):
+            default = re.search(r"default=(.+)$", head)
+            if default is not None:
+                assert ast.literal_eval(default.group(1)) == signature[name].default, head
+
+
+def test_the_constructor_only_stores():
+    class Own(OnnxRegressor):
+        """One more parameter, as older programs write it."""
+
+        def __init__(self, model, *, factor=1.0, **options):
+            super().__init__(model, **options)
+            self.factor = factor
+
+    given = {"max_iter": "many", "shuffle": [], "random_state": object()}
+    for made in (OnnxRegressor("no model", **given), Own("no model", **given)):
+        assert all(getattr(made, name) is value for name, value in given.items())
+        assert not [name for name in vars(made) if name not in [*OnnxRegressor._get_param_names(), "factor"]]
+    assert OnnxRegressor(None) != OnnxRegressor(None)  # identity, as of all estimators
+    assert len({OnnxRegressor(None), OnnxRegressor(None)}) == 2
+
+
+@pytest.mark.parametrize("shape", [(12, 4), (12, 2, 2)])
+def test_columns_are_as_good_as_a_picture_of_as_many_numbers(shape):
+    model = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["": 17]>
+    g (float[N, 3] x) => (float[N, 2, 2] y) <float[3, 4] w = {1,0,0,1,1,0,0,1,0,1,0,1},
+        int64[3] s = {0,2,2}> { z = MatMul(x, w) y = Reshape(z, s) }""")
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(12, 3)).astype(np.float32), rng.normal(size=(12, 2, 2))
+    options = {"max_iter": 10, "batch_size": 5, "shuffle": False, "learning_rate": 0.05}
+    net = OnnxRegressor(model, **options).fit(X, y.reshape(shape), X_val=X, y_val=y.reshape(shape))
+    w = np.array([1, 0, 0, 1, 1, 0, 0, 1, 0, 1, 0, 1], dtype=np.float64).reshape(3, 4)
+    for _ in range(10):
+        for i in (0, 5, 10):
+            a, b = X[i : i + 5], y.reshape(12, 4)[i : i + 5]
+            w -= 0.05 * a.T @ (a @ w - b) / len(a)
+    np.testing.assert_allclose(net.weights_["w"], w, rtol=1e-4, atol=1e-5)
+    assert net.predict(X).shape == (12, 2, 2)
+    wanted = r2_score(y.reshape(12, 4), (X @ w).reshape(12, 4))
+    assert net.score(X, y.reshape(shape)) == pytest.approx(wanted, rel=1e-3)
+
+
+def test_a_column_of_rank_3_is_predicted_as_it_was_given():
+    model = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["": 17]>
+    g (float[N, 3] x) => (float[N, 1, 1] y) <float[3, 1] w = {1, 0, 0}, int64[3] s = {0, 1, 1}> {
+        z = MatMul(x, w) y = Reshape(z, s) }""")
+    X = np.random.default_rng(0).normal(size=(12, 3)).astype(np.float32)
+    y = X.sum(axis=1)
+    for shape, predicted in (((12,), (12,)), ((12, 1), (12, 1, 1)), ((12, 1, 1), (12, 1, 1))):
+        assert OnnxRegressor(model, max_iter=1).fit(X, y.reshape(shape)).predict(X).shape == predicted
+
+
+def test_predictions_say_what_was_taken_for_rows():
+    model = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["": 17]>
+    g (float[N, 2] x, float[N, 2] z) => (float[N, 2] y) <float[2, 2] w = {1, 0, 0, 1}> {
+        h = Concat<axis = 1>(x, z) s = Shape<start = 0, end = 1>(x) t = Expand(x, s)
+        a = MatMul(t, w) y = Add(a, z) }""")
+    rng = np.random.default_rng(0)
+    given = {"x": rng.normal(size=(2, 2)).astype(np.float32), "z": rng.normal(size=(2, 2)).astype(np.float32)}
+    net = OnnxRegressor(model, max_iter=1, batch_size=2).fit(given, np.zeros((2, 2)))
+    more = {name: np.concatenate([array] * 2)[:3] for name, array in given.items()}
+    with pytest.raises(EvaluationError, match=r"'x' of shape .* has 3 along axis 0.*batch_axis="):
+        net.predict(more)
+    with pytest.raises(EvaluationError, match=r"'x' of shape .* has 3 along axis 0.*batch_axis="):
+        net.step_.scores(more, np.zeros((3, 2)))

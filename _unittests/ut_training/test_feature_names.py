@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import pickle
 
@@ -437,3 +438,29 @@ def test_classes_and_columns():
     net = OnnxClassifier(model, **OPTIONS).fit(frame, LABELS)
     np.testing.assert_array_equal(net.predict_proba(mixed), net.predict_proba(frame))
     assert net.score(mixed, LABELS) == net.score(frame, LABELS)
+
+
+def test_a_stream_of_a_table_has_names_as_the_table_has(tmp_path):
+    table("pandas", MIXED, price=Y).to_csv(tmp_path / "rows.csv", index=False)
+    net = regressor(shuffle=False).fit(stream(tmp_path / "rows.csv", target="price"))
+    frame = regressor(shuffle=False).fit(table("pandas", MIXED), Y)
+    assert net.feature_names_in_.tolist() == frame.feature_names_in_.tolist() == MIXED
+    assert net.n_features_in_ == 3
+    # Blocks of a stream are arrays: they need no names, but tables have to have these.
+    np.testing.assert_array_equal(net.predict(X), net.predict(pd.DataFrame(X, columns=MIXED)))
+    with pytest.raises(InvalidDataError, match="'colour' is not among them"):
+        net.predict(table("pandas", MIXED).rename(columns={"age": "colour"}))
+    assert not hasattr(regressor().fit(stream((X, Y))), "feature_names_in_")
+
+
+def test_fit_loads_the_model_once_and_prepares_it_once(tmp_path, monkeypatch):
+    path = tmp_path / "line.onnx"
+    save(line(), path)
+    module, made = importlib.import_module("onnxcustom.graph.preparation.prepare"), []
+    monkeypatch.setattr(module, "load_both", lambda m, own=module.load_both: (made.append(m), own(m))[1])
+    reading = importlib.import_module("onnxcustom.graph.files.io")
+    monkeypatch.setattr(reading, "_read", lambda *a, own=reading._read: (made.append("file"), own(*a))[1])
+    for rows in (stream(table("pandas", NAMES, price=Y), target="price"), stream((X, Y))):
+        made.clear()
+        regressor(path).fit(rows)
+        assert made.count(path) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -168,7 +169,14 @@ def _plain(data: Any, spec: TensorSpec, what: str) -> Any:
     if isinstance(data, np.ndarray):
         if data.dtype.kind in "mM":  # scikit-learn's check counts their ticks
             raise InvalidDataError(f"{capital(what)}: {data.dtype} is no type of numbers: convert it.")
+        if data.dtype.kind in "US" and data.size:
+            raise _text_error(what, data.flat[0])
         return data
+    first = data
+    while isinstance(first, (list, tuple)) and first:
+        first = first[0]
+    if isinstance(first, (str, bytes)):
+        raise _text_error(what, first)
     if not (is_frame(data) or is_column(data) or hasattr(data, "__array__")):
         return data
     if _is_pandas(data) and (is_plain(data) or not _are_unique(data)) and not _holds_lists(data):
@@ -184,6 +192,10 @@ def _plain(data: Any, spec: TensorSpec, what: str) -> Any:
         return joined({name: _named(name, column(name)) for name in column_names(data)}, dtype)
     except (UnfitError, TypeError, ValueError, RuntimeError) as exc:
         raise InvalidDataError(f"{capital(what)}: {exc}") from exc
+
+
+def _text_error(what: str, first: Any) -> InvalidDataError:
+    return InvalidDataError(f"{capital(what)} is text, such as {str(first)!r}: convert it to numbers first.")
 
 
 def _is_pandas(data: Any) -> bool:
@@ -251,7 +263,14 @@ def _is_ready(data: Any, spec: TensorSpec, matrix: bool) -> bool:
 
 
 def _reshaped(array: np.ndarray, spec: TensorSpec) -> np.ndarray:
-    """(n,) and (n, 1) are the same column; without a specification a matrix is meant."""
+    """(n,) and (n, 1) are the same column; without a specification a matrix is meant.
+
+    Columns beside each other, as in a table, are as good as pictures or sequences of as many numbers.
+    """
+    if spec.shape is not None and len(spec.shape) > 2 > array.ndim - 1 and spec.axis == 0 and len(array):
+        sizes = [n for n in spec.shape[1:] if isinstance(n, int)]
+        fits = len(sizes) == len(spec.shape) - 1 and math.prod(sizes) == array.size // len(array)
+        return array.reshape(len(array), *sizes) if fits else array
     if array.ndim == 1 and spec.axis == 1 and spec.shape is not None and len(spec.shape) == 2:
         return array if isinstance(spec.shape[0], int) and spec.shape[0] != 1 else array.reshape(1, -1)
     if array.ndim == 1 and spec.shape is None:

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from onnxcustom.exceptions import InvalidDataError, InvalidModelError
+from onnxcustom.exceptions import EvaluationError, InvalidDataError, InvalidModelError
 from onnxcustom.feed.specs import TensorSpec, of_batch, rows_of, some_rows
 from onnxcustom.graph import ModelLike, Prepared, prepare, to_ir, to_proto
 from onnxcustom.graph.analysis.traversal import rename_twins
@@ -19,6 +19,8 @@ from onnxcustom.graph.preparation.guards import guard
 from onnxcustom.graph.preparation.opsets import SetIrVersionPass
 from onnxcustom.graph.trainable.finding import keep_trained
 from onnxcustom.runtime import Device, create_session, ort_limits, run_values, to_ortvalue
+
+from .rows import with_rows
 
 logger = logging.getLogger("onnxcustom")
 
@@ -133,7 +135,7 @@ def run_in_parts(
     rows = rows_of(feeds, [specs[name] for name in feeds])
     if size is None or rows == size:
         whole = {name: of_batch(array, specs[name]) for name, array in feeds.items()}
-        return forward.run({**whole, **others})
+        return _run(forward, whole, specs, others)
     if rows % size:
         raise InvalidDataError(
             f"The model takes {size} rows at a time, the data has {rows}: give a multiple, or make that "
@@ -143,8 +145,19 @@ def run_in_parts(
     for i in range(0, rows, size):
         part = {n: some_rows(a, specs[n], slice(i, i + size)) for n, a in feeds.items()}
         part = {n: np.ascontiguousarray(of_batch(a, specs[n])) for n, a in part.items()}
-        parts.append(forward.run({**part, **others}))
+        parts.append(_run(forward, part, specs, others))
     return [
         np.stack(arrays) if axis is None else np.concatenate(arrays, axis)
         for axis, arrays in zip(axes, zip(*parts, strict=True), strict=True)
     ]
+
+
+def _run(
+    forward: Forward, feeds: Mapping[str, Any], specs: Mapping[str, TensorSpec], others: Mapping[str, Any]
+) -> list[np.ndarray]:
+    """Outputs of one run; an error says what was taken for the rows, as it does in training."""
+    try:
+        return forward.run({**feeds, **others})
+    except EvaluationError as exc:
+        shapes = {name: ([*np.shape(array)], specs[name].axis) for name, array in feeds.items()}
+        raise with_rows(exc, shapes) from exc.__cause__

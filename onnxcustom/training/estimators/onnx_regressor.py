@@ -117,7 +117,7 @@ class OnnxRegressor(RegressorMixin, OnnxEstimator):
         predicted = outputs[trained[0]]
         axis = self.step_.output_axis(trained[0])
         column = axis is not None and predicted.ndim > 0 and predicted.size == predicted.shape[axis]
-        return predicted.reshape(-1) if self._meaning and column and predicted.ndim <= 2 else predicted
+        return predicted.reshape(-1) if self._meaning and column else predicted
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Coefficient of determination R²; minus the mean loss if several outputs are trained.

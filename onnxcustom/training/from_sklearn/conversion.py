@@ -16,6 +16,7 @@ from sklearn.compose import TransformedTargetRegressor
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
+from onnxcustom._warnings import warn_user
 from onnxcustom.data.frames import is_frame, text_names
 from onnxcustom.data.naming import in_order
 from onnxcustom.exceptions import (
@@ -85,6 +86,11 @@ def from_sklearn(estimator: Any, X: Any, *, dtype: Any = np.float32, **parameter
         OnnxClassifier or OnnxRegressor, those before it are frozen. Of an estimator that was fitted on a
         frame the model keeps the names of the columns, so that tables may have them in any order.
 
+    Warns
+    -----
+    UserWarning
+        Its graph has constants that were one parameter to scikit-learn, as of a GaussianNB.
+
     Raises
     ------
     NotFittedError
@@ -137,9 +143,9 @@ def from_sklearn(estimator: Any, X: Any, *, dtype: Any = np.float32, **parameter
             + "\n".join(f"  {row.step or 'estimator'} ({row.kind}): {row.why}" for row in rows_of_steps)
         )
     if parts.head is None and not _ENSEMBLE.search(type(last).__name__):
-        found.notes.append(
-            f"{type(last).__name__}: what its graph has of constants is trained, each by itself"
-        )
+        found.notes.append(_of_constants(type(last).__name__))
+        if "weights_to_train" not in parameters:
+            warn_user(f"{found.notes[-1]}. Name in weights_to_train those that are meant.", UserWarning)
     _write(model, rows_of_steps, number, found.notes)
     if names and not parts.kept:
         write_feature_names(model, {model.graph.input[0].name: names})
@@ -150,6 +156,14 @@ def from_sklearn(estimator: Any, X: Any, *, dtype: Any = np.float32, **parameter
     result = _wrapped(cls(model, **parameters), parts.kept, found)
     logger.info("%s", describe_conversion(result))
     return result
+
+
+def _of_constants(kind: str) -> str:
+    """What to say of a model whose graph is of constants that were one parameter to scikit-learn."""
+    return (
+        f"{kind}: the graph has its parameters in constants that belong together, such as a variance and its "
+        f"logarithm. They are trained, each by itself: what comes of it is no {kind} any more"
+    )
 
 
 def _column_names(estimator: Any, X: Any) -> list[str]:
