@@ -193,6 +193,7 @@ def test_exceptions_pickle_with_their_fields() -> None:
         ("GradientNotImplementedError", (NotImplementedError, RuntimeError)),
         ("InvalidDataError", (ValueError,)),
         ("InvalidModelError", (ValueError,)),
+        ("InvalidParameterError", (ValueError, TypeError)),
         ("MissingRuntimeError", (ImportError,)),
         ("NoTrainableWeightError", (RuntimeError,)),
         ("ProviderError", (RuntimeError,)),
