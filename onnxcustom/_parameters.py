@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from onnxcustom._registry import did_you_mean
 from onnxcustom.exceptions import InvalidParameterError, UnknownNameError
 
 __all__ = [
@@ -125,7 +126,7 @@ def check_count(name: str, value: Any, least: int = 1) -> int:
 
 
 def check_given(cls: type, given: Mapping[str, Any], what: str) -> None:
-    """Check that a class that was chosen by name, as `what` says, has all that its constructor needs.
+    """Check that a class that was chosen by name, as `what` says, takes what is given, and needs no more.
 
     Examples
     --------
@@ -137,6 +138,13 @@ def check_given(cls: type, given: Mapping[str, Any], what: str) -> None:
     """
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     parameters = inspect.signature(cls).parameters.values()
+    names = [p.name for p in parameters if p.kind in kinds]
+    unknown = [name for name in given if name not in names]
+    if unknown and not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        raise UnknownNameError(
+            f"{what} names {cls.__name__}, which has no option {unknown[0]!r}; it has {names}."
+            f"{did_you_mean(unknown[0], names)}"
+        )
     missing = [p.name for p in parameters if p.default is p.empty and p.kind in kinds and p.name not in given]
     if missing:
         call = f"{cls.__name__}({', '.join(f'{name}=...' for name in missing)})"

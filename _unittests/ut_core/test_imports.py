@@ -30,7 +30,17 @@ ROOMS = {
     "graph": "",
 }
 # For every room; they import nothing else.
-HELPERS = {"_lazy", "_parameters", "_registry", "_text", "_version", "_versioning", "_warnings", "exceptions"}
+HELPERS = {
+    "_lazy",
+    "_parameters",
+    "_phrases",
+    "_registry",
+    "_text",
+    "_version",
+    "_versioning",
+    "_warnings",
+    "exceptions",
+}
 # The only arrows that go up, and why.
 UPWARD = {
     (

@@ -17,8 +17,10 @@ from onnxcustom.objective import (
     DiceLearningLoss,
     FocalLearningLoss,
     GaussianLearningLoss,
+    HuberLearningLoss,
     KLDivergenceLearningLoss,
     LogCoshLearningLoss,
+    Loss,
     NLLLearningLoss,
     SmoothL1LearningLoss,
     TripletLearningLoss,
@@ -210,6 +212,35 @@ def test_predictions_that_do_not_fit(loss, shape):
 def test_parameters_are_checked(loss, error):
     with pytest.raises(error):
         loss.check()
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("huber:delta=2", HuberLearningLoss(2)),
+        ("focal:gamma=1,alpha=[1,2]", FocalLearningLoss(1, [1, 2])),
+        (" CTC : zero_infinity=true, blank = 3", CTCLearningLoss(3, True)),
+        ("triplet:mining=all", TripletLearningLoss(mining="all")),
+    ],
+)
+def test_options_in_text(text, wanted):
+    assert repr(Loss.select(text)) == repr(wanted)
+    step = TrainingStep(linear(2, 1), loss="huber:delta=2")
+    assert "HuberLearningLoss(delta=2)" in repr(step)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("huber:delt=2", "no option 'delt'.*Did you mean 'delta'"),
+        ("huber:", "NAME:option=value"),
+        ("huber:2", "NAME:option=value"),
+        ("hubr:delta=2", "Did you mean 'huber'"),
+    ],
+)
+def test_options_that_are_none(text, words):
+    with pytest.raises(UnknownNameError, match=words):
+        Loss.select(text)
 
 
 # -- training ---------------------------------------------------------------------------------------------

@@ -14,11 +14,7 @@ from onnxcustom.exceptions import OnnxCustomError
 from onnxcustom.objective import (
     BaseLearningLoss,
     BaseLearningPenalty,
-    BinaryCrossEntropyLearningLoss,
-    HingeLearningLoss,
-    NegLogLearningLoss,
     PerWeightLearningPenalty,
-    SoftmaxCrossEntropyLearningLoss,
 )
 from onnxcustom.objective.base import LOSSES
 
@@ -50,12 +46,6 @@ SCHEDULES: dict[str, type[optim.Schedule]] = {
     "restarts": optim.CosineRestarts,
     "step": optim.Step,
 }
-_OF_CLASSES = (
-    BinaryCrossEntropyLearningLoss,
-    HingeLearningLoss,
-    NegLogLearningLoss,
-    SoftmaxCrossEntropyLearningLoss,
-)
 _FITTING = ("log", "log_loss", "logloss", "neglog")
 
 
@@ -99,7 +89,7 @@ def classifies(loss: Any) -> bool | None:
     """Whether a loss is one of labels; None if that cannot be told."""
     if isinstance(loss, str):
         return True if loss in _FITTING else None
-    return isinstance(loss, _OF_CLASSES)
+    return bool(getattr(loss, "of_classes", False))
 
 
 def make_penalty(texts: Sequence[str]) -> Any:

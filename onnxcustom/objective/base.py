@@ -13,6 +13,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxcustom._parameters import Parameters, check_given
+from onnxcustom._phrases import parse_phrase
 from onnxcustom._registry import Registry
 from onnxcustom.exceptions import InvalidModelError
 from onnxcustom.graph import to_ir
@@ -94,6 +95,8 @@ class Loss(Parameters, ABC):
     """
 
     on: str = "output"
+    # Whether what is expected are classes that the prediction has scores of.
+    of_classes: bool = False
     # Whether every label counts as a row of the objective, where a row has several (tokens, pixels).
     counts_positions: bool = False
     # Whether graphs differ by the number of columns (axis 1) of the prediction.
@@ -332,7 +335,8 @@ class Loss(Parameters, ABC):
         Parameters
         ----------
         class_name : str, Loss, class, ONNX model or callable
-            A registered name, case-insensitive; a loss, returned as it is; a subclass of
+            A registered name, case-insensitive, perhaps with options as in ``"huber:delta=2"``; a loss,
+            returned as it is; a subclass of
             :class:`Loss`; an ONNX model, a path to one, or a function of the builder, which become a
             :class:`~onnxcustom.objective.CustomLoss`.
         **kwargs
@@ -350,9 +354,13 @@ class Loss(Parameters, ABC):
         if _is_custom(class_name):
             custom: Any = LOSSES.find("CustomLoss")
             return custom(class_name, **kwargs)
+        options = kwargs
+        if isinstance(class_name, str) and ":" in class_name:
+            class_name, told = parse_phrase(class_name)
+            options = {**told, **kwargs}
         cls = LOSSES.find(class_name, ["a loss", "an ONNX model", "a function of the builder"])
-        check_given(cls, kwargs, f"loss={class_name!r}")
-        return cls(**kwargs)
+        check_given(cls, options, f"loss={class_name!r}")
+        return cls(**options)
 
 
 BaseLearningLoss = Loss

@@ -97,6 +97,7 @@ def check_unit(loss: Loss, values: np.ndarray) -> None:
 class _CrossEntropy(Loss):
     """Parameters of the cross-entropies: on logits, whose `link` makes probabilities, or on these."""
 
+    of_classes = True
     depends_on_columns = True
     link: str
 
@@ -281,6 +282,7 @@ class NegLogLearningLoss(Loss):
         column), or of all classes.
     """
 
+    of_classes = True
     depends_on_columns = True
 
     def __init__(self, eps: float = 1e-5, probability_function: str | None = "sigmoid") -> None:
@@ -361,6 +363,7 @@ class HingeLearningLoss(Loss):
     Machines, JMLR 2, 2001, https://www.jmlr.org/papers/v2/crammer01a.html
     """
 
+    of_classes = True
     depends_on_columns = True
 
     def __init__(self, squared: bool = False) -> None:

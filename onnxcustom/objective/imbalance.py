@@ -51,6 +51,7 @@ class FocalLearningLoss(Loss):
     https://arxiv.org/abs/1708.02002
     """
 
+    of_classes = True
     depends_on_columns = True
 
     def __init__(self, gamma: float = 2.0, alpha: Any = None, link: str = "softmax") -> None:

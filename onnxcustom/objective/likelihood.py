@@ -27,6 +27,7 @@ class NLLLearningLoss(Loss):
     [N, C, d1]. The cross-entropy of the scores before the LogSoftmax is the same number, and steadier.
     """
 
+    of_classes = True
     counts_positions = True
     depends_on_columns = True
 
