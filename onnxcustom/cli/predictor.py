@@ -13,11 +13,11 @@ from onnxcustom.data.columns import Plan
 from onnxcustom.exceptions import EvaluationError, InvalidDataError, InvalidModelError
 from onnxcustom.feed.specs import TensorSpec
 from onnxcustom.feed.stream_rows import placed
-from onnxcustom.feed.tensors import PlaceError, check_places
 from onnxcustom.graph import find_logits
 from onnxcustom.graph.analysis.decision import Decision
 from onnxcustom.runtime import create_session
 from onnxcustom.runtime.binding import run_error
+from onnxcustom.runtime.tensors import PlaceError, check_places
 from onnxcustom.step.inference import guarded
 
 from .models import Model, of_file, of_text

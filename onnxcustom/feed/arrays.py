@@ -29,9 +29,9 @@ from onnxcustom.data.sparse import SparseRows, is_sparse
 from onnxcustom.exceptions import InvalidDataError
 from onnxcustom.graph.trainable.finding import all_finite
 from onnxcustom.runtime.bfloat16 import WAY_OUT
+from onnxcustom.runtime.tensors import check_places
 
 from .specs import TensorSpec, shape_text
-from .tensors import check_places
 
 __all__ = ["as_tensor", "check_not_masked", "dense", "dimensions", "is_named", "ordered"]
 

@@ -15,12 +15,12 @@ from onnxcustom._versioning import check_version, stamp_version
 from onnxcustom.data import Block, Stream
 from onnxcustom.exceptions import InvalidDataError
 from onnxcustom.runtime import parse_device, to_ortvalue
+from onnxcustom.runtime.tensors import PlaceError
 
 from .batch_buffers import RowBuffer
 from .data_loader import Batch
 from .specs import TensorSpec, row_count
 from .stream_rows import converted, given_once, placed
-from .tensors import PlaceError
 from .validation import check_batch_size
 
 __all__ = ["StreamLoader"]

@@ -13,9 +13,9 @@ from onnxcustom.data import Block, Stream
 from onnxcustom.data.blocks import Key
 from onnxcustom.data.sources import Axes
 from onnxcustom.exceptions import InvalidDataError
+from onnxcustom.runtime.tensors import PlaceError
 
 from .specs import TensorSpec
-from .tensors import PlaceError
 from .validation import as_inputs, as_targets, weights_of
 
 __all__ = ["axes_of", "converted", "features", "given_once", "placed", "restored"]

@@ -1,5 +1,8 @@
-"""Forward and backward at their public path; they live in :mod:`onnxcustom.training.forward_backward`."""
+"""Forward and backward at their public path; they live in :mod:`onnxcustom.gradient.forward_backward`."""
 
-from .forward_backward import OrtGradientForwardBackward, OrtGradientForwardBackwardFunction
+from onnxcustom.gradient.forward_backward import (
+    OrtGradientForwardBackward,
+    OrtGradientForwardBackwardFunction,
+)
 
 __all__ = ["OrtGradientForwardBackward", "OrtGradientForwardBackwardFunction"]

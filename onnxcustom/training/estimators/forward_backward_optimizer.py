@@ -23,13 +23,13 @@ from onnxcustom.exceptions import (
 )
 from onnxcustom.feed.data_loader import OrtDataLoader
 from onnxcustom.feed.validation import check_in_memory
+from onnxcustom.gradient.forward_backward.graph_files import save_graphs
 from onnxcustom.graph import Prepared, load, replace_weights
 from onnxcustom.optim import BaseLearningRate
 from onnxcustom.optim.base import rate_named
 from onnxcustom.runtime import owned_copy
 from onnxcustom.step.training_step import TrainingStep
 from onnxcustom.training.declaring import of_step
-from onnxcustom.training.forward_backward.graph_files import save_graphs
 
 from .trained_session import TrainedSession
 

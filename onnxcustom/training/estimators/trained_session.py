@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from onnxcustom.gradient.forward_backward import OrtGradientForwardBackward
 from onnxcustom.step.training_step import TrainingStep
-from onnxcustom.training.forward_backward import OrtGradientForwardBackward
 from onnxcustom.training.trainer import Trainer
 
 __all__ = ["TrainedSession"]

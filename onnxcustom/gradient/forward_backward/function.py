@@ -11,9 +11,9 @@ import numpy as np
 import onnx
 
 from onnxcustom.exceptions import InvalidDataError, OnnxCustomError
-from onnxcustom.feed.tensors import check_against, check_places, listed
 from onnxcustom.graph.analysis.lookups import Places
 from onnxcustom.runtime import OrtValues, owned_copy, parse_device, run_values, to_ortvalue, to_vector
+from onnxcustom.runtime.tensors import check_against, check_places, listed
 
 from .graph_files import save_graphs
 
