@@ -3,14 +3,13 @@
 import logging
 import os
 import pydoc
+import re
 import sys
 from pathlib import Path
 
 import click
 
 import onnxcustom
-from onnxcustom.gradient.coverage import coverage_rst
-from onnxcustom.optim.table import options_rst, rules_rst, schedules_rst
 
 # A package of furo's turns on all messages at level INFO.
 for name in ("onnx_ir", "onnxcustom"):
@@ -82,17 +81,9 @@ def show_formulas(app, what, name, obj, options, lines):
         lines[:] = ["::", "", *(f"   {line}" for line in lines), ""]
 
 
-#: What pages say that is made from docstrings.
-GENERATED = {
-    "operators": {"%TABLE%": coverage_rst},
-    "optimizers": {"%RULES%": rules_rst, "%OPTIONS%": options_rst, "%SCHEDULES%": schedules_rst},
-}
-
-
-def write_generated(app, docname, source):
-    """Put what the registries say into the pages that leave room for it."""
-    for mark, generate in GENERATED.get(docname, {}).items():
-        source[0] = source[0].replace(mark, generate())
+def link_pages(app, relative_path, parent, content):
+    """README.rst names pages as files: in the documentation they are pages."""
+    content[0] = re.sub(r"`([^`<]+?)\s+<_doc/(\w+)\.rst>`__", r":doc:`\1 <\2>`", content[0])
 
 
 def resolve_public_name(app, env, node, contnode):
@@ -114,5 +105,5 @@ def resolve_public_name(app, env, node, contnode):
 def setup(app):
     app.connect("autodoc-skip-member", skip_metadata_routing)
     app.connect("autodoc-process-docstring", show_formulas)
-    app.connect("source-read", write_generated)
+    app.connect("include-read", link_pages)
     app.connect("missing-reference", resolve_public_name)
