@@ -21,6 +21,17 @@ TAKEN_ON = {
     "sigmoid": "scores before a final Sigmoid",
     "softmax": "scores before a final Softmax",
 }
+# What the number and size of axes do not tell.
+OWN = {
+    "CTCLearningLoss": "classes of shape (N, L), padded by -1",
+    "ContrastiveLearningLoss": "one whole number a row",
+    "CosineLearningLoss": "embeddings of the prediction's shape; 1 and -1 for pairs",
+    "CustomLoss": "what its model or function says",
+    "DiceLearningLoss": "0 and 1 of the prediction's shape, or classes",
+    "FocalLearningLoss": "classes; with ``link='sigmoid'`` 0 and 1 of the prediction's shape",
+    "GaussianLearningLoss": "numbers, half as many columns as the prediction",
+    "TripletLearningLoss": "classes, one a row",
+}
 TARGETS = {
     "values": "numbers of the prediction's shape",
     "labels": "classes, int64, without the axis of classes",
@@ -38,13 +49,11 @@ def losses_rst():
     lines = [".. list-table::", "   :header-rows: 1", "   :widths: 26 34 20 20", ""]
     lines += ["   * - Loss", "     - Names", "     - Taken on", "     - Expected values"]
     for cls in LOSSES.classes():
-        if cls.__name__ == "CustomLoss":
-            on, expected = "what ``on`` says", "what its model or function says"
-        else:
-            loss = cls()
-            on, expected = TAKEN_ON[loss.on], TARGETS[loss.target(DataType.FLOAT, 2, ["N", 3]).kind]
-            if expected == TARGETS["labels"] and loss.target(DataType.FLOAT, 2, ["N", 1]).kind == "values":
-                expected += "; of one column numbers"
+        on = "what ``on`` says" if cls.__name__ == "CustomLoss" else TAKEN_ON[cls().on]
+        expected = OWN.get(cls.__name__)
+        if expected is None:
+            several, one = (cls().target(DataType.FLOAT, 2, ["N", k]).kind for k in (3, 1))
+            expected = TARGETS[several] + ("" if one == several else "; of one column numbers")
         lines += [f"   * - :class:`~{cls.__module__}.{cls.__name__}`", f"     - {names(LOSSES, cls)}"]
         lines += [f"     - {on}", f"     - {expected}"]
     return "\n".join(lines) + "\n"

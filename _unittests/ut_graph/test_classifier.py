@@ -232,6 +232,24 @@ def test_axis_of_log_softmax(end, axis):
     assert class_axis(made, "p") == axis
 
 
+@pytest.mark.parametrize(
+    ("body", "axis"),
+    [
+        ("s = Softmax <axis = 1> (z)  p = Log(s)", 1),
+        ("s = Softmax(z)  l = Log(s)  p = Identity(l)", -1),
+        ("l = ReduceLogSumExp(z, second)  p = Sub(z, l)", -2),
+        ("s = Sigmoid(z)  p = Log(s)", None),
+        ("s = Softmax(z)  l = Log(s)  p = Neg(l)", None),
+    ],
+)
+def test_the_axis_of_logarithms(body, axis):
+    made = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 18]> g (float[N, 3, 5] x) => (float[N, 3, 5] p) '
+        f"<int64[1] second = {{1}}> {{ z = Abs(x) {body} }}"
+    )
+    assert class_axis(prepare(made), "p") == axis
+
+
 def test_unknown_output():
     with pytest.raises(UnknownNameError, match=r"no output 'q'; its outputs are \['p'\]"):
         find_logits(model("p = Softmax(z)"), "q")

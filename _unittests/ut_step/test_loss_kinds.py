@@ -239,6 +239,26 @@ def test_other_probabilities_are_refused(name, loss):
     assert "from_logits=False" in text
 
 
+@pytest.mark.parametrize("end", ["p = Softmax(z)", "p = Sigmoid(z)", "s = Softmax(z)  p = Mul(s, mask)"])
+def test_probabilities_are_no_logarithms(end):
+    with pytest.raises(InvalidModelError, match="logarithms of probabilities, but output 'p' holds prob"):
+        TrainingStep(made(end), "nll", weights=["w"])
+
+
+@pytest.mark.parametrize("end", ["p = LogSoftmax(z)", "s = Softmax(z)  p = Log(s)"])
+def test_nll_of_logarithms(end):
+    X, y = data()
+    p = softmax(X.astype(np.float64) @ W)
+    wanted = -np.log(p[range(len(y)), y]).mean()
+    np.testing.assert_allclose(TrainingStep(model(end), "nll").run(X, y), wanted, rtol=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["focal", "dice", "kl_divergence"])
+def test_other_losses_on_scores_refuse_the_same(loss):
+    with pytest.raises(InvalidModelError, match=r"'p' holds probabilities: it comes from .*HardSigmoid"):
+        TrainingStep(model("p = HardSigmoid(z)"), loss)
+
+
 @pytest.mark.parametrize("name", LOGARITHMS)
 def test_logarithms_are_no_scores_of_a_sigmoid(name):
     end, words = LOGARITHMS[name]

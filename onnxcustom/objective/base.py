@@ -97,6 +97,8 @@ class Loss(Parameters, ABC):
     on: str = "output"
     # Whether what is expected are classes that the prediction has scores of.
     of_classes: bool = False
+    # Whether what it is taken on has to be logarithms of probabilities.
+    of_logarithms: bool = False
     # Whether every label counts as a row of the objective, where a row has several (tokens, pixels).
     counts_positions: bool = False
     # Whether graphs differ by the number of columns (axis 1) of the prediction.

@@ -28,6 +28,7 @@ class NLLLearningLoss(Loss):
     """
 
     of_classes = True
+    of_logarithms = True
     counts_positions = True
     depends_on_columns = True
 

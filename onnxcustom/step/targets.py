@@ -241,11 +241,15 @@ def _check_logits(
 ) -> None:
     """Refuse a loss on scores where there are others, or where the output holds probabilities."""
     if loss.on == "output":
+        if loss.of_logarithms:
+            _check_logarithms(model, output, loss, trained)
         return
+    as_they_are = "from_logits=False, or " if hasattr(loss, "from_logits") else ""
     if logits is not None and logits.kind != loss.on:
+        also = ", or from_logits=False to take it on probabilities" if as_they_are else ""
         raise InvalidModelError(
             f"{type(loss).__name__} is taken on what a final {loss.on} reads, but output {output!r} ends in "
-            f"a {logits.kind}: choose the loss that belongs to it."
+            f"a {logits.kind}: choose the loss that belongs to it{also}."
         )
     why = hidden_logits(model, output, trained, loss.on) if logits is None else None
     if why is not None:
@@ -253,7 +257,18 @@ def _check_logits(
             f"{type(loss).__name__} is taken on scores, but output {output!r} holds probabilities: it {why}. "
             "Say which it is: let the model end in its scores; declare the shape of the output or of the "
             "tensor before it, if its rank is unknown; or take the loss on the probabilities as they are, "
-            "with from_logits=False, or CustomLoss(..., on='output')."
+            f"with {as_they_are}CustomLoss(..., on='output')."
+        )
+
+
+def _check_logarithms(model: ir.Model, output: str, loss: BaseLearningLoss, trained: Collection[str]) -> None:
+    """Refuse probabilities where their logarithms are meant."""
+    found = find_logits(model, output, trained)
+    why = f"ends in a {found.kind}" if found is not None else hidden_logits(model, output, trained)
+    if why is not None:
+        raise InvalidModelError(
+            f"{type(loss).__name__} is taken on logarithms of probabilities, but output {output!r} holds "
+            f"probabilities: it {why}. Take the cross-entropy, or let the model end in their logarithms."
         )
 
 
@@ -261,7 +276,8 @@ def _said_axis(model: ir.Model, output: str, loss: BaseLearningLoss, logits: Log
     """Axis of the classes as a final Softmax or LogSoftmax has it: the last for [rows, tokens, classes]."""
     if logits is not None and logits.kind == "softmax":
         return logits.axis
-    return class_axis(model, output) if logits is None and loss.on == "softmax" else None
+    scores = loss.on == "softmax" or loss.of_logarithms
+    return class_axis(model, output) if logits is None and scores else None
 
 
 def _with_class_axis(target: Target, said: int | None) -> Target:

@@ -108,7 +108,11 @@ def find_logits(model: ir.Model, output_name: str, trained: Collection[str] = ()
     >>> find_logits(model, "p")
     Logits(name='x', kind='softmax', columns=3, axis=-1, normalized=False)
     """
-    output, opset = _output(model, output_name), model.opset_imports.get("", 1)
+    return _find_logits(_output(model, output_name), model.opset_imports.get("", 1), trained)
+
+
+def _find_logits(output: ir.Value, opset: int, trained: Collection[str]) -> Logits | None:
+    """The scores behind a value."""
     value: ir.Value | None = output
     tail = _Tail()
     while value is not None and (node := value.producer()) is not None:
@@ -123,12 +127,18 @@ def find_logits(model: ir.Model, output_name: str, trained: Collection[str] = ()
 
 
 def class_axis(model: ir.Model, output_name: str) -> int | None:
-    """The axis of the classes of an output that ends in LogSoftmax, None of another; -1 is the last."""
+    """The axis of the classes of an output that is logarithms of a softmax, -1 the last; None of others."""
     value: ir.Value | None = _output(model, output_name)
+    opset = model.opset_imports.get("", 1)
     while value is not None and (node := value.producer()) is not None:
         if is_op(node, "LogSoftmax"):
-            found = _softmax(node, model.opset_imports.get("", 1))
+            found = _softmax(node, opset)
             return None if found is None else found.axis
+        if (spelled := spelled_log_softmax(node, ())) is not None:
+            return spelled[1]
+        if is_op(node, "Log") and node.inputs[0] is not None:
+            found = _find_logits(node.inputs[0], opset, ())
+            return None if found is None or found.kind != "softmax" else found.axis
         value = unchanged(node)
     return None
 
