@@ -125,7 +125,7 @@ def test_names_of_a_gradient_graph():
 def test_steps_of_a_pipeline_come_from_anywhere(text):
     from onnxcustom import OnnxRegressor
     from onnxcustom.training.from_sklearn import describe_conversion
-    from onnxcustom.training.from_sklearn.conversion import _KEY
+    from onnxcustom.training.from_sklearn.report import _KEY
 
     made = model("y = Mul(x, w)", data="float[6] w = {1, 2, 3, 4, 5, 6}")
     made.metadata_props.add(key=_KEY, value=text)

@@ -1,5 +1,6 @@
 """From a fitted scikit-learn estimator or pipeline to an estimator that trains it further as ONNX."""
 
-from .conversion import ConversionReport, StepRow, describe_conversion, from_sklearn
+from .conversion import from_sklearn
+from .report import ConversionReport, StepRow, describe_conversion
 
 __all__ = ["ConversionReport", "StepRow", "describe_conversion", "from_sklearn"]
