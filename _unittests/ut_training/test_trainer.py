@@ -10,11 +10,12 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.utils.validation import check_is_fitted
 
-from onnxcustom.exceptions import CheckpointError, ConvergenceError
+from onnxcustom.data import stream
+from onnxcustom.exceptions import CheckpointError, ConvergenceError, OnnxCustomError
 from onnxcustom.graph import weights
 from onnxcustom.optim import LearningRateSGD, LearningRateSGDNesterov, create
 from onnxcustom.step.training_step import TrainingStep
-from onnxcustom.training.estimators import OnnxRegressor
+from onnxcustom.training.estimators import OnnxClassifier, OnnxRegressor
 
 pytest.importorskip("onnxruntime")
 
@@ -148,6 +149,111 @@ def test_every_rung_can_be_overridden(make):
     make(Ladder, max_iter=2).fit(X, y)
     epoch = ["run_epoch", "train_step", "train_step"]
     assert calls == ["fit", "partial_fit", "fit_loop", *epoch, *epoch]
+
+
+class OlderLadder(OnnxRegressor):
+    """An override as older programs write it: it knows of numbers of epochs only."""
+
+    def partial_fit(self, X, y=None, sample_weight=None, X_val=None, y_val=None, *, epochs=1):
+        self.seen = epochs
+        return super().partial_fit(X, y, sample_weight, X_val, y_val, epochs=epochs)
+
+
+def test_a_plan_is_a_number_that_older_overrides_hand_on(make, tmp_path):
+    X, y = data(10)
+    options = {"optimizer": create("adam", accumulate=4)}
+    net = make(OlderLadder, max_iter=3, checkpoint_dir=tmp_path, **options).fit(X, y)
+    same(net, make(max_iter=3, **options).fit(X, y))
+    assert net.seen == 3
+    assert list(range(net.seen)) == [0, 1, 2]
+    assert any(tmp_path.iterdir())  # its checkpoints went down with it
+    longer = make(OlderLadder, max_iter=5, checkpoint_dir=tmp_path, **options)
+    same(longer.fit(X, y), make(max_iter=5, **options).fit(X, y))
+
+
+def hidden(estimator):
+    """Attributes that are neither parameters nor what a fit leaves."""
+    left = set(estimator._results())
+    return set(vars(estimator)) - left - set(estimator.get_params())
+
+
+@pytest.mark.parametrize("fitted", [False, True])
+@pytest.mark.parametrize(
+    "bad", [{"y": "text"}, {"epochs": 0}, {"X": np.zeros((23, 4))}, {"X_val": np.ones(3)}]
+)
+def test_nothing_is_left_of_what_fails(make, fitted, bad):
+    X, y = data()
+    net = make(optimizer="adam")
+    before = vars(net.fit(X, y) if fitted else net).copy()
+    history, weights = copy.deepcopy(before.get("history_")), fitted and net.weights_
+    given = {"X": X, "y": y, "epochs": 2, **bad}
+    for call in [net.partial_fit] if "epochs" in bad else [net.fit, net.partial_fit]:
+        if call == net.fit:
+            given.pop("epochs")
+        with pytest.raises(OnnxCustomError):
+            call(**given)
+        assert vars(net).keys() == before.keys()
+        assert all(vars(net)[name] is value for name, value in before.items())
+        given["epochs"] = given.get("epochs", 2)
+    if fitted:
+        assert net.history_ == history
+        assert all(np.array_equal(array, weights[name]) for name, array in net.weights_.items())
+
+
+def test_what_a_rung_needs_comes_as_an_argument(make):
+    """While training lasts there is its run, for callbacks; nothing else comes and goes."""
+    seen = []
+
+    class Looking(OnnxRegressor):
+        def make_step(self, X, y):
+            seen.append(hidden(self))
+            return super().make_step(X, y)
+
+        def encode(self, y, step):
+            seen.append(hidden(self))
+            return super().encode(y, step)
+
+        def train_step(self, batch):
+            seen.append(hidden(self))
+            return super().train_step(batch)
+
+    X, y = data(10)
+    net = make(Looking, max_iter=1)
+    net.fit(X, y)
+    assert seen == [set(), set(), {"_run"}, {"_run"}]
+    assert hidden(net) == set()
+
+
+def test_overrides_of_a_classifier_are_asked(mlp_model):
+    calls = []
+
+    class Own(OnnxClassifier):
+        def make_step(self, X, y):
+            calls.append("make_step")
+            return super().make_step(X, y)
+
+        def encode(self, y, step):
+            calls.append("encode")
+            return super().encode(y, step)
+
+        def weigher(self, X, y):
+            calls.append("weigher")
+            return lambda y, given: np.ones(len(y)) if given is None else given
+
+        def sample(self, stream):
+            calls.append("sample")
+            return super().sample(stream)
+
+    X, y = data(20)
+    y = np.where(y > 0, "up", "down")
+    options = {"max_iter": 2, "random_state": 0, "learning_rate": 0.1}
+    model = mlp_model([3, 4, 1], end="Sigmoid")
+    net, plain = Own(model, **options).fit(X, y), OnnxClassifier(model, **options).fit(X, y)
+    assert calls == ["make_step", "weigher", "encode"]
+    assert net.classes_.tolist() == ["down", "up"]
+    same(net.fit(stream((X, y))), OnnxClassifier(model, **options).fit(stream((X, y))))
+    assert calls[3:5] == ["sample", "make_step"]
+    np.testing.assert_allclose(net.predict_proba(X), plain.predict_proba(X), rtol=1e-5)
 
 
 def test_partial_fit_is_an_epoch(make):

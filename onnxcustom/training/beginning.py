@@ -37,6 +37,34 @@ class Beginning(Results):
 
     Public methods are what a subclass writes or overrides. Private ones of the same names do what these do
     by what is known already: the model, prepared once, and what predictions mean.
+
+    Parameters
+    ----------
+    batch_size : int
+        Rows in a batch; the last one of an epoch may be shorter.
+    max_iter : int
+        Epochs of :meth:`fit`.
+    shuffle : bool
+        Whether each epoch takes the rows in another order. By default it does, with a warning if the loss
+        of a row depends on other rows of its batch.
+    random_state : int, RandomState or None
+        Seed of that order.
+    warm_start : bool
+        Whether :meth:`fit` goes on from the last fit, optimizer state included.
+    engine : {'auto', 'ort', 'onnx'}
+        Gradient engine.
+    device : str
+        ``'cpu'``, ``'cuda'`` or ``'cuda:N'``.
+    verbose : int
+        1 shows a progress bar in terminals and notebooks, 2 prints a line an epoch.
+    callbacks : Callback, function or list of them
+        What looks at the training and may end it, see :mod:`onnxcustom.training.callbacks`.
+    checkpoint_dir : str or path
+        Folder for checkpoints of :meth:`fit`, one training each. If it holds some of this training, killed
+        or finished, ``fit`` goes on from the last one and ends on the same bits as if nothing had happened.
+    validation_fraction : float
+        Part of the rows, in (0, 1), that is held out as validation data where none is given. Classes keep
+        their shares.
     """
 
     batch_size: int

@@ -24,7 +24,7 @@ def of_step(default: Any = dataclasses.MISSING) -> Any:
 
 
 def documented(cls: T) -> T:
-    """Complete the docstring of an estimator by the entries of the parameters that it inherits.
+    """Complete the docstring of an estimator: entries of the parameters that it inherits, and all defaults.
 
     They are in the order of the constructor. Entries of its own replace those of its bases.
     """
@@ -32,24 +32,29 @@ def documented(cls: T) -> T:
         return cls
     entries: dict[str, str] = {}
     for base in reversed(cls.__mro__):
-        if dataclasses.is_dataclass(base) or base is cls:
+        if base.__module__.partition(".")[0] == __name__.partition(".")[0]:
             entries.update(_entries(base.__doc__ or ""))
-    names = [name for name in inspect.signature(cls).parameters if name in entries]
-    section = "\n".join(["Parameters", "-" * 10, *dict.fromkeys(entries[name] for name in names)])
+    wanted = inspect.signature(cls).parameters
+    section = "\n".join(_with_default(entries[name], p) for name, p in wanted.items() if name in entries)
     text = inspect.cleandoc(cls.__doc__)
-    if _SECTION.search(text):
-        cls.__doc__ = _SECTION.sub(lambda _: section, text, count=1)
-    else:
-        head, found, rest = text.partition("\n\nAttributes\n")
-        cls.__doc__ = f"{head}\n\n{section}{found}{rest}"
+    cls.__doc__ = _SECTION.sub(lambda _: f"Parameters\n{'-' * 10}\n{section}", text, count=1)
     return cls
 
 
 def _entries(doc: str) -> dict[str, str]:
-    """Entries of a docstring by the names of the parameters."""
+    """Entries of a docstring by the name of the parameter."""
     found = _SECTION.search(inspect.cleandoc(doc))
     entries = re.split(r"\n(?=\S)", found.group(1)) if found else []
-    return {name: entry for entry in entries for name in entry.partition(" : ")[0].split(", ")}
+    return {entry.partition(" : ")[0]: entry for entry in entries}
+
+
+def _with_default(entry: str, parameter: inspect.Parameter) -> str:
+    """An entry that says the default."""
+    head, line, rest = entry.partition("\n")
+    if parameter.default is parameter.empty:
+        return entry
+    said = "optional" if parameter.default is None else f"default={parameter.default!r}"
+    return f"{head}, {said}{line}{rest}"
 
 
 def as_it_is(value: Any) -> Any:

@@ -29,7 +29,7 @@ from onnxcustom.optim import BaseLearningRate
 from onnxcustom.optim.base import rate_named
 from onnxcustom.runtime import owned_copy
 from onnxcustom.step.training_step import TrainingStep
-from onnxcustom.training.declaring import of_step
+from onnxcustom.training.declaring import documented, of_step
 
 from .trained_session import TrainedSession
 
@@ -38,6 +38,7 @@ logger = logging.getLogger("onnxcustom")
 __all__ = ["OrtGradientForwardBackwardOptimizer"]
 
 
+@documented
 @dataclass(repr=False, eq=False)
 class OrtGradientForwardBackwardOptimizer(TrainedSession):
     """Trains an ONNX model by stochastic gradient descent.
@@ -49,44 +50,27 @@ class OrtGradientForwardBackwardOptimizer(TrainedSession):
     ----------
     model_onnx : path, bytes, onnx.ModelProto or onnx_ir.Model
         Inference model; it is not modified.
-    weights_to_train : list of str, optional
+    weights_to_train : list of str
         Names of the weights, by default everything :func:`onnxcustom.weights` finds.
-    loss_output_name : str, default='loss'
+    loss_output_name : str
         Kept for old calls: the loss is an output of no graph of the user's.
-    max_iter : int, default=100
-        Epochs of :meth:`fit`.
-    training_optimizer_name : {'SGDOptimizer'}, default='SGDOptimizer'
+    training_optimizer_name : {'SGDOptimizer'}
         Kept for old calls; `learning_rate` is the update rule.
-    batch_size : int, default=10
-        Rows in a batch; the last one of an epoch may be shorter.
-    learning_rate : number, str or BaseLearningRate, default='SGD'
+    learning_rate : number, str or BaseLearningRate
         Update rule, as :meth:`BaseLearningRate.select` takes it.
-    device : str, default='cpu'
-        ``'cpu'``, ``'cuda'`` or ``'cuda:N'``.
-    warm_start : bool, default=False
-        Whether :meth:`fit` goes on from the last fit, optimizer state included.
-    verbose : int, default=0
-        1 shows a progress bar.
-    validation_every : int or float, default=0.1
+    validation_every : int or float
         Epochs between two validations; below 1, as a fraction of `max_iter`.
-    learning_loss : str or BaseLearningLoss, default='square_error'
+    learning_loss : str or BaseLearningLoss
         Loss of the model's first floating-point output.
-    enable_logging : bool, default=False
+    enable_logging : bool
         Whether epochs are logged to logger ``onnxcustom`` (level info).
-    weight_name : str, optional
+    weight_name : str
         Kept for old calls: :meth:`fit` takes sample weights either way.
-    learning_penalty : str or BaseLearningPenalty, optional
+    learning_penalty : str or BaseLearningPenalty
         Penalty on the weights.
-    exc : bool, default=True
+    exc : bool
         Whether a loss that is not finite is a :class:`ConvergenceError`; if not, a
         :class:`ConvergenceWarning`, and the last finite weights are kept.
-    shuffle : bool, optional
-        Whether each epoch takes the rows in another order. By default it does, with a warning if the loss
-        of a row depends on other rows of its batch.
-    random_state : int, RandomState or None, default=None
-        Seed of that order.
-    engine : {'auto', 'ort', 'onnx'}, default='auto'
-        Gradient engine.
 
     Attributes
     ----------

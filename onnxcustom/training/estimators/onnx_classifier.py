@@ -49,10 +49,10 @@ class OnnxClassifier(ClassifierMixin, OnnxEstimator):
 
     Parameters
     ----------
-    loss : str, BaseLearningLoss, ONNX model, callable or dict, optional
+    loss : str, BaseLearningLoss, ONNX model, callable or dict
         By default the cross-entropy that fits the model's output, binary or softmax; ``'log_loss'``
         means the same. A dict of one entry chooses the output.
-    class_weight : dict of label to float, 'balanced' or None, default=None
+    class_weight : dict of label to float, 'balanced' or None
         Weights of the classes, times those of the rows. Where a row has several labels (tokens, pixels),
         each has the weight of its class.
 

@@ -30,52 +30,27 @@ class OnnxEstimator(Trainer):
     ----------
     model : path, bytes, onnx.ModelProto or onnx_ir.Model
         Inference model; it is not modified.
-    weights_to_train : str or list of str, optional
+    weights_to_train : str or list of str
         What is trained: names, patterns, ``'last:2'``, ``'biases'``, see
         :func:`onnxcustom.graph.select_weights`; by default everything :func:`onnxcustom.weights` finds.
-    penalty : str, BaseLearningPenalty or dict from weight name to penalty, optional
+    penalty : str, BaseLearningPenalty or dict from weight name to penalty
         Penalty on the weights.
-    optimizer : str or BaseLearningRate, default='sgd'
+    optimizer : str or BaseLearningRate
         Update rule.
-    learning_rate : float, schedule or BaseLearningRate, optional
+    learning_rate : float, schedule or BaseLearningRate
         Overrides the learning rate of the optimizer; None keeps it.
-    batch_size : int, default=32
-        Rows in a batch; the last one of an epoch may be shorter.
-    max_iter : int, default=20
-        Epochs of :meth:`fit`.
-    shuffle : bool, optional
-        Whether each epoch takes the rows in another order. By default it does, with a warning if the loss
-        of a row depends on other rows of its batch.
-    random_state : int, RandomState or None, default=None
-        Seed of that order.
-    warm_start : bool, default=False
-        Whether :meth:`fit` goes on from the last fit, optimizer state included.
-    engine : {'auto', 'ort', 'onnx'}, default='auto'
-        Gradient engine.
-    device : str, default='cpu'
-        ``'cpu'``, ``'cuda'`` or ``'cuda:N'``.
-    verbose : int, default=0
-        1 shows a progress bar in terminals and notebooks, 2 prints a line an epoch.
-    loss_weights : dict of str to float, optional
+    loss_weights : dict of str to float
         Factors of the losses when there are several, by output name.
-    batch_norm : {'frozen', 'update'}, default='frozen'
+    batch_norm : {'frozen', 'update'}
         Whether BatchNormalization goes by the model's own statistics, or by those of the batch,
         towards which the model's move.
-    dropout : {'off', 'on'}, default='off'
+    dropout : {'off', 'on'}
         Whether Dropout drops while training; the masks come from `random_state`.
-    freeze : str or list of str, optional
+    freeze : str or list of str
         Weights that are not trained, in the words of `weights_to_train`.
-    threads : int, optional
+    threads : int
         Threads of onnxruntime, by default every processor this process may use.
-    callbacks : Callback, function or list of them, optional
-        What looks at the training and may end it, see :mod:`onnxcustom.training.callbacks`.
-    checkpoint_dir : str or path, optional
-        Folder for checkpoints of :meth:`fit`, one training each. If it holds some of this training, killed
-        or finished, ``fit`` goes on from the last one and ends on the same bits as if nothing had happened.
-    validation_fraction : float, optional
-        Part of the rows, in (0, 1), that is held out as validation data where none is given. Classes keep
-        their shares.
-    batch_axis : dict of str to int or None, optional
+    batch_axis : dict of str to int or None
         Where the rows of an input or output are, by name, if that is not what the model's dimensions say;
         None for a tensor without rows: such an input is given once a batch, such an output is one row.
     """
@@ -112,11 +87,14 @@ class OnnxEstimator(Trainer):
 
     def sample(self, stream: Stream) -> tuple[Any, Any]:
         """Features and expected values to make a step for, of data that is not in memory."""
-        return self._sample(stream, Prepared.of(self.model))
+        return self._head(stream, Prepared.of(self.model))
 
     def _sample(self, stream: Stream, prepared: Prepared | None) -> tuple[Any, Any]:
         if prepared is None or type(self).sample is not OnnxEstimator.sample:
             return super()._sample(stream, prepared)
+        return self._head(stream, prepared)
+
+    def _head(self, stream: Stream, prepared: Prepared) -> tuple[Any, Any]:
         X, y = super().sample(stream)
         if not isinstance(stream.source, (ArraySource, IterableSource)):  # a table: rows first, always
             axes = BatchAxes(prepared.model, self.batch_axis)

@@ -28,7 +28,7 @@ class OnnxRegressor(RegressorMixin, OnnxEstimator):
 
     Parameters
     ----------
-    loss : str, BaseLearningLoss, ONNX model, callable or dict, optional
+    loss : str, BaseLearningLoss, ONNX model, callable or dict
         Loss of the model's first floating-point output, by default the squared error; or a dict from
         output name to loss.
 
