@@ -12,7 +12,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from onnxcustom.gradient.report import GradientReport, OperatorRow, WeightRow, gradient_report
-from onnxcustom.graph import Prepared, find_logits, hidden_logits, weights
+from onnxcustom.graph import Prepared, class_axis, find_logits, hidden_logits, weights
 from onnxcustom.graph.shapes.batch_axis import BatchAxes
 from onnxcustom.graph.trainable.layers import layers_of
 from onnxcustom.step.rows import doubtful_rows, row_lines
@@ -76,6 +76,8 @@ def loss_lines(model: ir.Model) -> list[str]:
             lines.append(f"{output}: {loss} {where(output, logits.name, logits.kind.capitalize())}")
         elif (why := hidden_logits(model, output, trained)) is not None:
             lines.append(f"{output}: no loss on scores, since it {why}; others {where(output, value, None)}")
+        elif class_axis(model, output) is not None:
+            lines.append(f"{output}: softmax_crossentropy {where(output, value, None)}")
         else:
             lines.append(f"{output}: squared_error {where(output, value, None)}")
     return lines

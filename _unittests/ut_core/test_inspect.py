@@ -181,6 +181,7 @@ LOSSES = {
     "probabilities": ("p = Softmax(z)", "p: softmax_crossentropy on logits 'z' (before Softmax)"),
     "sigmoid": ("p = Sigmoid(z)", "p: binary_crossentropy on logits 'z' (before Sigmoid)"),
     "scores": ("p = Tanh(z)", "p: squared_error on 'p'"),
+    "logarithms": ("p = LogSoftmax(z)", "p: softmax_crossentropy on 'p'"),
     "moved": (
         "s = Softmax(z)  p = Transpose(s)",
         "p: no loss on scores, since it comes from node 'Softmax' (Softmax) and is then changed by node",

@@ -16,6 +16,7 @@ pytest.importorskip("resource", reason="child processes are forked and limited a
 pytest.importorskip("onnxruntime")
 sys.path.insert(0, str(Path(__file__).parent))
 
+import sweep_table
 from fuzz_runner import run_cases
 from operator_models import operator_rows
 from run_sweep import end_of, summary, table
@@ -78,3 +79,16 @@ def test_what_is_printed(capsys):
     assert summary(counts, "onnx", 1.0)
     assert "6 runs" in capsys.readouterr().out
     assert not summary({k: Counter(ok=1) for k in counts}, "onnx", 1.0)
+
+
+def test_tables_of_several_runs_add_up(capsys, tmp_path):
+    counts = {("Abs", way): Counter(ok=2, refused=1) for way in WAYS}
+    summary(counts, "onnx", 1.0)
+    text = f"{table(counts)}\n{capsys.readouterr().out}"
+    for name in ("one", "two"):
+        (tmp_path / name).write_text(text)
+    page = sweep_table.main("Once.", [tmp_path / "one", tmp_path / "two"])
+    rows = [line.split() for line in page.split("\n") if line.startswith("   ")]
+    assert [row[0] for row in rows] == ["operator", "all", "Abs"]
+    assert [row[1] for row in rows[1:]] == ["12/6/0/0/0"] * 2
+    assert "Once." in page
