@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 
@@ -28,8 +30,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _passes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.config.getoption("--no-passes") and request.path.name != "test_passes.py":
-        from onnxcustom import TrainingStep
+def _passes(request: pytest.FixtureRequest) -> Iterator[None]:
+    if not request.config.getoption("--no-passes") or request.path.name == "test_passes.py":
+        yield
+        return
+    from onnxcustom import TrainingStep
 
-        monkeypatch.setitem(TrainingStep.__init__.__kwdefaults__, "passes", False)
+    with pytest.MonkeyPatch.context() as patch:  # one of its own: tests undo theirs
+        patch.setitem(TrainingStep.__init__.__kwdefaults__, "passes", False)
+        yield

@@ -27,7 +27,13 @@ def interrupted(command: list[str], number: int, *arguments: str, epochs: int = 
     """Start a command, send a signal after some epochs; exit code and what it said on standard error."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(
-        [*command, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        [*command, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        # Where the tests run in the background the signal is ignored, and children would ignore it, too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         assert process.stdout is not None
         told = (line for line in process.stdout if line.startswith("epoch "))

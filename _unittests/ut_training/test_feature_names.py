@@ -58,19 +58,23 @@ def table(kind, names=NAMES, **more):
 
 
 KINDS = pytest.mark.parametrize("kind", ["pandas", "polars", "table", "batch"])
-EXPECTED = regressor().fit(X, Y)
+
+
+@pytest.fixture
+def expected():
+    return regressor().fit(X, Y)
 
 
 @KINDS
-def test_another_order_is_the_same(kind):
+def test_another_order_is_the_same(kind, expected):
     net = regressor().fit(table(kind), Y)
     assert net.feature_names_in_.tolist() == NAMES
-    np.testing.assert_array_equal(net.weights_["w"], EXPECTED.weights_["w"])
+    np.testing.assert_array_equal(net.weights_["w"], expected.weights_["w"])
     mixed = table(kind, MIXED)
-    np.testing.assert_array_equal(net.predict(mixed), EXPECTED.predict(X))
+    np.testing.assert_array_equal(net.predict(mixed), expected.predict(X))
     assert net.score(mixed, Y) == net.score(table(kind), Y)
     again = pickle.loads(pickle.dumps(net))
-    np.testing.assert_array_equal(again.predict(mixed), EXPECTED.predict(X))
+    np.testing.assert_array_equal(again.predict(mixed), expected.predict(X))
     net.partial_fit(mixed, Y)
     other = regressor().fit(X, Y).partial_fit(X, Y)
     np.testing.assert_array_equal(net.weights_["w"], other.weights_["w"])
@@ -148,10 +152,10 @@ def test_the_trained_model_knows_them(tmp_path):
     assert read_feature_names(step.trained_model()) == {"x": tuple(NAMES)}
 
 
-def test_frames_of_numbered_columns_have_no_names():
+def test_frames_of_numbered_columns_have_no_names(expected):
     net = regressor().fit(pd.DataFrame(X), Y)
     assert not hasattr(net, "feature_names_in_")
-    np.testing.assert_array_equal(net.predict(pd.DataFrame(X)), EXPECTED.predict(X))
+    np.testing.assert_array_equal(net.predict(pd.DataFrame(X)), expected.predict(X))
     assert not read_feature_names(net.get_trained_onnx())
 
 

@@ -218,6 +218,15 @@ def test_a_time_budget_is_resumed(make, monkeypatch):
 # -- Ctrl-C ------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def ctrl_c():
+    """What Python does of it; a process in the background is started with the signal ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 def test_ctrl_c_ends_between_two_batches_and_saves(make, tmp_path):
     class Press(Callback):
@@ -237,6 +246,7 @@ def test_ctrl_c_ends_between_two_batches_and_saves(make, tmp_path):
     same(make().fit(X, y), make(saved=False).fit(X, y))
 
 
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 def test_a_second_ctrl_c_ends_at_once(make):
     class Press(Callback):
