@@ -22,6 +22,7 @@ from onnxcustom.exceptions import (
     ProviderError,
     UnknownNameError,
 )
+from onnxcustom.optim import create
 from onnxcustom.step.training_step import TrainingStep
 from onnxcustom.training.estimators import OnnxClassifier, OnnxRegressor
 from onnxcustom.training.optimizers_partial import OrtGradientForwardBackwardOptimizer
@@ -324,6 +325,9 @@ def test_a_bad_parameter_is_one_error_whatever_is_bad_of_it(regressor):
             regressor.make().set_params(**params).fit(regressor.X, regressor.y)
         assert isinstance(caught.value, ValueError)
         assert isinstance(caught.value, TypeError)
+    for options in ({"lr_mult": [1]}, {"beta1": 2}, {"learning_rate": [1]}, {"skip_nonfinite": "no"}):
+        with pytest.raises(InvalidParameterError):
+            create("adam", **options)
 
 
 @pytest.mark.parametrize("weights", [-np.ones(20), np.full(20, np.nan), np.ones(19), np.full(20, "1")])

@@ -363,7 +363,9 @@ class OrtDataLoader:
             Another epoch was begun before this one was through: they share a buffer.
         """
         if not 0 <= skip <= self.n_batches:
-            raise ValueError(f"skip must be in [0, {self.n_batches}], the batches of an epoch, not {skip!r}.")
+            raise InvalidParameterError(
+                f"skip must be in [0, {self.n_batches}], the batches of an epoch, not {skip!r}."
+            )
         self._turn += 1
         turn = self._turn
         for batches in self._blocks(epoch, skip):

@@ -13,7 +13,7 @@ from onnxcustom._parameters import check_flag
 from onnxcustom._text import count
 from onnxcustom._versioning import check_version, stamp_version
 from onnxcustom.data import Block, Stream
-from onnxcustom.exceptions import InvalidDataError
+from onnxcustom.exceptions import InvalidDataError, InvalidParameterError
 from onnxcustom.runtime import parse_device, to_ortvalue
 from onnxcustom.runtime.tensors import PlaceError
 
@@ -159,7 +159,9 @@ class StreamLoader:
             Another epoch was begun before this one was through: they share a buffer.
         """
         if skip < 0 or (self.n_batches is not None and skip > self.n_batches):
-            raise ValueError(f"skip must be in [0, {self.n_batches}], the batches of an epoch, not {skip!r}.")
+            raise InvalidParameterError(
+                f"skip must be in [0, {self.n_batches}], the batches of an epoch, not {skip!r}."
+            )
         self._turn += 1
         turn, rows, weighs = self._turn, 0, skip > 0
         blocks = self.stream.blocks(

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxcustom._parameters import check_number
-from onnxcustom.exceptions import InvalidDataError, UnknownNameError
+from onnxcustom.exceptions import InvalidDataError, InvalidParameterError, UnknownNameError
 from onnxcustom.graph.building.builder import Builder, Var
 
 from .base import Loss, LossTarget, register_loss
@@ -85,12 +85,12 @@ class FocalLearningLoss(Loss):
             return np.array([1 - float(self.alpha), float(self.alpha)])
         weights = np.asarray(self.alpha, dtype=np.float64)
         if weights.ndim != 1 or len(weights) < 2 or not ((weights >= 0) & np.isfinite(weights)).all():
-            raise ValueError(
+            raise InvalidParameterError(
                 "alpha must be None, a number in [0, 1], or one weight >= 0 for each class, not "
                 f"{self.alpha!r}."
             )
         if self.link == "sigmoid" and len(weights) != 2:
-            raise ValueError("With link='sigmoid' alpha has two weights, of labels 0 and 1.")
+            raise InvalidParameterError("With link='sigmoid' alpha has two weights, of labels 0 and 1.")
         return weights
 
     def target(

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from onnxcustom._parameters import check_number, choice, flag, integer, number
+from onnxcustom.exceptions import InvalidParameterError
 
 from .schedules import CountedSchedule, Schedule, as_schedule, needed, times_power
 
@@ -85,7 +86,9 @@ class MultiStep(CountedSchedule):
     def __post_init__(self) -> None:
         super().__post_init__()
         if isinstance(self.milestones, str) or not isinstance(self.milestones, Iterable):
-            raise TypeError(f"milestones of MultiStep must be integers in [1, inf), not {self.milestones!r}.")
+            raise InvalidParameterError(
+                f"milestones of MultiStep must be integers in [1, inf), not {self.milestones!r}."
+            )
         milestones = list(self.milestones)
         for milestone in milestones:
             check_number("a milestone of MultiStep", milestone, "[1, inf)", integral=True)
@@ -279,7 +282,7 @@ class OneCycle(CountedSchedule):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.three_phase and self.pct_start > 0.5:
-            raise ValueError(
+            raise InvalidParameterError(
                 "pct_start of OneCycle must be in [0, 0.5] with three phases, since the way down takes as "
                 f"long, not {self.pct_start!r}."
             )

@@ -15,7 +15,7 @@ import numpy as np
 
 from onnxcustom._parameters import check_parameters
 from onnxcustom._versioning import check_version, stamp_version
-from onnxcustom.exceptions import UnknownNameError
+from onnxcustom.exceptions import InvalidParameterError, UnknownNameError
 from onnxcustom.graph.building.builder import Builder
 
 from .in_place import InPlaceUpdates
@@ -352,7 +352,7 @@ def _rate_of(learning_rate: Any) -> Any:
     if not isinstance(learning_rate, BaseLearningRate):
         return learning_rate
     if learning_rate.needs_grad:
-        raise ValueError(
+        raise InvalidParameterError(
             f"{learning_rate!r} is an update rule with a state of its own, not only a learning rate: "
             "give it as optimizer."
         )

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from onnxcustom._parameters import check_number
+from onnxcustom.exceptions import InvalidParameterError
 
 from .schedules import Fixed, Schedule, check_loss
 
@@ -161,7 +162,7 @@ class Clock:
         try:
             check_number(what, value, interval)
         except (TypeError, ValueError) as exc:
-            raise ValueError(
+            raise InvalidParameterError(
                 f"{schedule!r} gave {value!r} at step {t} of epoch {epoch}; "
                 f"a {what} is a number in {interval}."
             ) from exc

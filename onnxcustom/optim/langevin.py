@@ -8,6 +8,7 @@ from typing import Any
 import onnx_ir as ir
 
 from onnxcustom._parameters import integer
+from onnxcustom.exceptions import InvalidParameterError
 from onnxcustom.graph.building import random
 from onnxcustom.graph.building.builder import Builder, Var
 
@@ -65,7 +66,7 @@ class SGLD(BaseLearningRate):
 
     def update(self, op: Builder, w: Var, g: Var, s: State, lr: Var, t: Var) -> tuple[Var, dict[str, Var]]:
         if op.opset < _SINCE:
-            raise ValueError(
+            raise InvalidParameterError(
                 f"The noise of SGLD needs opset {_SINCE} or later, not {op.opset}: convert the model with "
                 "onnx.version_converter."
             )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from onnxcustom._parameters import choice, flag, integer, number, optional
+from onnxcustom.exceptions import InvalidParameterError
 from onnxcustom.graph.building.builder import Builder, Var
 
 from .base import BaseLearningRate
@@ -310,7 +311,9 @@ class LAMB(BaseLearningRate):
         super().check_options()
         low, high = self.lower_bound, self.upper_bound
         if low is not None and high is not None and low > high:
-            raise ValueError(f"lower_bound of LAMB must be in [0, upper_bound], not {low!r} with {high!r}.")
+            raise InvalidParameterError(
+                f"lower_bound of LAMB must be in [0, upper_bound], not {low!r} with {high!r}."
+            )
 
     def update(self, op: Builder, w: Var, g: Var, s: State, lr: Var, t: Var) -> tuple[Var, dict[str, Var]]:
         m = moving_average(self.beta1, s.m, g)

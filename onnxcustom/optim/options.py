@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 from onnxcustom._parameters import check_number, flag, integer, number, optional
-from onnxcustom.exceptions import UnknownNameError
+from onnxcustom.exceptions import InvalidParameterError, UnknownNameError
 from onnxcustom.graph.trainable.roles import Role
 from onnxcustom.graph.trainable.selection import Catalog, is_word, matching
 
@@ -108,22 +108,24 @@ class SharedOptions:
             if table is None:
                 continue
             if not isinstance(table, Mapping) or not all(_is_key(k, str) for k in table):
-                raise TypeError(f"{option} must be a dict from name, pattern or index to factor.")
+                raise InvalidParameterError(f"{option} must be a dict from name, pattern or index to factor.")
             for key, factor in table.items():
                 check_number(f"{option}[{key!r}]", factor, "[0, inf)")
         for option in ("param_idx2name", "param_dict"):
             table = getattr(self, option)
             if table is not None and not (isinstance(table, Mapping) and all(map(_is_key, table))):
-                raise TypeError(f"{option} must be a dict whose keys are indices of weights.")
+                raise InvalidParameterError(f"{option} must be a dict whose keys are indices of weights.")
         names = [] if self.param_idx2name is None else list(self.param_idx2name.values())
         if not all(isinstance(name, str) for name in names):
-            raise TypeError(f"param_idx2name must be a dict from index to name; its values are {names}.")
+            raise InvalidParameterError(
+                f"param_idx2name must be a dict from index to name; its values are {names}."
+            )
         frozen = self.frozen
         if frozen is not None and (
             not isinstance(frozen, (list, tuple, set, frozenset))
             or not all(isinstance(p, str) for p in frozen)
         ):
-            raise TypeError(f"frozen must be a list of names or patterns, not {frozen!r}.")
+            raise InvalidParameterError(f"frozen must be a list of names or patterns, not {frozen!r}.")
 
     def multipliers(
         self, name: str | None, role: Role = "unknown", index: int | None = None

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from onnxcustom._parameters import check_number, check_parameters, flag, integer, number
-from onnxcustom.exceptions import CheckpointError, InvalidDataError
+from onnxcustom.exceptions import CheckpointError, InvalidDataError, InvalidParameterError
 
 __all__ = [
     "Adaptive",
@@ -419,7 +419,7 @@ def as_schedule(learning_rate: Any, name: str = "learning_rate") -> Schedule:
         return Fixed(float(learning_rate))
     if callable(learning_rate) and not isinstance(learning_rate, type):
         return Function(learning_rate)
-    raise TypeError(
+    raise InvalidParameterError(
         f"{name} must be a number in [0, inf), a schedule or a function of the step, not {learning_rate!r}."
     )
 
@@ -455,11 +455,11 @@ def with_rate(schedule: Schedule, rate: float) -> Schedule:
     Exp(eta0=2.0, gamma=0.5, decay_on_iteration=False)
     """
     if not isinstance(schedule, Schedule):
-        raise TypeError(f"schedule must be a Schedule, not {schedule!r}.")
+        raise InvalidParameterError(f"schedule must be a Schedule, not {schedule!r}.")
     check_number("rate", rate, "[0, inf)")
     name = schedule.base_field
     if name not in [f.name for f in _fields(schedule)]:
-        raise TypeError(
+        raise InvalidParameterError(
             f"{type(schedule).__name__} has no base rate that could be set to {rate!r}: "
             "leave out either the rate or the schedule."
         )

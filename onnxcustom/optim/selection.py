@@ -6,6 +6,8 @@ import copy
 import numbers
 from typing import Any
 
+from onnxcustom.exceptions import InvalidParameterError
+
 from .base import BaseLearningRate, rate_named
 from .registry import create
 from .sgd import LearningRateSGD
@@ -77,7 +79,7 @@ def _base_rate(rule: BaseLearningRate, name: str) -> float:
     if isinstance(rate, str):
         rate = getattr(rule, "eta0", rate)
     if not isinstance(rate, numbers.Real):
-        raise ValueError(
+        raise InvalidParameterError(
             f"learning_rate={name!r} begins at the rate of the optimizer, whose own is {rate!r}: give that "
             "one alone, or an optimizer whose learning_rate is a number."
         )

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from onnxcustom._parameters import flag, number
+from onnxcustom.exceptions import InvalidParameterError
 from onnxcustom.graph.building.builder import Builder, Var
 
 from .base import BaseLearningRate
@@ -83,7 +84,7 @@ class LearningRateSGD(BaseLearningRate):
             return Optimal(self.eta0, self.alpha)
         if self.learning_rate == "adaptive":
             return Adaptive(self.eta0)
-        raise ValueError(
+        raise InvalidParameterError(
             f"There is no schedule {self.learning_rate!r}; there are 'adaptive', 'constant', 'invscaling' "
             "and 'optimal', numbers, schedules and functions of the step."
         )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from onnxcustom._parameters import flag, number
+from onnxcustom.exceptions import InvalidParameterError
 from onnxcustom.graph.building.builder import Builder, Var
 
 from .base import BaseLearningRate
@@ -123,7 +124,7 @@ class SignSGD(BaseLearningRate):
     def check_options(self) -> None:
         super().check_options()
         if self.nesterov and (is_zero(self.momentum) or self.dampening != 0):
-            raise ValueError(
+            raise InvalidParameterError(
                 "nesterov of SignSGD needs momentum in (0, 1] and dampening 0, not "
                 f"momentum={self.momentum!r} and dampening={self.dampening!r}."
             )

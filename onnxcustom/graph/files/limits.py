@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import onnx
 from onnx import TensorProto
 
-from onnxcustom.exceptions import InvalidModelError
+from onnxcustom.exceptions import InvalidModelError, InvalidParameterError
 
 __all__ = ["Contents", "Limits", "check_values", "current_limits", "shown", "size_of", "survey", "use_limits"]
 
@@ -68,9 +68,9 @@ class Limits:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{field.name}={value!r}: a positive integer was expected.")
+                raise InvalidParameterError(f"{field.name}={value!r}: a positive integer was expected.")
         if self.nesting > _DEEPEST:
-            raise ValueError(f"nesting={self.nesting}: {_DEEPEST} at most can be walked safely.")
+            raise InvalidParameterError(f"nesting={self.nesting}: {_DEEPEST} at most can be walked safely.")
 
 
 _CURRENT: contextvars.ContextVar[Limits] = contextvars.ContextVar("limits", default=Limits())  # noqa: B039
@@ -105,7 +105,7 @@ def use_limits(limits: Limits) -> Iterator[None]:
     onnxcustom.exceptions.InvalidModelError: The model has more than 1 nodes: ...
     """
     if not isinstance(limits, Limits):
-        raise TypeError(f"limits must be a Limits, not {type(limits).__name__}.")
+        raise InvalidParameterError(f"limits must be a Limits, not {type(limits).__name__}.")
     token = _CURRENT.set(limits)
     try:
         yield

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from scipy.special import ndtr, ndtri
 
 from onnxcustom._parameters import check_number
-from onnxcustom.exceptions import InvalidModelError, UnknownNameError
+from onnxcustom.exceptions import InvalidModelError, InvalidParameterError, UnknownNameError
 from onnxcustom.graph.analysis.kernels import kernels, uses
 from onnxcustom.graph.files.io import ModelLike
 from onnxcustom.graph.preparation.prepare import Prepared
@@ -206,7 +206,7 @@ def initialize_weights(
            [0., 1.]], dtype=float32), array([0., 0.], dtype=float32))
     """
     if isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or not 0 <= seed < 2**64:
-        raise ValueError(f"seed must be an integer in [0, 2**64), not {seed!r}.")
+        raise InvalidParameterError(f"seed must be an integer in [0, 2**64), not {seed!r}.")
     if gain is not None:
         check_number("gain", gain, "(0, inf)")
     prepared = Prepared.of(model)
