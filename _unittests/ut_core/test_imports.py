@@ -17,6 +17,7 @@ ROOMS = {
     "__main__": "cli",
     "cli": "demo plotting training inspect step feed data objective optim gradient runtime graph",
     "demo": "plotting training step feed data objective optim gradient runtime graph",
+    "tuning": "graph",
     "plotting": "training step feed data objective optim gradient runtime graph",
     "training": "step feed data objective optim gradient runtime graph",
     "inspect": "step feed data objective optim gradient runtime graph",

@@ -296,7 +296,7 @@ def _tied(model: ir.Model, shared: Sequence[ir.Value]) -> list[str]:
         f"several nodes read {shown}, all zeros or all ones: PyTorch's exporter keeps one of equal tensors, "
         "so that weights of a model that was never trained are tied, and training moves them together. "
         "Export with torch.onnx.export(..., dynamo=True, optimize=False), which keeps them apart, or give "
-        "each node a copy of its own (what onnxcustom.tuning.untie will do, in a later version)."
+        "each node a copy of its own with onnxcustom.tuning.untie(model)."
     ]
 
 
