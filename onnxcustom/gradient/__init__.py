@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
+from onnxcustom._lazy import import_submodule
+
 from . import onnx_engine as _onnx  # registers the engine; the first is what 'auto' prefers
 from .build import gradient_graph
 from .choice import select_engine
@@ -37,3 +41,7 @@ __all__ = [
 ]
 
 del _onnx, _ort
+
+
+def __getattr__(name: str) -> ModuleType:
+    return import_submodule(__name__, name)

@@ -126,7 +126,9 @@ def _reaches(start: ir.Node, ends: set[ir.Node], owners: Mapping[ir.Graph, ir.No
         node = waiting.pop()
         following = [use.node for output in node.outputs for use in output.uses()]
         # What is computed in a subgraph, the node that has the subgraph hands on.
-        following += [owners[graph] for graph in [node.graph] if isinstance(graph, ir.Graph) and graph in owners]
+        following += [
+            owners[graph] for graph in [node.graph] if isinstance(graph, ir.Graph) and graph in owners
+        ]
         for other in following:
             if other in ends:
                 return True
