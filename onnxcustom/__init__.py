@@ -14,6 +14,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from onnxcustom._hooks import ask_for_types
 from onnxcustom._lazy import import_submodule, submodule_names
 from onnxcustom._version import __version__
 from onnxcustom.exceptions import (
@@ -89,6 +90,16 @@ _LAZY = {
     "save": "graph",
     "weights": "graph",
 }
+
+
+def _output_types(model: Any) -> dict[str, Any]:
+    """What a model's outputs are, of onnxruntime."""
+    from onnxcustom.runtime.sessions import output_types
+
+    return output_types(model)
+
+
+ask_for_types(_output_types)
 
 
 def __getattr__(name: str) -> Any:

@@ -10,9 +10,10 @@ import onnx
 import onnx.parser
 import onnx_ir as ir
 import pytest
+from onnxruntime import InferenceSession
 
 from onnxcustom.exceptions import InvalidModelError
-from onnxcustom.graph import load, save, to_ir, to_proto, weights
+from onnxcustom.graph import load, prepare, save, to_ir, to_proto, weights
 from onnxcustom.graph.files import io as graph_io
 
 TEXT = """
@@ -362,3 +363,15 @@ def test_map_types_survive():
     )
     again = to_proto(to_ir(model).clone())
     assert again.graph.output[0].type == model.graph.output[0].type
+
+
+def test_the_other_name_of_the_default_domain_says_the_opset():
+    """Of a model that imports "ai.onnx" the version was taken for missing, and Softmax for that of opset 18."""
+    model = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["ai.onnx": 12]>
+        g (float[2, 3, 4] x) => (float[2, 3, 4] y) { y = Softmax(x) }""")
+    assert to_ir(model).opset_imports == {"": 12}
+    x = np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32)
+    session = InferenceSession(to_proto(prepare(model, opset=13)).SerializeToString())
+    flat = np.exp(x.reshape(2, -1).astype(np.float64))
+    expected = flat / flat.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(session.run(None, {"x": x})[0].reshape(2, -1), expected, rtol=1e-5)

@@ -9,11 +9,11 @@ from collections.abc import Iterable
 
 import onnx_ir as ir
 
-from onnxcustom.graph.analysis.operands import is_opaque
+from onnxcustom.graph.analysis.operands import is_float, is_opaque
 
 from .flow import Flow, Reach, operands
 from .interface import Engine
-from .verdict import STEP, Verdict, is_float
+from .verdict import STEP, Verdict
 
 __all__ = ["analyse"]
 

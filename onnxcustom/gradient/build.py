@@ -16,11 +16,13 @@ from onnxcustom.exceptions import (
     UnknownNameError,
 )
 from onnxcustom.graph import Prepared, to_proto, trainable_values
-from onnxcustom.graph.analysis.traversal import all_names
+from onnxcustom.graph.analysis.operands import is_float
+from onnxcustom.graph.analysis.operators import is_op
+from onnxcustom.graph.analysis.traversal import all_names, sort_nodes
 from onnxcustom.graph.building.builder import Builder
 from onnxcustom.graph.files import training_info
 from onnxcustom.graph.preparation.guards import GiveBiasesPass
-from onnxcustom.graph.preparation.passes import RemoveUnusedPass
+from onnxcustom.graph.preparation.unused import RemoveUnusedPass
 from onnxcustom.graph.trainable.finding import check_finite, find_weights, warn_nonfinite
 
 from .analysis import analyse
@@ -28,7 +30,6 @@ from .choice import select_engine
 from .flow import Flow
 from .interface import Engine, form_of, refusal_error
 from .names import METADATA_KEY, GradientNames
-from .verdict import is_float
 
 __all__ = ["checked_names", "gradient_graph", "gradient_model", "tidy"]
 
@@ -219,7 +220,7 @@ def _targets(graph: ir.Graph, outputs: Sequence[str] | None) -> list[ir.Value]:
 
 
 def _is_float_tensor(value: ir.Value) -> bool:
-    return isinstance(value.type, ir.TensorType) and value.dtype is not None and is_float(value)
+    return isinstance(value.type, ir.TensorType) and is_float(value, unknown=False)
 
 
 def _weights(model: ir.Model, wrt: Sequence[str] | None) -> list[ir.Value]:
@@ -352,7 +353,7 @@ def _sum(op: Builder, source: ir.Value, parts: Sequence[ir.Value]) -> ir.Value:
 
 def tidy(model: ir.Model) -> None:
     """Sort the nodes, drop Identity, unused nodes, initializers and opset imports; inputs stay."""
-    model.graph.sort()
+    sort_nodes(model.graph)
     _drop_identities(model.graph)
     RemoveUnusedPass()(model)
     RemoveUnusedOpsetsPass()(model)
@@ -362,7 +363,7 @@ def _drop_identities(graph: ir.Graph) -> None:
     """Remove the Identity nodes that engines leave behind; outputs keep their names and stay distinct."""
     ends = set(graph.outputs)
     for node in list(graph):
-        if node.op_type != "Identity" or node.domain not in ("", "ai.onnx"):
+        if not is_op(node, "Identity"):
             continue
         value, copy = node.inputs[0], node.outputs[0]
         if value is None or value is copy:

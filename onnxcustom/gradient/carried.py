@@ -8,19 +8,28 @@ straight to the tensors they were made from, which are found here by following t
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
+
+from onnxcustom.graph.analysis.constants import constant_array
+from onnxcustom.graph.analysis.operands import is_float
+from onnxcustom.graph.analysis.operators import is_op
+from onnxcustom.graph.analysis.traversal import all_nodes, captured, dependents
+
+from .registry import non_differentiable_reason
 
 __all__ = [
     "Element",
+    "active_values",
+    "all_reads",
+    "captured_values",
     "carried_values",
     "element_at",
     "elements",
     "held",
     "is_holder",
-    "known",
     "quantizer",
     "untype",
 ]
@@ -28,7 +37,7 @@ __all__ = [
 
 def carried_values(node: ir.Node) -> list[ir.Value]:
     """The floating-point tensors that a node reads through a quantized, sequence or optional value."""
-    if node.domain not in ("", "ai.onnx"):
+    if node.domain != "":
         return []
     if node.op_type == "DequantizeLinear":
         source = quantizer(node)
@@ -44,22 +53,34 @@ def carried_values(node: ir.Node) -> list[ir.Value]:
     return []
 
 
+def captured_values(node: ir.Node) -> list[ir.Value]:
+    """Values besides its inputs that a node depends on, each once.
+
+    Those that it reads through integers, sequences and optionals, and those of enclosing graphs that its
+    subgraphs read.
+    """
+    return list(dict.fromkeys((*carried_values(node), *captured(node, carried_values))))
+
+
+def all_reads(node: ir.Node) -> list[ir.Value]:
+    """What a node reads, and what it depends on besides."""
+    return [*(v for v in node.inputs if v is not None), *captured_values(node)]
+
+
+def active_values(nodes: Iterable[ir.Node], wanted: Iterable[ir.Value]) -> set[ir.Value]:
+    """`wanted` and every floating-point value that depends differentiably on one of them."""
+    smooth = (n for n in nodes if non_differentiable_reason(n.op_type, n.domain) is None)
+    return dependents(smooth, wanted, all_reads, is_float)
+
+
 def _input(node: ir.Node, i: int) -> Any:
     """Input i, None if it is absent."""
     return node.inputs[i] if i < len(node.inputs) else None
 
 
-def known(value: ir.Value | None) -> np.ndarray | None:
-    """Value of a tensor if it is known before the graph runs."""
-    if value is None or value.is_graph_input():
-        return None
-    tensor = ir.convenience.get_const_tensor(value)
-    return None if tensor is None else tensor.numpy()
-
-
 def _position(value: ir.Value | None) -> int | None:
     """A position in a sequence, None if it is known only when the graph runs or is no single number."""
-    array = known(value)
+    array = constant_array(value)
     return int(array.item()) if array is not None and array.size == 1 else None
 
 
@@ -145,7 +166,7 @@ def element_at(node: ir.Node) -> Element | None:
 def _pieces(node: ir.Node) -> int | None:
     """How many pieces SplitToSequence makes."""
     given = _input(node, 1)
-    split = known(given)
+    split = constant_array(given)
     if given is not None and split is None:
         return None
     if split is not None and split.ndim:
@@ -171,7 +192,7 @@ def is_holder(value: ir.Value) -> bool:
     node = value.producer()
     while node is not None and node.op_type == "Identity" and node.inputs[0] is not None:
         node = node.inputs[0].producer()
-    return node is not None and node.op_type in _HOLDERS and node.domain in ("", "ai.onnx")
+    return is_op(node, *_HOLDERS)
 
 
 def untype(graph: ir.Graph) -> None:
@@ -180,7 +201,7 @@ def untype(graph: ir.Graph) -> None:
     onnx_ir's shape inference takes them for those of tensors, and onnxruntime refuses the model.
     """
     holders: set[ir.Value] = set()
-    for node in graph.all_nodes():
+    for node in all_nodes(graph):
         inherits = node.op_type in ("Identity", "OptionalGetElement") and node.inputs[0] in holders
         if node.op_type == "OptionalGetElement" and elements(node.inputs[0]) is None:
             inherits = False

@@ -7,9 +7,8 @@ dimensions) is done here, once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-import numpy as np
 import onnx_ir as ir
 
 from onnxcustom.exceptions import (
@@ -18,34 +17,15 @@ from onnxcustom.exceptions import (
     OnnxCustomError,
     UnknownOperatorError,
 )
-from onnxcustom.graph.analysis.traversal import subgraphs
 from onnxcustom.graph.building.builder import Var
 
-from .carried import carried_values
+from .carried import active_values, captured_values
 from .emit import GradientBuilder
 from .expand import expandable
 from .node import NodeView
-from .registry import Rule, find_rule, non_differentiable_reason, refused_reason
+from .registry import Rule, find_rule, refused_reason
 
-__all__ = ["ReverseWalk", "captured_values"]
-
-
-def captured_values(node: ir.Node) -> list[ir.Value]:
-    """Values besides its inputs that a node depends on, each once.
-
-    Those of enclosing graphs that its subgraphs read, and those it reads through integers, sequences and
-    optionals (see :func:`~onnxcustom.gradient.carried.carried_values`).
-    """
-    found: dict[ir.Value, None] = dict.fromkeys(carried_values(node))
-    for graph in subgraphs(node):
-        inside = set(graph.inputs) | set(graph.initializers.values())
-        for inner in graph:
-            inside.update(inner.outputs)
-        read = [v for inner in graph for v in (*inner.inputs, *captured_values(inner)) if v is not None]
-        for value in (*read, *graph.outputs):
-            if value not in inside:
-                found.setdefault(value)
-    return list(found)
+__all__ = ["ReverseWalk"]
 
 
 class ReverseWalk:
@@ -57,38 +37,21 @@ class ReverseWalk:
         Where gradients are emitted.
     opsets : dict of str to int
         Versions of the domains.
-    constant : callable, optional
-        Gives the value of a tensor that is known before the graph runs, None for every other.
     """
 
-    def __init__(
-        self,
-        op: GradientBuilder,
-        opsets: Mapping[str, int],
-        constant: Callable[[ir.Value], np.ndarray | None] | None = None,
-    ) -> None:
+    def __init__(self, op: GradientBuilder, opsets: Mapping[str, int]) -> None:
         self.op = op
         self.opsets = dict(opsets)
-        self._constant = constant or _no_constant
 
     def inside(self, op: GradientBuilder) -> ReverseWalk:
         """A walk over a subgraph, whose gradients another builder emits."""
-        return ReverseWalk(op, self.opsets, self._constant)
+        return ReverseWalk(op, self.opsets)
 
     # -- which values carry gradients --------------------------------------------------------------
 
     def active(self, nodes: Iterable[ir.Node], wanted: Iterable[ir.Value]) -> set[ir.Value]:
         """`wanted` and every floating-point value that depends differentiably on one of them."""
-        active = set(wanted)
-        for node in nodes:
-            if non_differentiable_reason(node.op_type, node.domain) is not None:
-                continue
-            if any(v in active for v in self._reads(node)):
-                active.update(v for v in node.outputs if _is_float(v))
-        return active
-
-    def _reads(self, node: ir.Node) -> list[ir.Value]:
-        return [v for v in node.inputs if v is not None] + captured_values(node)
+        return active_values(nodes, wanted)
 
     # -- the walk ----------------------------------------------------------------------------------
 
@@ -170,7 +133,7 @@ class ReverseWalk:
         needs: Sequence[bool],
         captured: Sequence[ir.Value],
     ) -> list[tuple[ir.Value, Var]]:
-        view = NodeView(self.op, node, self._version(node), needs, self._constant)
+        view = NodeView(self.op, node, self._version(node), needs)
         view.walk, view.captured = self, tuple(captured)  # for rules of nodes with subgraphs
         result = rule.function(self.op, view, *dys)
         by_capture: Mapping[ir.Value, Var] = {}
@@ -263,8 +226,7 @@ class ReverseWalk:
         )
 
     def _version(self, node: ir.Node) -> int:
-        domain = "" if node.domain == "ai.onnx" else node.domain
-        return self.opsets.get(domain, 1)
+        return self.opsets.get(node.domain, 1)
 
     def error(self, kind: type[DifferentiationError], node: ir.Node, what: str) -> DifferentiationError:
         """An exception that names the node."""
@@ -291,11 +253,6 @@ def _contradict(one: ir.Shape | None, other: ir.Shape | None) -> bool:
     return any(isinstance(a, int) and isinstance(b, int) and a != b for a, b in pairs)
 
 
-def _is_float(value: ir.Value) -> bool:
-    """Whether a value may carry a gradient; values of unknown type may."""
-    return value.dtype is None or value.dtype.is_floating_point()
-
-
 def _take_type(gradient: Var, value: ir.Value) -> None:
     """A gradient has the dtype and the shape of what it is the gradient of."""
     if gradient.value.dtype is None and value.dtype is not None:
@@ -303,7 +260,3 @@ def _take_type(gradient: Var, value: ir.Value) -> None:
     shape = gradient.value.shape
     if value.shape is not None and (shape is None or any(not isinstance(d, int) for d in shape)):
         gradient.value.shape = value.shape
-
-
-def _no_constant(value: ir.Value) -> np.ndarray | None:
-    return None

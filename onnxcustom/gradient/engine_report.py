@@ -11,12 +11,13 @@ import onnx_ir as ir
 
 from onnxcustom.graph import Prepared, find_logits
 from onnxcustom.graph.analysis.links import Links
+from onnxcustom.graph.analysis.operands import is_float
 from onnxcustom.graph.trainable.finding import array_of, find_weights
 
 from .analysis import analyse
 from .flow import Flow, operands
-from .interface import Engine, form_of
-from .verdict import Verdict, is_float, of_weight
+from .interface import Engine, look_at
+from .verdict import Verdict, of_weight
 
 __all__ = ["GradientReport", "LeftOutRow", "OperatorRow", "Row", "WeightRow", "described", "engine_report"]
 
@@ -242,7 +243,7 @@ class GradientReport:
 
 def engine_report(model: Prepared, engine: Engine) -> GradientReport:
     """The report of one engine."""
-    return report_of(form_of(model, engine), engine)
+    return report_of(look_at(model, engine), engine)
 
 
 def report_of(model: ir.Model, engine: Engine) -> GradientReport:

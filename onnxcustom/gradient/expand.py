@@ -13,7 +13,6 @@ until every node left has a rule or carries no gradient.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -22,7 +21,8 @@ import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
 from onnxcustom.exceptions import GradientNotImplementedError, OnnxCustomError
-from onnxcustom.graph.analysis.traversal import all_names, unique_name
+from onnxcustom.graph.analysis.operators import normal_domain, operator_schema
+from onnxcustom.graph.analysis.traversal import all_names, all_nodes, unique_name
 from onnxcustom.graph.building.builder import Var
 from onnxcustom.graph.preparation.checks import check_arity
 from onnxcustom.graph.preparation.passes import InferShapesPass
@@ -58,7 +58,7 @@ def expansion(*op_types: str, domain: str) -> Callable[[Callable[..., Any]], Cal
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         for op_type in op_types:
-            key = (_domain(domain), op_type)
+            key = (normal_domain(domain), op_type)
             if key in _EXPANSIONS:
                 raise ValueError(f"{op_type} (domain {domain!r}) has an expansion already.")
             _EXPANSIONS[key] = function
@@ -85,9 +85,9 @@ def expandable(op_type: str, domain: str, version: int) -> str | None:
     str or None
         'expansion', 'function', or None where the operator stands for nothing else.
     """
-    if (_domain(domain), op_type) in _EXPANSIONS:
+    if (normal_domain(domain), op_type) in _EXPANSIONS:
         return "expansion"
-    schema = _schema(op_type, version, domain)
+    schema = operator_schema(op_type, version, domain)
     return "function" if schema is not None and _bodies(schema, version) else None
 
 
@@ -108,7 +108,7 @@ def expand(model: ir.Model) -> set[tuple[str, str]]:
     expanded: set[tuple[str, str]] = set()
     taken: set[str] = set()
     for _ in range(_ROUNDS):
-        if not any(_wanted(model, node) for node in model.graph.all_nodes()):
+        if not any(_wanted(model, node) for node in all_nodes(model.graph)):
             break
         taken = taken or all_names(model.graph)
         _infer(model)
@@ -136,7 +136,7 @@ def _expand_once(model: ir.Model, taken: set[str], strict: bool) -> set[tuple[st
                 continue
             if strict and any(v is not None and v.dtype is None for v in node.inputs):
                 continue
-            key = (_domain(node.domain), node.op_type)
+            key = (node.domain, node.op_type)
             if key in _EXPANSIONS:
                 _apply(model, graph, node, taken)
             elif not _call_body(model, node, taken):
@@ -176,9 +176,9 @@ def refusal(node: NodeView, what: str) -> GradientNotImplementedError:
 
 def _apply(model: ir.Model, graph: ir.Graph, node: ir.Node, taken: set[str]) -> None:
     op = GradientBuilder(model.opset_imports[""], taken=taken)
-    view = NodeView(op, node, _version(model, node.domain), [True] * len(node.inputs), _constant)
+    view = NodeView(op, node, _version(model, node.domain), [True] * len(node.inputs))
     try:
-        result = _EXPANSIONS[_domain(node.domain), node.op_type](op, view)
+        result = _EXPANSIONS[node.domain, node.op_type](op, view)
         for part in op.nodes:
             check_arity(part, _version(model, part.domain))
     except OnnxCustomError:
@@ -205,16 +205,11 @@ def _apply(model: ir.Model, graph: ir.Graph, node: ir.Node, taken: set[str]) -> 
     )
 
 
-def _constant(value: ir.Value) -> Any:
-    tensor = ir.convenience.get_const_tensor(value)
-    return None if tensor is None or value.is_graph_input() else tensor.numpy()
-
-
 def _infer_types(model: ir.Model, node: ir.Node) -> None:
     """Element types of a node's outputs, as far as its schema gives them from its inputs."""
     if all(v.dtype is not None for v in node.outputs):
         return
-    schema = _schema(node.op_type, _version(model, node.domain), node.domain)
+    schema = operator_schema(node.op_type, _version(model, node.domain), node.domain)
     if schema is None:
         return
     known = {
@@ -234,7 +229,7 @@ def _infer_types(model: ir.Model, node: ir.Node) -> None:
 def _call_body(model: ir.Model, node: ir.Node, taken: set[str]) -> bool:
     """Turn a node into a call of its function body, to be inlined; False if it has none as it stands."""
     version = _version(model, node.domain)
-    schema = _schema(node.op_type, version, node.domain)
+    schema = operator_schema(node.op_type, version, node.domain)
     assert schema is not None
     _name_outputs(node, taken)
     _set_defaults(node, schema)
@@ -300,11 +295,11 @@ def _set_defaults(node: ir.Node, schema: Any) -> None:
 
 def _valid_at(proto: onnx.FunctionProto, model: ir.Model) -> bool:
     """Whether the operators of a body mean the same in the model's opset."""
-    written = {_domain(i.domain): i.version for i in proto.opset_import}
+    written = {normal_domain(i.domain): i.version for i in proto.opset_import}
     for node in proto.node:
-        domain = _domain(node.domain)
-        there = _schema(node.op_type, written.get(domain, 1), domain)
-        here = _schema(node.op_type, _version(model, domain), domain)
+        domain = normal_domain(node.domain)
+        there = operator_schema(node.op_type, written.get(domain, 1), domain)
+        here = operator_schema(node.op_type, _version(model, domain), domain)
         if there is None or here is None or here.deprecated:
             return False
         if here.since_version != there.since_version and (
@@ -341,17 +336,5 @@ def _make_namesunique_name(proto: onnx.FunctionProto, taken: set[str], prefix: s
 # -- helpers ---------------------------------------------------------------------------------------
 
 
-def _domain(domain: str) -> str:
-    return "" if domain == "ai.onnx" else domain
-
-
 def _version(model: ir.Model, domain: str) -> int:
-    return model.opset_imports.get(_domain(domain), 1)
-
-
-@functools.cache
-def _schema(op_type: str, version: int, domain: str) -> Any:  # onnx's stubs lack the functions of a schema
-    try:
-        return onnx.defs.get_schema(op_type, version, _domain(domain))
-    except onnx.defs.SchemaError:
-        return None
+    return model.opset_imports.get(domain, 1)

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from onnxcustom.graph.analysis.traversal import subgraphs
+from onnxcustom.graph.analysis.operands import is_float
+from onnxcustom.graph.analysis.traversal import captured
 
-from .verdict import Verdict, is_float
+from .verdict import Verdict
 
-__all__ = ["Flow", "Reach", "captured", "operands"]
+__all__ = ["Flow", "Reach", "operands"]
 
 Obstacle = tuple[ir.Node, Verdict]
 
@@ -71,19 +72,5 @@ def operands(node: ir.Node) -> Iterator[tuple[int, ir.Value]]:
     for i, value in enumerate(node.inputs):
         if value is not None:
             yield i, value
-    for graph in subgraphs(node):
-        for value in captured(graph):
-            yield -1, value
-
-
-def captured(graph: ir.Graph) -> list[ir.Value]:
-    """Values of outer scopes that a subgraph reads, nested subgraphs included."""
-    own: set[ir.Value] = {*graph.inputs, *graph.initializers.values()}
-    found: dict[ir.Value, None] = {}
-    for node in graph:
-        for _, value in operands(node):
-            if value not in own:
-                found[value] = None
-        own.update(node.outputs)
-    found.update((v, None) for v in graph.outputs if v is not None and v not in own)
-    return list(found)
+    for value in captured(node):
+        yield -1, value

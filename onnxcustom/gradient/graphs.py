@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import (
     CommonSubexpressionEliminationPass,
     IdentityEliminationPass,
 )
 
-from onnxcustom.graph.analysis.traversal import all_names, subgraphs
-from onnxcustom.graph.preparation.passes import InferShapesPass, RemoveUnusedPass
+from onnxcustom.graph.analysis.traversal import all_names, all_nodes, subgraphs
+from onnxcustom.graph.preparation.passes import InferShapesPass
+from onnxcustom.graph.preparation.unused import RemoveUnusedPass
 
 from .emit import GradientBuilder
 from .simplify import simplify
 
-__all__ = ["add", "clean", "constants", "name_sizes"]
+__all__ = ["add", "clean", "name_sizes"]
 
 
 def name_sizes(model: ir.Model) -> bool:
@@ -38,7 +37,7 @@ def name_sizes(model: ir.Model) -> bool:
                     name += "_"
                 taken.add(name)
                 value.shape = ir.Shape([name if k == i else old for k, old in enumerate(value.shape or ())])
-    for node in graph.all_nodes():
+    for node in all_nodes(graph):
         for value in node.outputs:
             if value.shape is not None and any(_meaningless(d) for d in value.shape):
                 value.shape = ir.Shape([None if _meaningless(d) else d for d in value.shape])
@@ -48,17 +47,6 @@ def name_sizes(model: ir.Model) -> bool:
 
 def _meaningless(dim: int | ir.SymbolicDim) -> bool:
     return dim < 0 if isinstance(dim, int) else dim.value in ("?", "-1", "None", "")
-
-
-def constants(graph: ir.Graph) -> Callable[[ir.Value], np.ndarray | None]:
-    """Value of a tensor that is an initializer or a Constant, None for every other."""
-
-    @functools.cache
-    def constant(value: ir.Value) -> np.ndarray | None:
-        tensor = ir.convenience.get_const_tensor(value)
-        return None if tensor is None or value.is_graph_input() else tensor.numpy()
-
-    return constant
 
 
 def add(model: ir.Model, op: GradientBuilder) -> None:
@@ -80,7 +68,7 @@ def clean(model: ir.Model) -> None:
     simplify(model.graph, op)
     op.nodes.clear()  # in the graph already
     add(model, op)
-    if not any(any(True for _ in subgraphs(node)) for node in model.graph):
+    if not any(subgraphs(node) for node in model.graph):
         # The pass drops an Identity that hands a value of an enclosing graph out of a subgraph.
         IdentityEliminationPass()(model)
     RemoveUnusedPass()(model)

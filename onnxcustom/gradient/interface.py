@@ -20,7 +20,16 @@ from onnxcustom.graph import Prepared
 from .flow import Flow
 from .verdict import Verdict, of_weight
 
-__all__ = ["ENGINES", "Engine", "Verdict", "form_of", "get_engine", "refusal_error", "register_engine"]
+__all__ = [
+    "ENGINES",
+    "Engine",
+    "Verdict",
+    "form_of",
+    "get_engine",
+    "look_at",
+    "refusal_error",
+    "register_engine",
+]
 
 
 class Engine(ABC):
@@ -130,6 +139,11 @@ def form_of(model: Prepared, engine: Engine) -> ir.Model:
     """A copy of a model in versions that an engine reads."""
     max_opset, max_ir = engine.limits()
     return model.take(engine.min_opset(model.model), max_opset, max_ir)
+
+
+def look_at(model: Prepared, engine: Engine) -> ir.Model:
+    """A model in versions that an engine reads, not to be changed."""
+    return model.form(engine.min_opset(model.model), engine.limits()[0])
 
 
 def refusal_error(

@@ -10,11 +10,12 @@ from collections.abc import Iterable, Mapping
 
 import onnx
 import onnx_ir as ir
-from onnx import GraphProto, TensorProto
+from onnx import GraphProto
 
+from onnxcustom.graph.analysis.constants import constant_array
 from onnxcustom.graph.shapes.propagation import infer_with_values
 
-from .engine import captured_values
+from .carried import captured_values
 
 __all__ = ["state_shapes"]
 
@@ -120,11 +121,9 @@ def _model(node: ir.Node, body: ir.Graph, opsets: Mapping[str, int]) -> onnx.Mod
     graph = ir.to_proto(body)
     _forget(graph)
     for value in captured_values(node):
-        tensor = ir.convenience.get_const_tensor(value)
-        if tensor is not None and tensor.size <= _SMALL:
-            graph.initializer.append(TensorProto())
-            graph.initializer[-1].CopyFrom(ir.to_proto(tensor))
-            graph.initializer[-1].name = value.name or ""
+        array = constant_array(value)
+        if array is not None and array.size <= _SMALL and array.dtype.kind not in "OS":
+            graph.initializer.append(ir.to_proto(ir.tensor(array, name=value.name)))
         elif value.type is not None:
             graph.input.append(ir.to_proto(value))
     imports = [onnx.helper.make_opsetid(domain, version) for domain, version in opsets.items()]

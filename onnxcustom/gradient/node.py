@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,6 +10,8 @@ import onnx
 import onnx_ir as ir
 
 from onnxcustom.exceptions import DifferentiationError
+from onnxcustom.graph.analysis.constants import constant_array
+from onnxcustom.graph.analysis.operators import operator_schema
 from onnxcustom.graph.building.builder import Var
 
 from .emit import GradientBuilder
@@ -58,14 +60,7 @@ class NodeView:
         of such a node returns (gradients of the inputs, dict of captured value to gradient).
     """
 
-    def __init__(
-        self,
-        op: GradientBuilder,
-        node: ir.Node,
-        version: int,
-        needs: Sequence[bool],
-        constant: Callable[[ir.Value], np.ndarray | None],
-    ) -> None:
+    def __init__(self, op: GradientBuilder, node: ir.Node, version: int, needs: Sequence[bool]) -> None:
         self._op = op
         self.node = node
         self.version = version
@@ -73,7 +68,6 @@ class NodeView:
         # Any: which ones may be None is the operator's business, and each rule knows its operator.
         self.inputs: tuple[Any, ...] = tuple(None if v is None else op.wrap(v) for v in node.inputs)
         self.outputs: tuple[Any, ...] = tuple(op.wrap(v) if v.name else None for v in node.outputs)
-        self._constant = constant
         self.walk: Walk
         self.captured: tuple[ir.Value, ...] = ()
 
@@ -98,8 +92,7 @@ class NodeView:
 
     def constant(self, i: int) -> np.ndarray | None:
         """Value of input i if it is known before the graph runs, else None."""
-        value = self.node.inputs[i] if i < len(self.node.inputs) else None
-        return None if value is None else self._constant(value)
+        return constant_array(self.node.inputs[i]) if i < len(self.node.inputs) else None
 
     def input(self, i: int) -> Var | None:
         """Input i, None if it is absent or the node has fewer."""
@@ -134,11 +127,8 @@ class NodeView:
 
 
 def _schema_default(op_type: str, version: int, domain: str, name: str) -> Any:
-    try:
-        schema = onnx.defs.get_schema(op_type, version, domain)
-    except onnx.defs.SchemaError:
-        return None
-    attribute = schema.attributes.get(name)
+    schema = operator_schema(op_type, version, domain)
+    attribute = None if schema is None else schema.attributes.get(name)
     if attribute is None or not attribute.default_value.name:
         return None
     value = onnx.helper.get_attribute_value(attribute.default_value)

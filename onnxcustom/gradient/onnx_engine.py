@@ -7,20 +7,21 @@ from collections.abc import Mapping, Sequence
 import onnx_ir as ir
 
 from onnxcustom.exceptions import MissingRuntimeError
+from onnxcustom.graph.analysis.operands import is_float
 from onnxcustom.graph.analysis.traversal import all_names, subgraphs
 from onnxcustom.graph.preparation.checks import check_made
 
 from . import rules  # noqa: F401 - registers every rule
-from .carried import carried_values, untype
+from .carried import active_values, all_reads, carried_values, untype
 from .emit import GradientBuilder
-from .engine import ReverseWalk, captured_values
+from .engine import ReverseWalk
 from .expand import expand, expandable
 from .flow import Flow
-from .graphs import add, clean, constants, name_sizes
+from .graphs import add, clean, name_sizes
 from .interface import Engine, register_engine
 from .registry import find_rule, non_differentiable_reason, refused_reason
 from .simplify import fuse_biases
-from .verdict import RULE, Verdict, is_float
+from .verdict import RULE, Verdict
 
 __all__ = ["OnnxEngine"]
 
@@ -77,7 +78,7 @@ class OnnxEngine(Engine):
             seeds = _expand(model, seeds)
         fuse_biases(graph)
         op = GradientBuilder(model.opset_imports[""], taken=all_names(graph))
-        walk = ReverseWalk(op, model.opset_imports, constants(graph))
+        walk = ReverseWalk(op, model.opset_imports)
         found = walk.gradients(list(graph), {v: op.wrap(s) for v, s in seeds.items()}, list(sources))
         add(model, op)
         return {value: gradient.value for value, gradient in found.items()}
@@ -89,7 +90,7 @@ class OnnxEngine(Engine):
 
 
 def _verdict(model: ir.Model, node: ir.Node) -> Verdict:
-    version = model.opset_imports.get("" if node.domain == "ai.onnx" else node.domain, 1)
+    version = model.opset_imports.get(node.domain, 1)
     reason = non_differentiable_reason(node.op_type, node.domain)
     if reason is not None:
         return Verdict("non-differentiable", reason)
@@ -130,21 +131,16 @@ def _inner_verdict(model: ir.Model, node: ir.Node) -> Verdict | None:
 def _between(graph: ir.Graph) -> list[ir.Node]:
     """Nodes on a way from a floating-point value to a floating-point output of a subgraph."""
     inside = {v for node in graph for v in node.outputs} | set(graph.initializers.values())
-    active: set[ir.Value] = set()
-    forward: set[ir.Node] = set()
-    for node in graph:
-        if non_differentiable_reason(node.op_type, node.domain) is not None:
-            continue
-        read = [v for v in (*node.inputs, *captured_values(node)) if v is not None]
-        if any(v in active or (v not in inside and is_float(v)) for v in read):
-            forward.add(node)
-            active.update(v for v in node.outputs if is_float(v))
+    read = {node: all_reads(node) for node in graph}
+    outside = {v for values in read.values() for v in values if v not in inside and is_float(v)}
+    active = active_values(graph, outside)
     needed = {v for v in graph.outputs if is_float(v)}
     found = []
     for node in reversed(graph):
-        if node in forward and any(v in needed for v in node.outputs):
+        smooth = non_differentiable_reason(node.op_type, node.domain) is None
+        if smooth and any(v in active for v in read[node]) and any(v in needed for v in node.outputs):
             found.append(node)
-            needed.update(v for v in (*node.inputs, *captured_values(node)) if v is not None and is_float(v))
+            needed.update(v for v in read[node] if is_float(v))
     return found
 
 

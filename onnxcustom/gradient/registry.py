@@ -17,6 +17,8 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from onnxcustom.graph.analysis.operators import normal_domain
+
 __all__ = [
     "Rule",
     "elementwise",
@@ -69,7 +71,7 @@ _REFUSED: dict[tuple[str, str], str] = {}
 
 
 def _key(op_type: str, domain: str) -> tuple[str, str]:
-    return ("" if domain == "ai.onnx" else domain, op_type)
+    return normal_domain(domain), op_type
 
 
 def _register(new: Rule) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from onnxcustom.graph import Prepared
-from onnxcustom.graph.analysis.operands import FLOATS
+from onnxcustom.graph.analysis.operands import is_float
 from onnxcustom.graph.preparation.sites import InitializerSite, site_of
 from onnxcustom.graph.trainable.finding import find_weights
 from onnxcustom.graph.trainable.left_out import left_out
@@ -72,7 +72,7 @@ def _left_out(model: Prepared) -> list[LeftOutRow]:
     for value, reason in left_out(made, find_weights(made)).items():
         name, shape, dtype = described(value)
         site = site_of(value)  # integers have other names in the prepared model
-        if isinstance(site, InitializerSite) and value.dtype not in FLOATS:
+        if isinstance(site, InitializerSite) and not is_float(value):
             name = site.name or name
         rows.append(LeftOutRow(name, shape, dtype, reason))
     return rows

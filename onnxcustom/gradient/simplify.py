@@ -12,6 +12,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from onnxcustom.graph.analysis.constants import constant_array, keeps_shape
+from onnxcustom.graph.analysis.operands import is_float
+from onnxcustom.graph.analysis.operators import is_op
 from onnxcustom.graph.building.builder import Var
 
 from .emit import GradientBuilder
@@ -36,13 +39,13 @@ _WORTH_A_PRODUCT = 2**10
 
 def fuse_biases(graph: ir.Graph) -> None:
     """A product of matrices and the addition of a bias behind it become one Gemm, in place."""
-    for add in [node for node in graph if _is(node, "Add")]:
+    for add in [node for node in graph if is_op(node, "Add")]:
         for i in (0, 1):
             product, bias = add.inputs[i], add.inputs[1 - i]
             node = None if product is None else product.producer()
             if product is None or node is None or bias is None:
                 continue
-            if not _is(node, "MatMul") or not _alone(product):
+            if not is_op(node, "MatMul") or not _alone(product):
                 continue
             a, b = node.inputs
             if _rank(a) == _rank(b) == 2 and _fits(bias, b):
@@ -92,7 +95,7 @@ def simplify(graph: ir.Graph, op: GradientBuilder) -> None:
     }
     ends = set(graph.outputs)
     for node in list(graph):
-        if node.domain not in ("", "ai.onnx"):
+        if node.domain != "":
             continue
         made = len(op.nodes)
         results = (step(node, op) for step in steps.get(node.op_type, ()))
@@ -111,7 +114,7 @@ def simplify(graph: ir.Graph, op: GradientBuilder) -> None:
 def _reshape(node: ir.Node, op: GradientBuilder) -> ir.Node | ir.Value | None:
     """Reshape(Reshape(x, s), t) = Reshape(x, t), and x itself where that is its shape; Flatten likewise."""
     x, before = node.inputs[0], None if node.inputs[0] is None else node.inputs[0].producer()
-    if x is None or before is None or not _is(before, "Reshape", "Flatten"):
+    if x is None or before is None or not is_op(before, "Reshape", "Flatten"):
         return None
     source, y = before.inputs[0], node.outputs[0]
     assert source is not None
@@ -134,11 +137,9 @@ def _reshape(node: ir.Node, op: GradientBuilder) -> ir.Node | ir.Value | None:
 def _is_shape_of(target: list[int] | ir.Value | None, x: ir.Value) -> bool:
     """Whether a Reshape to that target leaves x as it is: one size at most is open, the others are x's."""
     if isinstance(target, ir.Value):
-        tensor = None if target.is_graph_input() else ir.convenience.get_const_tensor(target)
-        target = None if tensor is None else [int(d) for d in tensor.numpy()]
-    if target is None or x.shape is None or len(target) != len(x.shape) or target.count(-1) > 1:
-        return False
-    return all(t == -1 or (t > 0 and t == d) for t, d in zip(target, x.shape, strict=True))
+        array = constant_array(target)
+        target = None if array is None else [int(d) for d in array]
+    return keeps_shape(x.shape, target)
 
 
 def _absolute(node: ir.Node) -> list[int] | ir.Value | None:
@@ -146,10 +147,10 @@ def _absolute(node: ir.Node) -> list[int] | ir.Value | None:
     zero = node.attributes.get("allowzero")
     allowed = zero is not None and zero.as_int() == 1
     target = node.inputs[1]
-    tensor = None if target is None else ir.convenience.get_const_tensor(target)
-    if target is None or tensor is None or target.is_graph_input():
+    array = constant_array(target)
+    if array is None:
         return target if allowed else None
-    sizes = [int(d) for d in tensor.numpy()]
+    sizes = [int(d) for d in array]
     if allowed or 0 not in sizes:
         return target
     if sizes.count(0) > 1 or -1 in sizes:
@@ -178,7 +179,7 @@ def _transpose(node: ir.Node, op: GradientBuilder) -> ir.Value | None:
     """Two transpositions are one, or none."""
     x = node.inputs[0]
     before = None if x is None else x.producer()
-    if x is None or before is None or not _is(before, "Transpose") or node.outputs[0].is_graph_output():
+    if x is None or before is None or not is_op(before, "Transpose") or node.outputs[0].is_graph_output():
         return None
     inner, outer = before.attributes.get("perm"), node.attributes.get("perm")
     if inner is None or outer is None:
@@ -201,7 +202,7 @@ def _sum_of_reshapes(node: ir.Node, op: GradientBuilder) -> ir.Value | None:
     if len(producers) < 2 or node.outputs[0].is_graph_output():
         return None
     first = producers[0]
-    if any(p is None or first is None or not _is(p, "Reshape") for p in producers) or first is None:
+    if any(p is None or first is None or not is_op(p, "Reshape") for p in producers) or first is None:
         return None
     sources = [p.inputs[0] for p in producers if p is not None]
     same = all(
@@ -224,7 +225,7 @@ def _sum_of_reshapes(node: ir.Node, op: GradientBuilder) -> ir.Value | None:
 def _folded(node: ir.Node, op: GradientBuilder) -> ir.Value | None:
     """The value of arithmetic on constants, such as the statistics of a normalization."""
     arrays = [v for v in map(_constant, node.inputs) if v is not None]
-    if len(arrays) < len(node.inputs) or not all(_is_float(a) for a in arrays):
+    if len(arrays) < len(node.inputs) or not all(is_float(v) for v in node.inputs):
         return None
     with np.errstate(all="ignore"):
         result = _ARITHMETIC[node.op_type](*arrays)
@@ -247,7 +248,7 @@ def _scaled_product(node: ir.Node, op: GradientBuilder) -> ir.Node | None:
     for i, product in enumerate(node.inputs):
         before = None if product is None or not _alone(product) else product.producer()
         factor = np.float32(-1) if node.op_type == "Neg" else _number(node.inputs[1 - i])
-        if before is None or factor is None or not _is(before, "Gemm"):
+        if before is None or factor is None or not is_op(before, "Gemm"):
             continue
         attributes = {name: a.value for name, a in before.attributes.items()}
         scales = [float(attributes.get(name, 1.0)) * float(factor) for name in ("alpha", "beta")]
@@ -262,7 +263,7 @@ def _scaled_product(node: ir.Node, op: GradientBuilder) -> ir.Node | None:
 def _number(value: ir.Value | None) -> np.generic | None:
     """A floating-point constant of one element, which a matrix times it stays a matrix."""
     array = _constant(value)
-    if array is None or array.size != 1 or array.ndim > 2 or not _is_float(array):
+    if array is None or array.size != 1 or array.ndim > 2 or not is_float(value):
         return None
     return array.ravel()[0]
 
@@ -272,7 +273,7 @@ def _without_expand(node: ir.Node, op: GradientBuilder) -> ir.Node | None:
     changed = None
     for i, value in enumerate(node.inputs):
         before = None if value is None else value.producer()
-        if value is None or before is None or not _is(before, "Expand"):
+        if value is None or before is None or not is_op(before, "Expand"):
             continue
         others = [v for k, v in enumerate(node.inputs) if k != i and v is not None]
         if any(_same_shape(value, v) or _is_shape_node(before.inputs[1], v) for v in others):
@@ -284,14 +285,14 @@ def _without_expand(node: ir.Node, op: GradientBuilder) -> ir.Node | None:
 def _is_shape_node(target: ir.Value | None, x: ir.Value) -> bool:
     """Whether a value is the shape of x, whatever that is."""
     node = None if target is None else target.producer()
-    return node is not None and _is(node, "Shape") and node.inputs[0] is x and not node.attributes
+    return node is not None and is_op(node, "Shape") and node.inputs[0] is x and not node.attributes
 
 
 def _squeezed_reduction(node: ir.Node, op: GradientBuilder) -> ir.Node | None:
     """Dimensions that a reduction keeps and a Squeeze removes need not be kept."""
     x = node.inputs[0]
     before = None if x is None or not _alone(x) else x.producer()
-    if before is None or not before.op_type.startswith("Reduce") or before.domain not in ("", "ai.onnx"):
+    if before is None or not before.op_type.startswith("Reduce") or before.domain != "":
         return None
     rank = _rank(before.inputs[0])
     axes, gone = (None if len(n.inputs) < 2 else _constant(n.inputs[1]) for n in (before, node))
@@ -337,10 +338,6 @@ def _become(
 # -- questions -----------------------------------------------------------------------------------------
 
 
-def _is(node: ir.Node, *op_types: str) -> bool:
-    return node.op_type in op_types and node.domain in ("", "ai.onnx")
-
-
 def _alone(value: ir.Value) -> bool:
     """Whether a value is read once and is no output."""
     return len(value.uses()) == 1 and not value.is_graph_output()
@@ -348,14 +345,8 @@ def _alone(value: ir.Value) -> bool:
 
 def _constant(value: ir.Value | None) -> np.ndarray | None:
     """The numbers of a small constant."""
-    if value is None or value.is_graph_input():
-        return None
-    tensor = ir.convenience.get_const_tensor(value)
-    return None if tensor is None or tensor.size > _FEW else tensor.numpy()
-
-
-def _is_float(array: np.ndarray) -> bool:
-    return ir.DataType.from_numpy(array.dtype).is_floating_point()
+    array = constant_array(value)
+    return None if array is None or array.size > _FEW else array
 
 
 def _rank(value: ir.Value | None) -> int | None:

@@ -9,11 +9,11 @@ import onnx_ir as ir
 
 from onnxcustom.exceptions import InvalidModelError, MissingRuntimeError
 from onnxcustom.graph import to_ir, to_proto
+from onnxcustom.graph.analysis.traversal import dependents, reads
 from onnxcustom.graph.preparation.passes import InferShapesPass
 from onnxcustom.runtime import output_types
 
 from .build import tidy
-from .flow import operands
 from .names import GradientNames
 
 __all__ = ["SplitGradient", "split_gradient"]
@@ -100,10 +100,7 @@ def split_gradient(model: onnx.ModelProto | ir.Model) -> SplitGradient:
 def _crossing(graph: ir.Graph, names: GradientNames) -> tuple[list[str], set[str]]:
     """Names of the computed tensors that the backward part reads, and names of all its own tensors."""
     seeds = {v for v in graph.inputs if v.name in set(names.seeds.values())}
-    late: set[ir.Value] = set(seeds)
-    for node in graph:
-        if any(v in late for _, v in operands(node)):
-            late.update(node.outputs)
+    late = dependents(graph, seeds)
     ends = list(graph.outputs)
     gradients, own = ends[: len(names.gradients)], ends[len(names.gradients) :]
     needed = _ancestors(own)
@@ -120,7 +117,7 @@ def _crossing(graph: ir.Graph, names: GradientNames) -> tuple[list[str], set[str
         saved = wanted - moved
         for node in candidates:
             if node.outputs[0] not in moved and all(
-                v in free or v in moved or v in saved for _, v in operands(node) if v not in node.outputs
+                v in free or v in moved or v in saved for v in reads(node) if v not in node.outputs
             ):
                 moved.update(node.outputs)
                 changed = True
@@ -132,7 +129,7 @@ def _crossing(graph: ir.Graph, names: GradientNames) -> tuple[list[str], set[str
 
 def _inputs_of(graph: ir.Graph, outputs: set[ir.Value]) -> set[ir.Value]:
     """What the nodes that make these values read, and these values themselves if made elsewhere."""
-    found = {v for node in graph if any(o in outputs for o in node.outputs) for _, v in operands(node)}
+    found = {v for node in graph if any(o in outputs for o in node.outputs) for v in reads(node)}
     return found
 
 
@@ -148,7 +145,7 @@ def _ancestors(values: list[ir.Value]) -> set[ir.Value]:
         producer = value.producer()
         if producer is not None:
             found.update(producer.outputs)
-            stack.extend(v for _, v in operands(producer))
+            stack.extend(reads(producer))
     return found
 
 

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import onnx_ir as ir
-
-from onnxcustom.graph.analysis.operands import FLOATS
-
-__all__ = ["RULE", "STEP", "Verdict", "is_float", "of_weight"]
+__all__ = ["RULE", "STEP", "Verdict", "of_weight"]
 
 
 @dataclass(frozen=True)
@@ -55,8 +51,3 @@ def of_weight(verdict: Verdict) -> str:
         f"{verdict.reason}. Constants that are compared only, as the rows that nearest neighbours are looked "
         "for among, are no weights that a gradient could move; linear models and neural networks have some."
     )
-
-
-def is_float(value: ir.Value | None) -> bool:
-    """Whether a value can carry a gradient; one of unknown type is taken as such."""
-    return value is not None and (value.dtype is None or value.dtype in FLOATS)

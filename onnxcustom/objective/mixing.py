@@ -10,6 +10,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from onnxcustom.graph.analysis.constants import constant_array
+
 __all__ = ["find_mixing"]
 
 _ROWS = "rows"
@@ -100,9 +102,8 @@ class _Node:
 
     def const(self, i: int) -> list[int] | None:
         """Numbers of an input that is constant."""
-        value = self.node.inputs[i] if i < len(self.node.inputs) else None
-        tensor = None if value is None else ir.convenience.get_const_tensor(value)
-        return None if tensor is None else np.atleast_1d(tensor.numpy()).tolist()
+        array = constant_array(self.node.inputs[i]) if i < len(self.node.inputs) else None
+        return None if array is None else np.atleast_1d(array).tolist()
 
     def numbers(self, name: str, i: int) -> list[int] | None:
         """Axes that are an attribute, or an input."""

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from onnxcustom.exceptions import InvalidDataError
 from onnxcustom.graph.building.builder import Builder
-from onnxcustom.graph.preparation.passes import RemoveUnusedPass
+from onnxcustom.graph.preparation.unused import RemoveUnusedPass
 
 __all__ = ["loss_model", "make_model", "run_loss"]
 

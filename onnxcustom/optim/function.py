@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from onnxcustom._parameters import check_number
 from onnxcustom.exceptions import InvalidDataError
+from onnxcustom.graph.analysis.traversal import sort_nodes
 from onnxcustom.graph.building.builder import Builder, Var
 from onnxcustom.graph.trainable.roles import Role
 
@@ -140,7 +141,7 @@ def build_update(
         outputs.append(_output(op, state, new_state[state], states[state].shape))
     inputs = [w, g, *states.values(), lr, t, *values.values(), *rows]
     graph = op.graph(inputs, outputs, name=f"{type(rule).__name__}_update")
-    graph.sort()  # what is emitted once may be emitted late
+    sort_nodes(graph)  # what is emitted once may be emitted late
     ir_version = onnx.helper.find_min_ir_version_for(
         [onnx.helper.make_opsetid(d, v) for d, v in op.opset_imports().items()], ignore_unknown=True
     )

@@ -9,9 +9,11 @@ from typing import Literal
 
 import onnx_ir as ir
 
-from onnxcustom.graph.analysis.traversal import subgraphs
+from onnxcustom.graph.analysis.operands import is_float
+from onnxcustom.graph.analysis.operators import is_op
+from onnxcustom.graph.analysis.traversal import all_nodes, reads, subgraphs
 
-from .phases import PHASES, Phase, Roles, node_phases, reads
+from .phases import PHASES, Phase, Roles, node_phases
 from .style import shorten
 
 __all__ = ["DETAILS", "Arrow", "Box", "Detail", "Diagram", "Frame", "draw_diagram"]
@@ -151,7 +153,7 @@ def draw_diagram(
     """
     roles = Roles.of(model)
     phases = node_phases(model, roles)
-    total = sum(not _constant(node) for node in ir.traversal.RecursiveGraphIterator(model.graph))
+    total = sum(not _constant(node) for node in all_nodes(model.graph))
     if detail is None:
         detail = "full" if total <= max_nodes else "outline"
         drawing = _Drawing(model.graph, roles, phases, detail, weights)
@@ -228,7 +230,7 @@ class _Drawing:
         return self._add(box, self.parts)
 
     def _node(self, node: ir.Node, phase: Phase, parts: list[Part]) -> None:
-        inner = list(subgraphs(node))
+        inner = subgraphs(node)
         if node in self.groups:
             key, title = self.groups[node]
             box = self.boxes.get(key) or self._add(Box(key, phase, title), parts)
@@ -292,7 +294,7 @@ class _Drawing:
         if value.name in self.kept:
             return _sized(value.name, _shape(value))
         tensor = ir.convenience.get_const_tensor(value)
-        if tensor is None or tensor.dtype is None or not tensor.dtype.is_floating_point():
+        if tensor is None or not is_float(tensor, unknown=False):
             return ""
         if tensor.size > 1:
             return _sized(value.name or "", "×".join(map(str, tensor.shape)))
@@ -378,11 +380,11 @@ def _boxes(parts: Iterable[Part]) -> list[Box]:
 
 
 def _constant(node: ir.Node) -> bool:
-    return node.op_type == "Constant" and node.domain == ""
+    return is_op(node, "Constant")
 
 
 def _size(graph: ir.Graph) -> int:
-    return sum(not _constant(node) for node in ir.traversal.RecursiveGraphIterator(graph))
+    return sum(not _constant(node) for node in all_nodes(graph))
 
 
 # -- text -----------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import onnx_ir as ir
@@ -18,9 +18,9 @@ import onnx_ir as ir
 from onnxcustom.exceptions import InvalidModelError
 from onnxcustom.gradient.names import METADATA_KEY as GRADIENT_KEY
 from onnxcustom.gradient.names import GradientNames
-from onnxcustom.graph.analysis.traversal import subgraphs
+from onnxcustom.graph.analysis.traversal import reads
 
-__all__ = ["PHASES", "Phase", "Roles", "node_phases", "reads"]
+__all__ = ["PHASES", "Phase", "Roles", "node_phases"]
 
 Phase = Literal["forward", "loss", "backward", "update"]
 PHASES: tuple[Phase, ...] = ("forward", "loss", "backward", "update")
@@ -175,7 +175,7 @@ class _Flow:
         self.makers: dict[str, ir.Node] = {}
         for node in self.nodes:
             self.makers.update((v.name, node) for v in node.outputs if v.name)
-            values = list(reads(node))
+            values = reads(node)
             self.before[node] = {p for v in values if (p := v.producer()) in self.after}
             for maker in self.before[node]:
                 self.after[maker].add(node)
@@ -247,17 +247,6 @@ def _gradients(nodes: Iterable[ir.Node]) -> dict[str, list[str]]:
             if match:
                 found.setdefault(match[1], []).append(match[0])
     return found
-
-
-def reads(node: ir.Node) -> Iterator[ir.Value]:
-    """What a node reads of its graph and the graphs around it, also from within its subgraphs."""
-    yield from (v for v in node.inputs if v is not None)
-    for graph in subgraphs(node):
-        own = {*graph.inputs, *graph.initializers.values()}
-        for inner in graph:
-            yield from (v for v in reads(inner) if v not in own)
-            own.update(inner.outputs)
-        yield from (v for v in graph.outputs if v not in own)
 
 
 def _names(values: Iterable[ir.Value]) -> list[str]:

@@ -10,6 +10,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxcustom.exceptions import EvaluationError
+from onnxcustom.graph.analysis.traversal import all_nodes
 from onnxcustom.graph.files.conversion import represented
 from onnxcustom.graph.preparation.passes import InferShapesPass
 
@@ -46,7 +47,7 @@ def check_bfloat16(model: onnx.ModelProto | bytes | ir.Model, device: Device) ->
             return
         model = represented(model, sparse=True)
         InferShapesPass()(model)
-    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+    for node in all_nodes(model.graph):
         values = [v for v in (*node.inputs, *node.outputs) if v is not None]
         found = next((v for v in values if v.dtype == ir.DataType.BFLOAT16), None)
         if found is None or _has_kernel(node, model.opset_imports):

@@ -13,6 +13,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxcustom.exceptions import EvaluationError, InvalidModelError, InvalidParameterError, ProviderError
+from onnxcustom.graph.analysis.operators import normal_domain
 from onnxcustom.graph.analysis.traversal import proto_nodes
 from onnxcustom.graph.files.conversion import PROTOBUF_LIMIT, represented, to_proto
 
@@ -123,7 +124,7 @@ def ends_on_nothing(model: onnx.ModelProto) -> str | None:
     if _version(require_runtime()) >= _EINSUM_OF_NOTHING:
         return None
     nodes = (n for n in proto_nodes(model.graph.node) if n.op_type == "Einsum")
-    return next((n.name or "Einsum" for n in nodes if n.domain in ("", "ai.onnx")), None)
+    return next((n.name or "Einsum" for n in nodes if not normal_domain(n.domain)), None)
 
 
 def _opened(ort: Any, model: Any, options: Any, providers: Any, provider_options: Any) -> Any:

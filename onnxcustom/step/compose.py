@@ -20,9 +20,10 @@ from onnxcustom.gradient.build import differentiate
 from onnxcustom.gradient.interface import Engine
 from onnxcustom.gradient.names import METADATA_KEY as GRADIENT_KEY
 from onnxcustom.gradient.names import GradientNames
-from onnxcustom.graph.analysis.traversal import all_names
+from onnxcustom.graph.analysis.traversal import all_names, all_nodes, sort_nodes
 from onnxcustom.graph.building.builder import Builder, Var
-from onnxcustom.graph.preparation.passes import BypassReshapePass, NameRowsPass, RemoveUnusedPass
+from onnxcustom.graph.preparation.passes import BypassReshapePass, NameRowsPass
+from onnxcustom.graph.preparation.unused import RemoveUnusedPass
 from onnxcustom.graph.shapes.batch_axis import BatchAxes
 from onnxcustom.graph.trainable.roles import Role, weight_roles
 from onnxcustom.objective import BaseLearningPenalty
@@ -621,7 +622,7 @@ def _scalar_dtype(values: Iterable[ir.Value]) -> ir.DataType:
 
 def _computes_in_half(graph: ir.Graph) -> bool:
     """Whether a tensor of the graph, or of a graph inside, is in half precision."""
-    nodes = ir.traversal.RecursiveGraphIterator(graph)
+    nodes = all_nodes(graph)
     return any(v.dtype in _HALF for v in graph.inputs) or any(
         v.dtype in _HALF for node in nodes for v in node.outputs
     )
@@ -671,5 +672,5 @@ def _extend(model: ir.Model, op: Builder) -> None:
     for initializer in op.initializers:
         graph.register_initializer(initializer)
     graph.opset_imports.update(op.domains)
-    graph.sort()
+    sort_nodes(graph)
     RemoveUnusedPass()(model)

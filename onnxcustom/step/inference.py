@@ -13,6 +13,7 @@ import onnx_ir as ir
 from onnxcustom.exceptions import EvaluationError, InvalidDataError, InvalidModelError
 from onnxcustom.feed.specs import TensorSpec, of_batch, rows_of, some_rows
 from onnxcustom.graph import ModelLike, Prepared, prepare, to_ir, to_proto
+from onnxcustom.graph.analysis.operators import normal_domain
 from onnxcustom.graph.analysis.traversal import rename_twins
 from onnxcustom.graph.files import training_info
 from onnxcustom.graph.preparation.guards import guard
@@ -56,7 +57,7 @@ def loadable(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     rename_twins(model)
     max_opset, max_ir = ort_limits()
-    opset = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=1)
+    opset = max((o.version for o in model.opset_import if not normal_domain(o.domain)), default=1)
     if opset <= max_opset and model.ir_version <= max_ir:
         return model
     try:

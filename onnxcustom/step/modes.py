@@ -12,7 +12,8 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxcustom.exceptions import InvalidModelError, UnknownNameError
-from onnxcustom.graph.analysis.traversal import all_names
+from onnxcustom.graph.analysis.constants import constant_array
+from onnxcustom.graph.analysis.traversal import all_names, all_nodes, sort_nodes
 from onnxcustom.graph.building import random
 from onnxcustom.graph.building.builder import Builder, Var
 
@@ -94,8 +95,8 @@ def set_modes(model: ir.Model, settings: ModeSettings) -> Modes:
     graph = model.graph
     rewriter = _Rewriter(model, Builder(model.opset_imports[""], taken=all_names(graph)))
     update, on = settings.batch_norm == "update", settings.dropout == "on"
-    for node in list(ir.traversal.RecursiveGraphIterator(graph)):
-        if node.domain not in ("", "ai.onnx"):
+    for node in list(all_nodes(graph)):
+        if node.domain != "":
             continue
         if node.op_type == "BatchNormalization":
             if update:
@@ -122,8 +123,8 @@ def idle_modes(model: ir.Model, settings: ModeSettings) -> list[str]:
     list of str
     """
     wanted = {"BatchNormalization": ("batch_norm", "update"), "Dropout": ("dropout", "on")}
-    nodes = ir.traversal.RecursiveGraphIterator(model.graph)
-    there = {node.op_type for node in nodes if node.domain in ("", "ai.onnx")}
+    nodes = all_nodes(model.graph)
+    there = {node.op_type for node in nodes if node.domain == ""}
     return [
         f"{name}={value!r} does nothing: there is no {operator} in what the losses are computed from. "
         f"Exporters fold or drop it, as torch.onnx.export does by default; it stays with "
@@ -251,10 +252,10 @@ class _Rewriter:
     def _ratio(self, node: ir.Node) -> float:
         if len(node.inputs) < 2 or node.inputs[1] is None:
             return float(_attribute(node, "ratio", 0.5))
-        tensor = ir.convenience.get_const_tensor(node.inputs[1])
-        if tensor is None:
+        array = constant_array(node.inputs[1])
+        if array is None:
             raise InvalidModelError(f"Dropout {node.name!r}: its ratio is computed, it must be a constant.")
-        ratio = float(tensor.numpy().reshape(-1)[0])
+        ratio = float(array.reshape(-1)[0])
         if not 0 <= ratio < 1:
             raise InvalidModelError(f"Dropout {node.name!r}: its ratio is {ratio}, it must be in [0, 1).")
         return ratio
@@ -269,7 +270,7 @@ class _Rewriter:
             self.graph.initializers.pop(str(value.name))
             value.const_value = None
             self.graph.inputs.append(value)
-        self.graph.sort()
+        sort_nodes(self.graph)
         statistics = {str(old.name): str(new.value.name) for old, new in self.running.items()}
         return Modes(statistics, None if self.step is None else self.step.value.name)
 

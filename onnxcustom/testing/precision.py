@@ -8,6 +8,8 @@ import numpy as np
 import onnx
 from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
+from onnxcustom.graph.analysis.operators import normal_domain
+
 __all__ = ["feeds_as", "is_float", "to_double", "to_single"]
 
 _HALF = frozenset({TensorProto.FLOAT16, TensorProto.BFLOAT16})
@@ -120,7 +122,7 @@ class _Converter:
         for i, node in enumerate(nodes):
             for attribute in node.attribute:
                 self.attribute(attribute)
-            if TensorProto.FLOAT not in self.sources or node.domain not in ("", "ai.onnx"):
+            if TensorProto.FLOAT not in self.sources or normal_domain(node.domain):
                 continue
             given = {attribute.name for attribute in node.attribute}
             if node.op_type in _DEFAULT_FLOAT and _DEFAULT_FLOAT[node.op_type] not in given:

@@ -16,7 +16,7 @@ from onnxcustom.gradient.carried import untype
 from onnxcustom.gradient.emit import GradientBuilder
 from onnxcustom.gradient.engine import ReverseWalk
 from onnxcustom.gradient.expand import expand
-from onnxcustom.gradient.graphs import add, clean, constants, name_sizes
+from onnxcustom.gradient.graphs import add, clean, name_sizes
 from onnxcustom.gradient.simplify import fuse_biases
 from onnxcustom.graph.analysis.traversal import all_names
 from onnxcustom.graph.building.builder import Var
@@ -55,7 +55,7 @@ def differentiate(
     by_name = {v.name: v for v in graph.outputs}
     op = GradientBuilder(model.opset_imports[""], taken=all_names(graph))
     seeds = {by_name[o]: _seed(op, name(o), by_name[o]) for o in outputs}
-    walk = ReverseWalk(op, model.opset_imports, constants(graph))
+    walk = ReverseWalk(op, model.opset_imports)
     nodes = list(graph)
     found = walk.gradients(nodes, seeds, wanted)
     gradients = [op.Identity(found[v]) if v in found else op.zeros_like(op.wrap(v)) for v in wanted]

@@ -17,7 +17,6 @@ from onnxcustom import gradient_graph
 from onnxcustom.exceptions import GradientNotImplementedError, UnknownOperatorError
 from onnxcustom.gradient.emit import GradientBuilder
 from onnxcustom.gradient.engine import ReverseWalk, captured_values
-from onnxcustom.gradient.graphs import constants
 from onnxcustom.runtime import create_session
 
 HEADER = '<ir_version: 8, opset_import: ["": 18, "d": 3]>'
@@ -76,7 +75,7 @@ def test_values_in_between() -> None:
     graph = model.graph
     op = GradientBuilder(18, taken={v.name for n in graph for v in n.outputs})
     a = next(iter(graph)).outputs[0]
-    walk = ReverseWalk(op, model.opset_imports, constants(graph))
+    walk = ReverseWalk(op, model.opset_imports)
     found = walk.gradients(list(graph), {graph.outputs[0]: op.input("y_grad", ir.DataType.DOUBLE, [3])}, [a])
     assert list(found) == [a]
     assert found[a].static_shape == (3,)

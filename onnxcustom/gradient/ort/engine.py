@@ -15,9 +15,9 @@ import onnx
 import onnx_ir as ir
 
 from onnxcustom.exceptions import DifferentiationError, EvaluationError, InvalidModelError
+from onnxcustom.graph.analysis.constants import constant_array
 from onnxcustom.graph.analysis.traversal import all_names
 from onnxcustom.graph.building.builder import Builder, Var
-from onnxcustom.graph.preparation.passes import constant_array
 from onnxcustom.runtime import build_gradient_model, create_session, ort_limits, training_available
 
 from ..build import tidy

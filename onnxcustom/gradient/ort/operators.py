@@ -40,10 +40,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 
-from onnxcustom.graph.preparation.passes import constant_array
+from onnxcustom.graph.analysis.constants import constant_array
+from onnxcustom.graph.analysis.operators import operator_schema
 
 from ..verdict import RULE, Verdict
 
@@ -274,13 +274,13 @@ _STEP_ML = frozenset(
 def judge(model: ir.Model, node: ir.Node, position: int, outputs: frozenset[int]) -> Verdict:
     """How the gradient from some outputs of a node to one of its operands is treated."""
     opset = model.opset_imports.get(node.domain)
-    if node.domain not in ("", "ai.onnx"):
+    if node.domain != "":
         return _foreign(node, opset)
     if node.op_type in STEP_OPERATORS or position in STEP_OPERANDS.get(node.op_type, ()):
         return Verdict("non-differentiable", "the output is a step function of this operand.")
     support = OPERATORS.get(node.op_type)
     if support is None:
-        if not _has_schema(node, opset):
+        if operator_schema(node.op_type, opset or 1, node.domain) is None:
             return Verdict("unknown", f"opset {opset} has no operator of that name.")
         return Verdict("refused", f"onnxruntime-training has no gradient for it; {USE_ONNX}")
     reason = _reason(support, node, position, outputs)
@@ -307,12 +307,8 @@ def _reason(support: Support, node: ir.Node, position: int, outputs: frozenset[i
 def _foreign(node: ir.Node, opset: int | None) -> Verdict:
     if node.domain == "ai.onnx.ml" and node.op_type in _STEP_ML:
         return Verdict("non-differentiable", "the output is a step function of this operand.")
-    if not _has_schema(node, opset):
+    if operator_schema(node.op_type, opset or 1, node.domain) is None:
         return Verdict(
             "unknown", f"no schema of an operator {node.domain}.{node.op_type} is known; replace the node."
         )
     return Verdict("refused", f"onnxruntime-training has no gradient for it; {USE_ONNX}")
-
-
-def _has_schema(node: ir.Node, opset: int | None) -> bool:
-    return onnx.defs.has(node.op_type, opset or 1, "" if node.domain == "ai.onnx" else node.domain)

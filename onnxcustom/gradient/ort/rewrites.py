@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from onnxcustom.graph.analysis.constants import constant_array
 from onnxcustom.graph.building.builder import Builder, Var
-from onnxcustom.graph.preparation.passes import constant_array
 
 from .operators import attribute, operand, rank, static_shape
 

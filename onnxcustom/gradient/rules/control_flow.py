@@ -13,12 +13,14 @@ from typing import Any
 import onnx_ir as ir
 
 from onnxcustom.exceptions import GradientNotImplementedError
-from onnxcustom.graph.analysis.traversal import subgraphs
+from onnxcustom.graph.analysis.constants import constant_array
+from onnxcustom.graph.analysis.operands import is_float
+from onnxcustom.graph.analysis.operators import is_op
+from onnxcustom.graph.analysis.traversal import all_nodes, subgraphs
 from onnxcustom.graph.building.builder import Var
 
-from ..carried import is_holder, known
+from ..carried import captured_values, is_holder
 from ..emit import GradientBuilder
-from ..engine import captured_values
 from ..loop_shapes import state_shapes
 from ..loop_states import Packed, Stacked, hand_out, pack_states
 from ..node import NodeView
@@ -69,7 +71,7 @@ class _Body:
             if not any(v in needed for v in node.outputs):
                 continue
             needed.update(v for v in (*node.inputs, *captured_values(node)) if v is not None)
-            for inner in (node, *(n for g in subgraphs(node) for n in g.all_nodes())):
+            for inner in (node, *(n for g in subgraphs(node) for n in all_nodes(g))):
                 if _is_random(inner):
                     raise self.node.walk.error(
                         GradientNotImplementedError,
@@ -87,9 +89,9 @@ _RANDOM = frozenset(
 def _is_random(node: ir.Node) -> bool:
     """Whether a node draws random numbers; Dropout does in training mode."""
     if node.op_type == "Dropout" and len(node.inputs) > 2 and node.inputs[2] is not None:
-        mode = known(node.inputs[2])
+        mode = constant_array(node.inputs[2])
         return mode is None or bool(mode)
-    return node.op_type in _RANDOM and node.domain in ("", "ai.onnx")
+    return is_op(node, *_RANDOM)
 
 
 def _tensors(values: Sequence[ir.Value]) -> list[ir.Value]:
@@ -125,10 +127,6 @@ def _input_like(op: GradientBuilder, name: str, like: Var | ir.Value) -> Var:
     return op.input(op.unique(name), dtype, None)
 
 
-def _is_float(value: ir.Value | Var | None) -> bool:
-    return value is not None and value.dtype is not None and value.dtype.is_floating_point()
-
-
 @rule("If")
 def if_(op: GradientBuilder, node: NodeView, *dys: Var | None) -> tuple[list[None], Captures]:
     """Gradient of what the branches capture: an If on the same condition, branch by branch."""
@@ -137,7 +135,9 @@ def if_(op: GradientBuilder, node: NodeView, *dys: Var | None) -> tuple[list[Non
     for name in ("then_branch", "else_branch"):
         body = _Body(op, node, node.node.attributes[name].as_graph())
         seeds = {
-            y: dy for y, dy in zip(body.graph.outputs, dys, strict=True) if dy is not None and _is_float(y)
+            y: dy
+            for y, dy in zip(body.graph.outputs, dys, strict=True)
+            if dy is not None and is_float(y, unknown=False)
         }
         branches[name] = body.finish([], body.gradients(seeds, captured))
     gradients = op.call("If", node.inputs[0], outputs=[f"{v.name}_part" for v in captured], **branches)
@@ -159,8 +159,8 @@ def scan(op: GradientBuilder, node: NodeView, *dys: Var | None) -> tuple[list[Va
     turns_out = _list(node, "scan_output_directions", k, 0)
     saved = _save_states(op, node, body, n, axes_out, turns_out)
 
-    states = [i for i in range(n) if _is_float(node.inputs[i])]
-    elements = [i for i in range(n, n + m) if _is_float(node.inputs[i])]
+    states = [i for i in range(n) if is_float(node.inputs[i], unknown=False)]
+    elements = [i for i in range(n, n + m) if is_float(node.inputs[i], unknown=False)]
     collected = [j for j in range(k) if n + j < len(dys) and dys[n + j] is not None]
     captured = _tensors(node.captured)
 
@@ -232,7 +232,7 @@ def loop(op: GradientBuilder, node: NodeView, *dys: Var | None) -> tuple[list[Va
     inner = _Body(op, node, node.node.attributes["body"].as_graph())  # before it saves anything
     trips, saved = _save_loop(op, node, n, grown)
 
-    states = [i for i in range(n) if _is_float(node.inputs[2 + i])]
+    states = [i for i in range(n) if is_float(node.inputs[2 + i], unknown=False)]
     collected = [j for j in range(len(dys) - n) if dys[n + j] is not None]
     captured = _tensors(node.captured)
 

@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from onnxcustom.graph.building.builder import Var
 
-from ..carried import known, quantizer
+from ..carried import quantizer
 from ..emit import LARGEST_CONSTANT, GradientBuilder
 from ..node import NodeView
 from ..registry import non_differentiable, rule
@@ -77,7 +77,7 @@ def _through(
     op: GradientBuilder, node: NodeView, source: ir.Node, scale: Var, dy: Var
 ) -> dict[ir.Value, Var]:
     """Gradients of what the quantizing node read."""
-    ours = NodeView(op, source, node.version, (True,) * len(source.inputs), known)
+    ours = NodeView(op, source, node.version, (True,) * len(source.inputs))
     x, s = ours.inputs[0], ours.input(1)
     if source.op_type == "DynamicQuantizeLinear":
         return {x.value: dy} if x.value in node.captured else {}

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from onnxcustom.graph.analysis.constants import constant_array
 from onnxcustom.graph.building.builder import Var
 
 from ..emit import GradientBuilder
@@ -126,9 +127,9 @@ def _element(value: ir.Value, k: int) -> float | tuple[ir.Value, int] | None:
 
     It looks through what exporters put between a Shape and the sizes they ask for.
     """
-    constant = ir.convenience.get_const_tensor(value)
-    if constant is not None and not value.is_graph_input():
-        return constant.numpy().reshape(-1)[k].item()
+    constant = constant_array(value)
+    if constant is not None:
+        return constant.reshape(-1)[k].item()
     producer = value.producer()
     source = producer.inputs[0] if producer is not None and producer.inputs else None
     if producer is None or source is None:
@@ -148,11 +149,10 @@ def _element(value: ir.Value, k: int) -> float | tuple[ir.Value, int] | None:
         start = producer.attributes.get_int("start", 0)
         return (source, start + k) if start >= 0 else None
     if producer.op_type == "Gather" or (producer.op_type == "Slice" and len(producer.inputs) < 5):
-        which = producer.inputs[1]
-        picked = None if which is None else ir.convenience.get_const_tensor(which)
+        picked = constant_array(producer.inputs[1])
         if picked is None:
             return None
-        indices = picked.numpy().reshape(-1)
+        indices = picked.reshape(-1)
         index = int(indices[k]) if producer.op_type == "Gather" else int(indices[0]) + k
         return _element(source, index) if index >= 0 else None
     return None

@@ -10,9 +10,10 @@ from typing import Any
 import onnx_ir as ir
 
 from onnxcustom.exceptions import GradientNotImplementedError
+from onnxcustom.graph.analysis.constants import constant_array
 from onnxcustom.graph.building.builder import Var
 
-from ..carried import Element, element_at, elements, held, known
+from ..carried import Element, element_at, elements, held
 from ..emit import GradientBuilder
 from ..node import NodeView
 from ..registry import non_differentiable, rule
@@ -90,7 +91,7 @@ def _cut(node: NodeView, element: Element) -> tuple[int, int, list[int] | None, 
     assert split is not None
     axis = split.attributes["axis"].as_int() if "axis" in split.attributes else 0
     given = split.inputs[1] if len(split.inputs) > 1 else None
-    value = known(given)
+    value = constant_array(given)
     if given is not None and value is None:
         raise _unknown(node)
     if value is not None:

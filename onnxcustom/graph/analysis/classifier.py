@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxcustom.exceptions import UnknownNameError
+from onnxcustom.graph.analysis.constants import constant_array
 from onnxcustom.graph.analysis.origins import Held, origin
 from onnxcustom.graph.analysis.ranges import is_unit
 from onnxcustom.graph.analysis.spelled import (
@@ -30,7 +31,7 @@ from onnxcustom.graph.analysis.tails import (
     there_and_back,
     unchanged,
 )
-from onnxcustom.graph.preparation.passes import constant_array
+from onnxcustom.graph.analysis.traversal import all_nodes
 
 __all__ = ["Logits", "class_axis", "class_labels", "find_logits", "hidden_logits"]
 
@@ -393,7 +394,7 @@ def class_labels(model: ir.Model) -> np.ndarray | None:
     ...     }''')))
     array([5, 7])
     """
-    nodes = list(ir.traversal.RecursiveGraphIterator(model.graph))
+    nodes = list(all_nodes(model.graph))
     for readers in ((_zipmap_labels,), (_table_labels,), (_operator_labels,)):
         for node in reversed(nodes):
             for reader in readers:

@@ -15,8 +15,9 @@ import numpy as np
 import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
+from onnxcustom.graph.analysis.constants import constant_array
+from onnxcustom.graph.analysis.traversal import all_nodes
 from onnxcustom.graph.files.limits import current_limits
-from onnxcustom.graph.preparation.passes import constant_array
 
 __all__ = ["Kernel", "Use", "kernels", "uses"]
 
@@ -95,7 +96,7 @@ def uses(value: ir.Value, opset: int) -> list[Use]:
     graph = value.graph
     if graph is None or len(found) < 2:
         return found
-    order = {node: i for i, node in enumerate(ir.traversal.RecursiveGraphIterator(graph))}
+    order = {node: i for i, node in enumerate(all_nodes(graph))}
     return sorted(found, key=lambda use: order.get(use.node, len(order)))
 
 
@@ -104,7 +105,7 @@ def _following(
 ) -> Iterator[Use | tuple[ir.Value, np.ndarray]]:
     """Who reads a value, and what is made of it by moving numbers about."""
     for node, position in value.uses():
-        standard = node.domain in ("", "ai.onnx")
+        standard = node.domain == ""
         if standard and node.op_type in _COPIES and room.take(0):
             yield node.outputs[0], index
         elif (
@@ -202,7 +203,7 @@ def kernels(use: Use) -> list[Kernel] | None:
     list of Kernel or None
         None where the operator doesn't multiply by the weight, or is not known to.
     """
-    build = _KERNELS.get((use.node.domain.replace("ai.onnx", ""), use.node.op_type, use.position))
+    build = _KERNELS.get((use.node.domain, use.node.op_type, use.position))
     return None if build is None else build(use.node, use.index)
 
 

@@ -39,7 +39,7 @@ class Links:
         """Nodes that read a value, by whatever name, with the operand's position; no control flow."""
         for same in self._alike(value):
             for node, index in same.uses():
-                if not any(True for _ in subgraphs(node)):
+                if not subgraphs(node):
                     yield node, index
 
     def origins(self, value: ir.Value) -> list[ir.Value]:

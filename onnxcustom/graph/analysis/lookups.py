@@ -61,7 +61,7 @@ def _readers(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
     graph, left, seen = value.graph, [value], set()
     while left:
         for node, position in left.pop().uses():
-            if node.graph is not graph or node.domain not in ("", "ai.onnx"):
+            if node.graph is not graph or node.domain != "":
                 continue
             if node.op_type in _MOVES and position == 0:
                 if node not in seen and node.outputs[0].dtype in (None, *_INTEGERS):

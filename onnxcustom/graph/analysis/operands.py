@@ -9,13 +9,17 @@ name it in ``wrt`` or ``weights_to_train``); what flows into them is followed, t
 
 from __future__ import annotations
 
+from typing import Any
+
 import onnx_ir as ir
+
+from onnxcustom.graph.analysis.operators import is_op
 
 __all__ = [
     "FLOATS",
     "is_bias_add",
+    "is_float",
     "is_opaque",
-    "is_standard",
     "passes_through",
     "single_counts",
     "trainable",
@@ -100,18 +104,28 @@ FLOATS = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT
 _MOVES = frozenset("Identity Cast Reshape Flatten Squeeze Unsqueeze Transpose".split())
 
 
-def is_standard(node: ir.Node) -> bool:
-    """Whether a node is of the default domain."""
-    return node.domain in ("", "ai.onnx")
+def is_float(typed: Any, unknown: bool = True) -> bool:
+    """Whether a value, variable or tensor can carry a gradient, or be a weight; None cannot.
+
+    Parameters
+    ----------
+    typed : onnx_ir.Value, Var, onnx_ir.TensorProtocol or None
+        Whatever has a ``dtype``.
+    unknown : bool, default=True
+        What is said of one whose type is not known.
+    """
+    if typed is None:
+        return False
+    return unknown if typed.dtype is None else typed.dtype in FLOATS
 
 
 def is_opaque(node: ir.Node) -> bool:
     """Whether a node's result tells shapes or nothing of its operands, but not their content."""
-    return is_standard(node) and node.op_type in _OPAQUE
+    return node.domain == "" and node.op_type in _OPAQUE
 
 
 def _positions(node: ir.Node) -> tuple[int, ...] | None:
-    if is_standard(node):
+    if node.domain == "":
         return _ONNX.get(node.op_type)
     if node.domain == "com.microsoft":
         return _MICROSOFT.get(node.op_type)
@@ -120,7 +134,7 @@ def _positions(node: ir.Node) -> tuple[int, ...] | None:
 
 def trainable(node: ir.Node, index: int) -> bool:
     """Whether operand `index` of `node` is differentiable data that a model may learn."""
-    if node.op_type == "Cast" and is_standard(node):
+    if is_op(node, "Cast"):
         to = node.attributes.get_int("to", 0)
         return index == 0 and to in FLOATS
     return index in (_positions(node) or ())
@@ -135,7 +149,7 @@ def passes_through(node: ir.Node, index: int) -> bool:
     positions = _positions(node)
     if is_opaque(node):
         return False
-    if is_standard(node):
+    if node.domain == "":
         positions = _FOLLOWED.get(node.op_type, positions)
     return positions is None or index in positions
 
@@ -149,7 +163,7 @@ def single_counts(node: ir.Node, index: int) -> bool:
 
 def is_bias_add(node: ir.Node, index: int) -> bool:
     """Whether operand `index` is added to the result of a linear operator."""
-    if node.op_type != "Add" or not is_standard(node):
+    if not is_op(node, "Add"):
         return False
     value = node.inputs[1 - index]
     while value is not None and (producer := value.producer()) is not None:

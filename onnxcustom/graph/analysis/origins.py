@@ -8,8 +8,9 @@ from collections.abc import Callable, Collection, Sequence
 import numpy as np
 import onnx_ir as ir
 
+from onnxcustom.graph.analysis.operators import is_op
 from onnxcustom.graph.analysis.ranges import ANY, JOINS, MOVES, UNARY, Bounds, bounds_of, is_unit
-from onnxcustom.graph.analysis.spelled import SLACK, constant, is_op, negated
+from onnxcustom.graph.analysis.spelled import SLACK, constant, negated
 from onnxcustom.graph.analysis.tails import kept
 
 __all__ = ["Held", "origin"]

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxcustom.graph.analysis.links import Links
-from onnxcustom.graph.analysis.operands import is_standard
+from onnxcustom.graph.analysis.operands import is_float
 
 __all__ = ["MOVES", "End", "Paths", "single"]
 
@@ -53,7 +53,7 @@ class End:
 def single(value: ir.Value | None) -> float | None:
     """The number in a floating-point constant of one element."""
     tensor = None if value is None else value.const_value
-    if tensor is None or tensor.size != 1 or not tensor.dtype.is_floating_point():
+    if tensor is None or tensor.size != 1 or not is_float(tensor):
         return None
     return float(tensor.numpy().reshape(-1)[0])
 
@@ -90,7 +90,7 @@ class Paths:
 
     def _moved(self, node: ir.Node, index: int, end: End) -> End | None:
         """`end` behind a node that does nothing but move or scale; None for another."""
-        if not is_standard(node):
+        if node.domain != "":
             return None
         if node.op_type in MOVES:
             if index not in MOVES[node.op_type] or self._chooses(node, index):
@@ -122,7 +122,7 @@ class Paths:
             for node, index in self.links.next(queue.pop()):
                 if _is_softmax(node, index):
                     return True
-                if is_standard(node) and index in _SCORES.get(node.op_type, ()):
+                if node.domain == "" and index in _SCORES.get(node.op_type, ()):
                     queue += [v for v in node.outputs if v not in seen]
                     seen.update(node.outputs)
         return False
@@ -137,7 +137,7 @@ class Paths:
                     continue
                 if self._is_product(node):
                     return True
-                if is_standard(node):
+                if node.domain == "":
                     before = [node.inputs[i] for i in _SCORES.get(node.op_type, ()) if i < len(node.inputs)]
                     queue += [v for v in before if v not in seen]
                     seen.update(before)
@@ -163,7 +163,7 @@ class Paths:
             for source in self.sources(queue.pop()):
                 yield source
                 node = source.producer()
-                if node is None or not is_standard(node):
+                if node is None or node.domain != "":
                     continue
                 if node.op_type in moves or _scales(node) or (rotated and _rotates(node)):
                     before = [v for v in node.inputs if v is not None and v not in seen]
@@ -191,7 +191,7 @@ def _rotates(node: ir.Node) -> bool:
         return False
     for value in node.inputs:
         tensor = None if value is None else value.const_value
-        if tensor is None or not tensor.dtype.is_floating_point():
+        if tensor is None or not is_float(tensor):
             continue
         sizes = np.abs(tensor.numpy())
         if node.op_type == "Mul":

@@ -73,7 +73,7 @@ def bounds_of(node: ir.Node, found: Sequence[Bounds], trained: Collection[str]) 
 
 
 def _bounds(node: ir.Node, found: Sequence[Bounds], trained: Collection[str]) -> Bounds:
-    op = node.op_type if node.domain in ("", "ai.onnx") else ""
+    op = node.op_type if node.domain == "" else ""
     if op in _FIXED:
         return _FIXED[op]
     if divided_by_row_sum(node, trained) is not None:

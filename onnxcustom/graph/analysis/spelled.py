@@ -8,7 +8,8 @@ from collections.abc import Collection
 import numpy as np
 import onnx_ir as ir
 
-from onnxcustom.graph.preparation.passes import constant_array
+from onnxcustom.graph.analysis.constants import constant_array
+from onnxcustom.graph.analysis.operators import is_op
 
 __all__ = [
     "Scaled",
@@ -30,7 +31,6 @@ __all__ = [
     "tells_zeros",
 ]
 
-_STANDARD = ("", "ai.onnx")
 
 # Less than this protects a logarithm or a quotient from 0, and says nothing else.
 SLACK = 1e-3
@@ -40,11 +40,6 @@ _STEPS = 8
 
 
 # -- small questions -------------------------------------------------------------------------
-
-
-def is_op(node: ir.Node | None, *op_types: str) -> bool:
-    """Whether a node is one of these standard operators."""
-    return node is not None and node.op_type in op_types and node.domain in _STANDARD
 
 
 def constant(value: ir.Value | None, trained: Collection[str]) -> np.ndarray | None:

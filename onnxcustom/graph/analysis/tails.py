@@ -6,17 +6,17 @@ from collections.abc import Callable, Collection, Sequence
 
 import onnx_ir as ir
 
+from onnxcustom.graph.analysis.constants import constant_array
 from onnxcustom.graph.analysis.operands import FLOATS
+from onnxcustom.graph.analysis.operators import is_op
 from onnxcustom.graph.analysis.spelled import (
     SLACK,
     clip_bounds,
     constant,
-    is_op,
     row_sum,
     scalar,
     tells_zeros,
 )
-from onnxcustom.graph.preparation.passes import constant_array
 
 __all__ = [
     "TURNS",

@@ -14,7 +14,9 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from .forms import operator_schema, stand_in, written
+from onnxcustom.graph.analysis.operators import normal_domain, operator_schema
+
+from .forms import stand_in, written
 from .variables import Operand, Var
 
 __all__ = ["Builder", "Operand", "Var"]
@@ -157,7 +159,7 @@ class Builder:
         Var or tuple of Var
             One variable, or a tuple if `outputs` is not 1.
         """
-        if domain in ("", "ai.onnx") and (emit := stand_in(self, op_type)) is not None:
+        if normal_domain(domain) == "" and (emit := stand_in(self, op_type)) is not None:
             return emit(self, *operands, **{k: v for k, v in attributes.items() if v is not None})
         return self.node(op_type, *operands, domain=domain, version=version, outputs=outputs, **attributes)
 
@@ -171,10 +173,11 @@ class Builder:
         **attributes: Any,
     ) -> Any:
         """Append a node of that operator: :meth:`call` of one that the opset has."""
-        if domain and domain != "ai.onnx":
+        domain = normal_domain(domain)
+        if domain:
             self.domains[domain] = version
         given, attrs = list(operands), {k: v for k, v in attributes.items() if v is not None}
-        if domain in ("", "ai.onnx"):
+        if domain == "":
             version = self.opset
             given, attrs = written(op_type, version, given, attrs)
         schema = operator_schema(op_type, version, domain)
@@ -279,7 +282,7 @@ def _fixed_type(schema: onnx.defs.OpSchema | None, type_str: str) -> ir.DataType
 
 @functools.cache
 def _allowed_types(op_type: str, version: int, domain: str, type_str: str) -> tuple[str, ...]:
-    schema = onnx.defs.get_schema(op_type, version, domain)
+    schema = operator_schema(op_type, version, domain)
     for constraint in schema.type_constraints:
         if constraint.type_param_str == type_str:
             return tuple(constraint.allowed_type_strs)

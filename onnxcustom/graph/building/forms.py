@@ -15,10 +15,13 @@ import onnx
 import onnx_ir as ir
 
 from onnxcustom.exceptions import InvalidModelError
+from onnxcustom.graph.analysis.constants import constant_array
+from onnxcustom.graph.analysis.operands import is_float
+from onnxcustom.graph.analysis.operators import operator_schema
 
 from .variables import Operand, Operators, Var
 
-__all__ = ["operator_schema", "stand_in", "written"]
+__all__ = ["stand_in", "written"]
 
 # Operands that were attributes of another name.
 _RENAMED = {("Pad", "constant_value"): "value"}
@@ -29,15 +32,6 @@ _EMPTY_ONLY = frozenset({("Reshape", "allowzero")})
 
 # The opset from which axes may be counted from behind.
 _NEGATIVE_AXES = 11
-
-
-@functools.cache
-def operator_schema(op_type: str, version: int, domain: str = "") -> onnx.defs.OpSchema | None:
-    """The schema of an operator, None where there is none."""
-    try:
-        return onnx.defs.get_schema(op_type, version, "" if domain == "ai.onnx" else domain)
-    except onnx.defs.SchemaError:
-        return None
 
 
 @functools.cache
@@ -132,8 +126,7 @@ def _constant(operand: Operand) -> np.ndarray | None:
     value = getattr(operand, "value", operand)
     if not isinstance(value, ir.Value):
         return np.asarray(operand)
-    tensor = None if value.is_graph_input() else ir.convenience.get_const_tensor(value)
-    return None if tensor is None else tensor.numpy()
+    return constant_array(value)
 
 
 def _means_nothing(newest: onnx.defs.OpSchema, name: str, value: Any) -> bool:
@@ -292,7 +285,7 @@ def _less_or_equal(op: Operators, a: Operand, b: Operand) -> Var:
 def _equal(op: Operators, a: Operand, b: Operand) -> Var:
     """Equal of floating-point numbers, two NaN of which are equal here."""
     one, other = _typed(op, a, b)
-    if one.dtype is None or not one.dtype.is_floating_point():
+    if not is_float(one, unknown=False):
         return op.node("Equal", one, other)
     return op.Not(op.Or(op.Less(one, other), op.Greater(one, other)))
 
@@ -302,7 +295,7 @@ def _compared(op_type: str) -> Callable[..., Var]:
 
     def emit(op: Operators, a: Operand, b: Operand) -> Var:
         one, other = _typed(op, a, b)
-        if one.dtype is not None and not one.dtype.is_floating_point():
+        if not is_float(one):
             one, other = (op.Cast(v, to=ir.DataType.DOUBLE) for v in (one, other))
         return op.node(op_type, one, other)
 

@@ -11,6 +11,8 @@ import onnx_ir as ir
 from onnx_ir.passes.common import TopologicalSortPass
 
 from onnxcustom.exceptions import InvalidModelError
+from onnxcustom.graph.analysis.operators import normal_domain
+from onnxcustom.graph.analysis.traversal import all_nodes
 from onnxcustom.graph.files import training_info
 from onnxcustom.graph.files.limits import shown
 
@@ -41,6 +43,7 @@ def represented(
             own = _without_sparse(own)
         own, maps = _without_maps(own)
         made = ir.from_proto(own)
+        _spell_domains(made)
         _forget_negative_sizes(made)
     except InvalidModelError:
         raise
@@ -119,7 +122,7 @@ def _own_tensors(model: ir.Model) -> None:
                 value.shape = value.shape or ir.Shape(value.const_value.shape.numpy())
     bodies: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
     for body in bodies:
-        for node in ir.traversal.RecursiveGraphIterator(body):
+        for node in all_nodes(body):
             for name, attribute in list(node.attributes.items()):
                 if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
                     tensor = attribute.as_tensor()
@@ -145,6 +148,13 @@ def _own_tensor(tensor: ir.TensorProtocol, name: str | None) -> ir.TensorProtoco
     made.doc_string = doc
     made.metadata_props.update(props)
     return made
+
+
+def _spell_domains(model: ir.Model) -> None:
+    """Imports of the default domain under its other name, which nodes of ``onnx_ir`` do not have."""
+    for imports in (model.opset_imports, *(f.opset_imports for f in model.functions.values())):
+        for domain in [d for d in imports if normal_domain(d) != d]:
+            imports[normal_domain(domain)] = max(imports.pop(domain), imports.get(normal_domain(domain), 0))
 
 
 def _forget_negative_sizes(model: ir.Model) -> None:

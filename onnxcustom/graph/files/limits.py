@@ -17,12 +17,13 @@ import onnx
 from onnx import TensorProto
 
 from onnxcustom.exceptions import InvalidModelError, InvalidParameterError
+from onnxcustom.graph.analysis.operators import normal_domain
 
 __all__ = ["Contents", "Limits", "check_values", "current_limits", "shown", "size_of", "survey", "use_limits"]
 
 # NumPy below version 2 has no more dimensions.
 _LARGEST_RANK = 32
-_STANDARD = ("", "ai.onnx", "ai.onnx.ml")
+_STANDARD = ("", "ai.onnx.ml")
 # Operators that hand over to Python or to compiled code in the model; nothing that is trained has them.
 _RUN_CODE = frozenset(
     [("com.microsoft", n) for n in ("PythonOp", "PythonOpGrad", "TritonOp", "EPContext")]
@@ -284,7 +285,7 @@ class _Surveyor:
                 body.calls[call] = [count + 1, max(deepest, depth)]
             for attribute in node.attribute:
                 self._attribute(attribute, body, depth, stack)
-                if node.domain in _STANDARD:
+                if call[0] in _STANDARD:
                     self._strings(attribute)
 
     def _strings(self, attribute: Any) -> None:
@@ -453,7 +454,7 @@ class _Surveyor:
 
 def _identity(domain: str, name: str, overload: str) -> _Call:
     """What a call finds its function by."""
-    return "" if domain == "ai.onnx" else domain, name, overload
+    return normal_domain(domain), name, overload
 
 
 # -- sizes -------------------------------------------------------------------------------------------

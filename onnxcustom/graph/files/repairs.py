@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import onnx
 
+from onnxcustom._hooks import output_types
 from onnxcustom.exceptions import InvalidModelError, MissingRuntimeError
 from onnxcustom.graph.shapes.inference import infer_shapes
 
@@ -182,8 +183,6 @@ def _without_numbers(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 def _of_the_runtime(proto: onnx.ModelProto) -> dict[str, onnx.TypeProto]:
     """Types of the outputs that onnxruntime makes out, which knows operators that onnx does not."""
-    from onnxcustom.runtime.sessions import output_types
-
     try:
         return output_types(proto)
     except MissingRuntimeError:

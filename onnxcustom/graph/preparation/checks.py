@@ -6,7 +6,6 @@ of the rest. What is here gets past all of them, and ends or stops the process.
 
 from __future__ import annotations
 
-import functools
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,16 +16,16 @@ import onnx
 import onnx_ir as ir
 
 from onnxcustom.exceptions import InvalidModelError
+from onnxcustom.graph.analysis.constants import constant_array
+from onnxcustom.graph.analysis.operators import is_op, operator_schema
 from onnxcustom.graph.analysis.traversal import subgraphs
 from onnxcustom.graph.files.limits import current_limits, shown, size_of
 from onnxcustom.graph.preparation.ml_checks import ML_CHECKS, ngrams_problem
-from onnxcustom.graph.preparation.passes import constant_array
 
 __all__ = ["check_arity", "check_attributes", "check_made", "check_operands", "check_sizes"]
 
 _LARGEST = 2**31 - 1
-_STANDARD = ("", "ai.onnx")
-_DOMAINS = (*_STANDARD, "ai.onnx.ml", "com.microsoft")
+_DOMAINS = ("", "ai.onnx.ml", "com.microsoft")
 
 # Attributes that are sizes: divided by, counted to, allocated.
 _SIZES = frozenset(
@@ -138,7 +137,7 @@ def check_made(nodes: Iterable[ir.Node], opsets: Mapping[str, int]) -> None:
 def _check_all_attributes(nodes: Iterable[ir.Node], opsets: Mapping[str, int]) -> None:
     for node in _nodes(nodes):
         if node.domain in _DOMAINS:
-            check_arity(node, opsets.get(node.domain if node.domain != "ai.onnx" else "", 1))
+            check_arity(node, opsets.get(node.domain, 1))
             _check_attributes(node)
 
 
@@ -155,7 +154,7 @@ def check_operands(graph: Iterable[ir.Node]) -> None:
             problem = ML_CHECKS[node.op_type](node)
             if problem:
                 _refuse(node, problem)
-        if node.domain not in _STANDARD:
+        if node.domain != "":
             continue
         for i in _SCALARS.get(node.op_type, ()):
             _check_scalar(node, i)
@@ -203,14 +202,6 @@ def _refuse(node: ir.Node, what: str) -> NoReturn:
     raise InvalidModelError(f"Node {shown(name)} ({node.op_type}) is not valid: {what}.")
 
 
-@functools.cache
-def _schema(op_type: str, version: int, domain: str) -> onnx.defs.OpSchema | None:
-    try:
-        return onnx.defs.get_schema(op_type, version, "" if domain == "ai.onnx" else domain)
-    except onnx.defs.SchemaError:
-        return None
-
-
 def check_arity(node: ir.Node, version: int) -> None:
     """Check that every operand that is not optional is there, and that there are not too many.
 
@@ -219,7 +210,7 @@ def check_arity(node: ir.Node, version: int) -> None:
     InvalidModelError
         Naming the node.
     """
-    schema = _schema(node.op_type, version, node.domain)
+    schema = operator_schema(node.op_type, version, node.domain)
     if schema is None:
         return
     count, made = len(node.inputs), len(node.outputs)
@@ -235,11 +226,11 @@ def check_arity(node: ir.Node, version: int) -> None:
 
 
 def _check_attributes(node: ir.Node) -> None:
-    if node.op_type == "Einsum" and node.domain in _STANDARD:
+    if is_op(node, "Einsum"):
         equation = node.attributes.get_string("equation", "") or ""
         if not _EQUATION.fullmatch(equation):
             _refuse(node, f"equation {shown(equation)} is none")
-    if node.op_type == "Split" and node.domain in _STANDARD:
+    if is_op(node, "Split"):
         split = node.attributes.get_ints("split", None)
         count = node.attributes.get_int("num_outputs", None) if split is None else len(split)
         if count is not None and count != len(node.outputs):
@@ -328,7 +319,7 @@ def _always(value: ir.Value | None, condition: ir.Value | None) -> bool:
         if constant is not None:
             return bool(constant.size and constant.reshape(-1)[0])
         node = value.producer()
-        if node is None or node.op_type != "Identity" or node.domain not in _STANDARD:
+        if node is None or not is_op(node, "Identity"):
             return False
         value = node.inputs[0]
     return condition is None  # a Loop without a condition goes on

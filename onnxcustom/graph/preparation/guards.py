@@ -8,16 +8,17 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from onnxcustom.graph.analysis.traversal import all_names, unique_name, value_names
+from onnxcustom.graph.analysis.constants import constant_array
+from onnxcustom.graph.analysis.operators import is_op, operator_schema
+from onnxcustom.graph.analysis.traversal import all_names, all_nodes, unique_name, value_names
 from onnxcustom.graph.building.builder import Builder, Var
-from onnxcustom.graph.preparation.passes import InferShapesPass, InlineFunctionsPass, constant_array
+from onnxcustom.graph.preparation.passes import InferShapesPass, InlineFunctionsPass
 
 __all__ = ["DIVISION", "GiveBiasesPass", "GuardKernelsPass", "NameOutputsPass", "guard"]
 
 DIVISION = "integer division by zero"
 """Part of the name of a node that fails, rather than the division that it guards."""
 
-_STANDARD = ("", "ai.onnx")
 _SIGNED = frozenset({ir.DataType.INT8, ir.DataType.INT16, ir.DataType.INT32, ir.DataType.INT64})
 _UNSIGNED = frozenset({ir.DataType.UINT8, ir.DataType.UINT16, ir.DataType.UINT32, ir.DataType.UINT64})
 
@@ -47,7 +48,7 @@ def guard(model: ir.Model) -> bool:
 
 
 def _guard_of(node: ir.Node) -> _Guard | None:
-    return _GUARDS.get(node.op_type) if node.domain in _STANDARD else None
+    return _GUARDS.get(node.op_type) if node.domain == "" else None
 
 
 class NameOutputsPass(ir.passes.InPlacePass):
@@ -59,11 +60,11 @@ class NameOutputsPass(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Name in place."""
         taken: set[str] | None = None
-        for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        for node in all_nodes(model.graph):
             if all(value.name for value in node.outputs):
                 continue
-            domain = node.domain if node.domain not in _STANDARD else ""
-            wanted = _outputs_wanted(node.op_type, model.opset_imports.get(domain, 1), domain)
+            opset = model.opset_imports.get(node.domain, 1)
+            wanted = _outputs_wanted(node.op_type, opset, node.domain)
             for k, value in enumerate(node.outputs):
                 if not value.name and wanted and wanted[min(k, len(wanted) - 1)]:
                     taken = value_names(model) if taken is None else taken
@@ -73,9 +74,8 @@ class NameOutputsPass(ir.passes.InPlacePass):
 
 def _outputs_wanted(op_type: str, opset: int, domain: str) -> list[bool]:
     """Which outputs an operator has to have, the last one for those that follow; none of one not known."""
-    try:
-        schema = onnx.defs.get_schema(op_type, opset, domain)
-    except onnx.defs.SchemaError:
+    schema = operator_schema(op_type, opset, domain)
+    if schema is None:
         return []
     return [o.option != onnx.defs.OpSchema.FormalParameterOption.Optional for o in schema.outputs]
 
@@ -105,7 +105,7 @@ class GiveBiasesPass(ir.passes.InPlacePass):
 
 
 def _lacks_bias(node: ir.Node) -> bool:
-    if node.op_type != "LayerNormalization" or node.domain not in _STANDARD or len(node.inputs) < 2:
+    if not is_op(node, "LayerNormalization") or len(node.inputs) < 2:
         return False
     scale = node.inputs[1]
     known = scale is not None and scale.dtype is not None
@@ -146,7 +146,7 @@ def _division(op: Builder, node: ir.Node) -> bool:
     dtype = divisor.dtype or dividend.dtype
     if dtype not in _SIGNED | _UNSIGNED:
         return False
-    known, over = constant_array(_fixed(divisor)), constant_array(_fixed(dividend))
+    known, over = constant_array(divisor), constant_array(dividend)
     smallest = np.iinfo(dtype.numpy()).min
     zero = known is None or bool((known == 0).any())
     overflow = dtype in _SIGNED and (known is None or bool((known == -1).any()))
@@ -165,11 +165,6 @@ def _division(op: Builder, node: ir.Node) -> bool:
     by = by if dtype == ir.DataType.INT64 else op.Cast(by, to=dtype)
     node.replace_input_with(1, by.value)
     return True
-
-
-def _fixed(value: ir.Value) -> ir.Value | None:
-    """The value unless it is an input, whose initializer is only what it has by default."""
-    return None if value.is_graph_input() else value
 
 
 def _wide(op: Builder, value: ir.Value, dtype: ir.DataType) -> Var:

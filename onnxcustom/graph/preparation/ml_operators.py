@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from onnxcustom.graph.analysis.traversal import value_names
+from onnxcustom.graph.analysis.traversal import all_nodes, value_names
 from onnxcustom.graph.building.builder import Builder, Var
 from onnxcustom.graph.preparation.sites import NAME_KEY, AttributeSite, origin, pin
 
@@ -62,7 +62,7 @@ class ConvertLinearOperatorsPass(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Convert in place."""
-        nodes = [n for n in ir.traversal.RecursiveGraphIterator(model.graph) if is_linear_operator(n)]
+        nodes = [n for n in all_nodes(model.graph) if is_linear_operator(n)]
         if not nodes:
             return ir.passes.PassResult(model, modified=False)
         converter = _Converter(model, self.single_row_logistic)

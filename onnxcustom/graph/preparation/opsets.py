@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Sequence
 
 import onnx
@@ -10,8 +9,9 @@ import onnx_ir as ir
 from onnx import version_converter
 
 from onnxcustom.exceptions import InvalidModelError
-from onnxcustom.graph.analysis.traversal import unique_name, value_names
-from onnxcustom.graph.preparation.passes import constant_array
+from onnxcustom.graph.analysis.constants import constant_array
+from onnxcustom.graph.analysis.operators import operator_schema
+from onnxcustom.graph.analysis.traversal import all_nodes, unique_name, value_names
 
 __all__ = ["ConvertOpsetPass", "SetIrVersionPass"]
 
@@ -49,11 +49,17 @@ class ConvertOpsetPass(ir.passes.InPlacePass):
     ----------
     target : int
         Version to convert to, up or down.
+
+    Attributes
+    ----------
+    rewritten : bool
+        Whether nodes had to be; if not, only the import of the domain is another.
     """
 
     def __init__(self, target: int) -> None:
         super().__init__()
         self.target = target
+        self.rewritten = False
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Convert in place; nothing is changed if a node cannot be converted."""
@@ -68,9 +74,10 @@ class ConvertOpsetPass(ir.passes.InPlacePass):
         taken = value_names(model)
         nodes = [
             node
-            for node in ir.traversal.RecursiveGraphIterator(model.graph)
-            if node.domain in ("", "ai.onnx") and not _unchanged(node, source, self.target)
+            for node in all_nodes(model.graph)
+            if node.domain == "" and not _unchanged(node, source, self.target)
         ]
+        self.rewritten = bool(nodes)
         if nodes:
             converted = _convert(nodes, source, self.target)
             results: list[list[ir.Value]] = [[] for _ in nodes]
@@ -119,7 +126,7 @@ class SetIrVersionPass(ir.passes.InPlacePass):
 
 def _unchanged(node: ir.Node, source: int, target: int) -> bool:
     """Whether `node` means the same in both versions as it stands."""
-    old, new = _schema(node.op_type, source), _schema(node.op_type, target)
+    old, new = operator_schema(node.op_type, source), operator_schema(node.op_type, target)
     if old is None:
         return True  # not an operator of the standard: nothing is known of it
     if new is None:
@@ -186,14 +193,6 @@ def _types_allowed(node: ir.Node, schema: onnx.defs.OpSchema) -> bool:
 
 def _type_name(dtype: ir.DataType) -> str:
     return onnx.helper.tensor_dtype_to_string(int(dtype)).removeprefix("TensorProto.").lower()
-
-
-@functools.cache
-def _schema(op_type: str, version: int) -> onnx.defs.OpSchema | None:
-    try:
-        return onnx.defs.get_schema(op_type, version, "")
-    except onnx.defs.SchemaError:
-        return None
 
 
 def _failure(node: ir.Node, source: int, target: int, reason: str) -> InvalidModelError:

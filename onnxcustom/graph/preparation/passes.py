@@ -12,11 +12,13 @@ import math
 import numpy as np
 import onnx
 import onnx_ir as ir
-from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass, RemoveUnusedNodesPass
+from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass
 
 from onnxcustom.exceptions import InvalidModelError
+from onnxcustom.graph.analysis.constants import constant_array, keeps_shape
 from onnxcustom.graph.analysis.operands import FLOATS
-from onnxcustom.graph.analysis.traversal import subgraphs, unique_name, value_names
+from onnxcustom.graph.analysis.operators import is_op
+from onnxcustom.graph.analysis.traversal import all_nodes, unique_name, value_names
 from onnxcustom.graph.files.limits import check_values, current_limits
 from onnxcustom.graph.preparation.sites import site_of
 from onnxcustom.graph.shapes.inference import infer_shapes
@@ -31,15 +33,12 @@ __all__ = [
     "LiftConstantsPass",
     "MergeSharedConstantsPass",
     "NameRowsPass",
-    "RemoveUnusedPass",
     "SeparateOutputsPass",
     "UniqueNamesPass",
-    "constant_array",
 ]
 
 logger = logging.getLogger("onnxcustom")
 
-_STANDARD = ("", "ai.onnx")
 
 # NumPy below version 2 has no more dimensions.
 _LARGEST_RANK = 32
@@ -47,32 +46,6 @@ _LARGEST_RANK = 32
 
 # What the names of constants end in that are no floats.
 _OWN = "_constant"
-
-
-def constant_array(value: ir.Value | None) -> np.ndarray | None:
-    """The tensor of an initializer or ``Constant`` output, None if `value` is not constant."""
-    while value is not None:
-        if value.const_value is not None:
-            return value.const_value.numpy()
-        node = value.producer()
-        if node is None:
-            return None
-        if node.op_type == "Identity" and node.domain in _STANDARD:
-            value = node.inputs[0]
-            continue
-        if node.op_type != "Constant" or node.domain not in _STANDARD:
-            return None
-        for name, attribute in node.attributes.items():
-            if attribute.is_ref():
-                return None
-            if name == "value":
-                return attribute.as_tensor().numpy()
-            if name in ("value_float", "value_floats"):
-                return np.array(attribute.value, dtype=np.float32)
-            if name in ("value_int", "value_ints"):
-                return np.array(attribute.value, dtype=np.int64)
-        return None
-    return None
 
 
 class InlineFunctionsPass(ir.passes.InPlacePass):
@@ -103,8 +76,8 @@ class FoldConstantsPass(ir.passes.InPlacePass):
         """Fold in place."""
         modified = False
         self._left = current_limits().folded_bytes
-        for node in ir.traversal.RecursiveGraphIterator(model.graph):
-            if node.domain not in _STANDARD:
+        for node in all_nodes(model.graph):
+            if node.domain != "":
                 continue
             if node.op_type == "ConstantOfShape":
                 modified |= self._fold(node)
@@ -150,10 +123,6 @@ class LiftConstantsPass(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Lift in place."""
-        # "ai.onnx" is another spelling of the default domain that the common pass does not take.
-        for node in ir.traversal.RecursiveGraphIterator(model.graph):
-            if node.op_type == "Constant" and node.domain == "ai.onnx":
-                node.domain = ""
         return LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
 
 
@@ -171,7 +140,7 @@ class SeparateOutputsPass(ir.passes.InPlacePass):
         for graph in list(model.graphs()):
             for value in dict.fromkeys(graph.outputs):
                 node = value.producer()
-                constant = node is not None and node.op_type == "Constant" and node.domain in _STANDARD
+                constant = is_op(node, "Constant")
                 if value.is_graph_input() or not (constant or value.is_initializer()):
                     continue
                 name = value.name or "value"
@@ -207,8 +176,8 @@ class BypassIdentityPass(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Bypass in place."""
         modified = False
-        for node in ir.traversal.RecursiveGraphIterator(model.graph):
-            if node.op_type != "Identity" or node.domain not in _STANDARD:
+        for node in all_nodes(model.graph):
+            if not is_op(node, "Identity"):
                 continue
             source, copy = node.inputs[0], node.outputs[0]
             if source is None or copy.is_graph_output():
@@ -322,8 +291,8 @@ class DeclareOptionalOutputsPass(ir.passes.InPlacePass):
         opset = model.opset_imports.get("", 1)
         taken = value_names(model)
         modified = False
-        for node in ir.traversal.RecursiveGraphIterator(model.graph):
-            if node.domain not in _STANDARD:
+        for node in all_nodes(model.graph):
+            if node.domain != "":
                 continue
             if node.op_type == "LayerNormalization":
                 number = node.attributes.get_int("stash_type", 1)
@@ -465,13 +434,11 @@ class BypassReshapePass(ir.passes.InPlacePass):
         """Replace in place."""
         modified = False
         for node in model.graph:
-            if node.op_type != "Reshape" or node.domain not in _STANDARD or len(node.inputs) != 2:
+            if not is_op(node, "Reshape") or len(node.inputs) != 2:
                 continue
             x, target = node.inputs
-            sizes = None if target is None or target.is_graph_input() else constant_array(target)
-            if x is None or x.shape is None or sizes is None or sizes.ndim != 1:
-                continue
-            if not _has_shape(x.shape, sizes.tolist()):
+            sizes = constant_array(target)
+            if x is None or sizes is None or sizes.ndim != 1 or not keeps_shape(x.shape, sizes.tolist()):
                 continue
             node.op_type = "Identity"
             node.attributes.clear()
@@ -479,13 +446,6 @@ class BypassReshapePass(ir.passes.InPlacePass):
             node.outputs[0].shape = x.shape
             modified = True
         return ir.passes.PassResult(model, modified=modified)
-
-
-def _has_shape(shape: ir.Shape, sizes: list[int]) -> bool:
-    """Whether a Reshape to `sizes`, of which one may be open, leaves a tensor as it is."""
-    if len(sizes) != len(shape) or sizes.count(-1) > 1:
-        return False
-    return all(size == -1 or (size > 0 and size == d) for size, d in zip(sizes, shape, strict=True))
 
 
 def _contradicts(declared: ir.Shape, kind: onnx.TypeProto) -> bool:
@@ -525,60 +485,3 @@ def _take_types(graph: ir.Graph, proto: onnx.GraphProto) -> None:
             elif attribute.type == ir.AttributeType.GRAPHS and not attribute.is_ref():
                 for inner, inner_proto in zip(attribute.as_graphs(), attributes[name].graphs, strict=True):
                     _take_types(inner, inner_proto)
-
-
-class RemoveUnusedPass(ir.passes.InPlacePass):
-    """Remove nodes that no output depends on, and initializers that nobody reads.
-
-    The common pass counts what the subgraphs of a removed node read as read for ever, which keeps the
-    nodes it came from; here a removed node lets go of all it read first. Initializers of subgraphs go, too.
-    """
-
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Remove in place."""
-        graph = model.graph
-        ends, more = set(graph.outputs), bool(model.functions)
-        for node in ir.traversal.RecursiveGraphIterator(graph):
-            for inner in subgraphs(node):
-                ends.update(inner.outputs)  # a branch may hand out a value from around it
-            more = more or len(node.outputs) > 1 or bool(node.inputs and node.inputs[-1] is None)
-        modified = _remove_unused(graph, ends)
-        if more:  # the common pass takes optional inputs and outputs away, and looks into functions
-            modified |= bool(RemoveUnusedNodesPass()(model).modified)
-        else:
-            modified |= _remove_initializers(graph, ends)
-        return ir.passes.PassResult(model, modified=modified)
-
-
-def _remove_initializers(graph: ir.Graph, ends: set[ir.Value]) -> bool:
-    """Remove initializers that nobody reads and that are no inputs; True if there were some."""
-    modified = False
-    for name, value in list(graph.initializers.items()):
-        if not (value in ends or value.uses() or value.is_graph_input()):
-            del graph.initializers[name]
-            modified = True
-    return modified
-
-
-def _remove_unused(graph: ir.Graph, ends: set[ir.Value]) -> bool:
-    """Remove nodes whose outputs nobody reads, the last ones first; True if there were some."""
-    modified, unused = False, []
-    for node in reversed(list(graph)):
-        if any(v in ends or v.uses() for v in node.outputs):
-            for inner in subgraphs(node):
-                modified |= _remove_unused(inner, ends)
-                modified |= _remove_initializers(inner, ends)
-            continue
-        for inner in subgraphs(node):
-            for reader in ir.traversal.RecursiveGraphIterator(inner):
-                _let_go(reader)
-        _let_go(node)
-        unused.append(node)
-    graph.remove(unused)  # together: each call looks at all outputs of the graph
-    return modified or bool(unused)
-
-
-def _let_go(node: ir.Node) -> None:
-    """Read nothing any more."""
-    for i in range(len(node.inputs)):
-        node.replace_input_with(i, None)

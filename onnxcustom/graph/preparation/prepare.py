@@ -9,6 +9,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from onnxcustom.exceptions import InvalidModelError
+from onnxcustom.graph.analysis.traversal import all_nodes
 from onnxcustom.graph.files.io import ModelLike, load_both, to_ir, to_proto
 from onnxcustom.graph.preparation import passes
 from onnxcustom.graph.preparation.checks import check_attributes, check_operands, check_sizes
@@ -17,6 +18,7 @@ from onnxcustom.graph.preparation.ml_operators import ConvertLinearOperatorsPass
 from onnxcustom.graph.preparation.opsets import ConvertOpsetPass, SetIrVersionPass
 from onnxcustom.graph.preparation.sites import tag
 from onnxcustom.graph.preparation.statistics import SeparateCopiesPass, SeparateStatisticsPass
+from onnxcustom.graph.preparation.unused import RemoveUnusedPass
 from onnxcustom.graph.shapes.declared import DeclaredShapesPass
 
 __all__ = ["Prepared", "prepare", "structure"]
@@ -88,7 +90,8 @@ def _prepare(
         passes.InferShapesPass()(ir_model)  # the converter wants types
         DeclaredShapesPass()(ir_model)
         _convert(ir_model, target)
-    _declare(ir_model, max_ir)
+    SetIrVersionPass(max_ir)(ir_model)
+    _declare(ir_model)
     check_operands(ir_model.graph)
     check_sizes(ir_model.graph)
     GuardKernelsPass()(ir_model)
@@ -119,7 +122,7 @@ class Prepared:
     def __init__(self, model: ir.Model, proto: onnx.ModelProto | None = None) -> None:
         self.model = model
         self._proto = proto
-        self._converted: dict[tuple[int, int | None], ir.Model] = {}
+        self._converted: dict[int, ir.Model] = {}
 
     @property
     def proto(self) -> onnx.ModelProto:
@@ -153,20 +156,24 @@ class Prepared:
             The model cannot be had in these versions; the message names what stands against it.
         """
         _check_versions(opset, max_opset, max_ir)
+        made = to_ir(self.form(opset, max_opset))
+        SetIrVersionPass(max_ir)(made)
+        return made
+
+    def form(self, opset: int | None = None, max_opset: int | None = None) -> ir.Model:
+        """What :meth:`take` copies, for who only looks at it."""
         target = _target(self.model, opset, max_opset)
         if target is None:
-            made = to_ir(self.model)
-            SetIrVersionPass(max_ir)(made)
-            return made
-        if (target, max_ir) not in self._converted:
+            return self.model
+        if target not in self._converted:
             made = to_ir(self.model)
             unread = [v for v in made.graph.initializers.values() if not v.uses()]
-            _convert(made, target)
-            _keep(made, unread)
-            _declare(made, max_ir)
-            passes.RenameIntegersPass()(made)
-            self._converted[target, max_ir] = made
-        return to_ir(self._converted[target, max_ir])
+            if _convert(made, target):
+                _keep(made, unread)
+                _declare(made)
+                passes.RenameIntegersPass()(made)
+            self._converted[target] = made
+        return self._converted[target]
 
 
 def structure(model: ir.Model, default_opset: int = _DEFAULT_OPSET) -> None:
@@ -196,7 +203,7 @@ def structure(model: ir.Model, default_opset: int = _DEFAULT_OPSET) -> None:
     SeparateStatisticsPass()(model)
     passes.UniqueNamesPass()(model)
     NameOutputsPass()(model)
-    passes.RemoveUnusedPass()(model)
+    RemoveUnusedPass()(model)
     opset = model.opset_imports[""]
     common.RemoveUnusedOpsetsPass()(model)
     model.opset_imports[""] = opset
@@ -225,14 +232,18 @@ def _target(model: ir.Model, opset: int | None, max_opset: int | None) -> int | 
     return None if target == has else target
 
 
-def _convert(model: ir.Model, target: int) -> None:
-    """Convert a model whose types are known."""
-    ConvertOpsetPass(target)(model)
+def _convert(model: ir.Model, target: int) -> bool:
+    """Convert a model whose types are known; whether nodes had to be rewritten."""
+    conversion = ConvertOpsetPass(target)
+    conversion(model)
+    if not conversion.rewritten:
+        return False
     # What the conversion added: constants of its own, nodes without a name.
     passes.LiftConstantsPass()(model)
     common.LiftSubgraphInitializersToMainGraphPass()(model)
     passes.UniqueNamesPass()(model)
-    passes.RemoveUnusedPass()(model)
+    RemoveUnusedPass()(model)
+    return True
 
 
 def _keep(model: ir.Model, values: Iterable[ir.Value]) -> None:
@@ -244,10 +255,9 @@ def _keep(model: ir.Model, values: Iterable[ir.Value]) -> None:
             model.graph.register_initializer(value)
 
 
-def _declare(model: ir.Model, max_ir: int | None) -> None:
-    """Declare what engines and runtimes read: optional outputs, the IR version, shapes."""
+def _declare(model: ir.Model) -> None:
+    """Declare what engines and runtimes read: optional outputs and shapes."""
     passes.DeclareOptionalOutputsPass()(model)
-    SetIrVersionPass(max_ir)(model)
     passes.InferShapesPass(strict=True)(model)
     DeclaredShapesPass()(model)
 
@@ -258,5 +268,5 @@ def _linear_input_unknown(model: ir.Model) -> bool:
         is_linear_operator(node)
         and node.inputs[0] is not None
         and (node.inputs[0].dtype is None or node.inputs[0].shape is None)
-        for node in ir.traversal.RecursiveGraphIterator(model.graph)
+        for node in all_nodes(model.graph)
     )

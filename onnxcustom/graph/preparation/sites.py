@@ -12,6 +12,9 @@ import dataclasses
 import numpy as np
 import onnx_ir as ir
 
+from onnxcustom.graph.analysis.operators import is_op
+from onnxcustom.graph.analysis.traversal import all_nodes
+
 __all__ = ["AttributeSite", "ConstantSite", "InitializerSite", "OperandSite", "Site", "site_of", "tag"]
 
 _KEY = "onnxcustom.site"
@@ -147,8 +150,8 @@ def tag(model: ir.Model) -> None:
             pin(value, InitializerSite(value, value.name or ""))
     bodies: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
     for body in bodies:
-        for node in ir.traversal.RecursiveGraphIterator(body):
-            if node.op_type in ("Constant", "ConstantOfShape", "Identity") and node.domain in ("", "ai.onnx"):
+        for node in all_nodes(body):
+            if is_op(node, "Constant", "ConstantOfShape", "Identity"):
                 pin(node.outputs[0], ConstantSite(node))
             elif node.domain == "ai.onnx.ml" or node.op_type == "BatchNormalization":
                 node.meta[_KEY] = node

@@ -10,22 +10,18 @@ from collections.abc import Hashable, Iterable, Mapping
 
 import onnx_ir as ir
 
-from onnxcustom.graph.analysis.traversal import unique_name, value_names
+from onnxcustom.graph.analysis.operators import is_op
+from onnxcustom.graph.analysis.traversal import all_nodes, unique_name, value_names
 from onnxcustom.graph.preparation.sites import OperandSite, origin, pin
 
 __all__ = ["SeparateCopiesPass", "SeparateStatisticsPass", "separated"]
 
-_STANDARD = ("", "ai.onnx")
 
 # In the meta of a copy: the name of what it copies.
 _SOURCE = "onnxcustom.copy_of"
 
 # Operands of BatchNormalization that are running statistics, and what a tensor of their own is called.
 _STATISTICS = {3: "mean", 4: "variance"}
-
-
-def _normalizes(node: ir.Node) -> bool:
-    return node.op_type == "BatchNormalization" and node.domain in _STANDARD
 
 
 class SeparateCopiesPass(ir.passes.InPlacePass):
@@ -37,8 +33,8 @@ class SeparateCopiesPass(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Separate in place."""
         modified = False
-        for node in list(ir.traversal.RecursiveGraphIterator(model.graph)):
-            if node.op_type != "Identity" or node.domain not in _STANDARD:
+        for node in list(all_nodes(model.graph)):
+            if not is_op(node, "Identity"):
                 continue
             source, copy = node.inputs[0], node.outputs[0]
             if source is None or source.const_value is None or copy.is_graph_output():
@@ -65,7 +61,7 @@ class SeparateStatisticsPass(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Separate in place."""
         taken = value_names(model)
-        nodes = [n for n in ir.traversal.RecursiveGraphIterator(model.graph) if _normalizes(n)]
+        nodes = [n for n in all_nodes(model.graph) if is_op(n, "BatchNormalization")]
         modules = {n: tuple(n.inputs[1:5]) for n in nodes}
         statistics = dict.fromkeys(v for n in nodes for v in n.inputs[3:5] if v is not None)
         modified = False
@@ -86,11 +82,11 @@ class SeparateStatisticsPass(ir.passes.InPlacePass):
 def _readers(value: ir.Value, modules: Mapping[ir.Node, tuple]) -> dict[tuple[Hashable, int], list[ir.Node]]:
     """The nodes that read a tensor as their statistic and want another one, by (module, operand)."""
     uses = list(value.uses())
-    indices = {index if _normalizes(node) else None for node, index in uses}
+    indices = {index if is_op(node, "BatchNormalization") else None for node, index in uses}
     one_thing = len(indices) == 1 and not value.is_graph_output()
     groups: dict[tuple[Hashable, int], list[ir.Node]] = {}
     for node, index in sorted(uses, key=lambda use: list(modules).index(use[0]) if use[0] in modules else -1):
-        if _normalizes(node) and index in _STATISTICS:
+        if is_op(node, "BatchNormalization") and index in _STATISTICS:
             # A node of a function that is called several times is one module in any case.
             module = modules[node] if one_thing else origin(node)
             groups.setdefault((module, index), []).append(node)
@@ -100,7 +96,7 @@ def _readers(value: ir.Value, modules: Mapping[ir.Node, tuple]) -> dict[tuple[Ha
 
 
 def _is_statistic(value: ir.Value) -> bool:
-    return any(_normalizes(user) and index in _STATISTICS for user, index in value.uses())
+    return any(is_op(user, "BatchNormalization") and index in _STATISTICS for user, index in value.uses())
 
 
 def separated(graph: ir.Graph | None, written: Iterable[str]) -> list[ir.Value]:

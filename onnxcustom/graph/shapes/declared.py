@@ -27,7 +27,7 @@ class DeclaredShapesPass(ir.passes.InPlacePass):
         """Complete shapes in place, from the outputs backwards."""
         modified = False
         for node in reversed(model.graph):
-            if node.domain not in ("", "ai.onnx") or not node.inputs:
+            if node.domain != "" or not node.inputs:
                 continue
             x = node.inputs[0] if node.op_type in _KEEP_SHAPE else kept(node, ())
             y = node.outputs[0]

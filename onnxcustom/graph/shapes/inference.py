@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import onnx
 
+from onnxcustom.graph.analysis.operators import normal_domain, operator_schema
 from onnxcustom.graph.shapes.propagation import infer_with_values
 
 __all__ = ["infer_shapes"]
-
-_STANDARD = ("", "ai.onnx")
 
 
 def infer_shapes(proto: onnx.ModelProto, strict: bool = False) -> onnx.ModelProto:
@@ -62,7 +60,7 @@ def _undeclared(proto: onnx.ModelProto) -> onnx.ModelProto:
     """A copy without declared types of what nodes of known operators compute."""
     made = onnx.ModelProto()
     made.CopyFrom(proto)
-    known = {name for node in made.graph.node if node.domain in _STANDARD for name in node.output}
+    known = {name for node in made.graph.node if not normal_domain(node.domain) for name in node.output}
     kept = [info for info in made.graph.value_info if info.name not in known]
     del made.graph.value_info[:]
     made.graph.value_info.extend(kept)
@@ -76,7 +74,7 @@ def _with_defaults(proto: onnx.ModelProto) -> onnx.ModelProto:
     """
     made = onnx.ModelProto()
     made.CopyFrom(proto)
-    opset = next((i.version for i in made.opset_import if i.domain in _STANDARD), 1)
+    opset = next((i.version for i in made.opset_import if not normal_domain(i.domain)), 1)
     graphs = [made.graph]
     for graph in graphs:
         if graph is not made.graph:
@@ -92,14 +90,8 @@ def _with_defaults(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 def _defaults(node: onnx.NodeProto, opset: int) -> list[onnx.AttributeProto]:
     """Attributes that a node which is a function has not, of those that its operator has defaults for."""
-    if node.domain not in _STANDARD:
-        return []
-    try:
-        # onnx's stubs lack what it says of bodies.
-        schema: Any = onnx.defs.get_schema(node.op_type, opset, "")
-    except onnx.defs.SchemaError:
-        return []
-    if not (schema.has_function or schema.has_context_dependent_function):
+    schema = None if normal_domain(node.domain) else operator_schema(node.op_type, opset)
+    if schema is None or not (schema.has_function or schema.has_context_dependent_function):
         return []
     has = {attribute.name for attribute in node.attribute}
     defaults = [a.default_value for name, a in schema.attributes.items() if name not in has]

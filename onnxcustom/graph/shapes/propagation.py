@@ -16,9 +16,9 @@ from typing import Any
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto
 
-__all__ = ["infer_with_values"]
+from onnxcustom.graph.analysis.operators import normal_domain, operator_schema
 
-_STANDARD = ("", "ai.onnx")
+__all__ = ["infer_with_values"]
 
 # Elements of the longest vector that values are kept of, and of all of them together.
 _LONG = 2**10
@@ -139,7 +139,7 @@ def _hidden(proto: ModelProto) -> list[int]:
 
 
 def _opset(proto: ModelProto) -> int:
-    return next((o.version for o in proto.opset_import if o.domain in _STANDARD), 1)
+    return next((o.version for o in proto.opset_import if not normal_domain(o.domain)), 1)
 
 
 class _Lengths:
@@ -186,15 +186,14 @@ class _Lengths:
 
 
 def _is_slice(node: NodeProto) -> bool:
-    return node.op_type == "Slice" and node.domain in _STANDARD
+    return node.op_type == "Slice" and not normal_domain(node.domain)
 
 
 @functools.cache
 def _propagates(op_type: str, opset: int) -> bool:
     """Whether onnx computes with values of an operator's operands, or of those inside of its body."""
-    try:
-        schema: Any = onnx.defs.get_schema(op_type, opset, "")  # onnx's stubs lack what it says of values
-    except onnx.defs.SchemaError:
+    schema = operator_schema(op_type, opset)
+    if schema is None:
         return False
     body = schema.has_function or schema.has_context_dependent_function
     inferred = schema.has_type_and_shape_inference_function
@@ -203,7 +202,7 @@ def _propagates(op_type: str, opset: int) -> bool:
 
 def _values_of(node: NodeProto, opset: int) -> Sequence[str]:
     """Operands whose values onnx would keep."""
-    if node.domain not in _STANDARD or not _propagates(node.op_type, opset):
+    if normal_domain(node.domain) or not _propagates(node.op_type, opset):
         return ()
     return node.input[: _READ.get(node.op_type, len(node.input))]
 
@@ -224,7 +223,7 @@ def _of_dims(dims: Sequence[int | None]) -> _Length:
 
 def _made(node: NodeProto, lengths: Sequence[_Length]) -> _Length:
     """Elements of a result at most, by those of operands."""
-    if node.domain not in _STANDARD or not lengths:
+    if normal_domain(node.domain) or not lengths:
         return _constant(node)
     first, op_type = lengths[0], node.op_type
     if op_type == "Shape":

@@ -11,8 +11,7 @@ import onnx_ir as ir
 from onnxcustom._warnings import warn_user
 from onnxcustom.exceptions import InvalidModelError
 from onnxcustom.graph.analysis.operands import (
-    FLOATS,
-    is_standard,
+    is_float,
     passes_through,
     single_counts,
     trainable,
@@ -146,7 +145,7 @@ def warn_nonfinite(values: Iterable[ir.Value]) -> None:
 def _may_count(value: ir.Value, reads: _Reads) -> bool:
     """Whether an initializer read as data is a weight by type and size."""
     tensor = value.const_value
-    if tensor is None or tensor.dtype not in FLOATS or tensor.size == 0:
+    if tensor is None or not is_float(tensor) or tensor.size == 0:
         return False
     return tensor.size > 1 or value in reads.single
 
@@ -182,7 +181,7 @@ class _Reads:
     def _walk(self, graph: ir.Graph) -> None:
         for node in reversed(graph):
             if any(v in self.live for v in node.outputs):
-                if any(True for _ in subgraphs(node)):
+                if subgraphs(node):
                     self._control_flow(node)
                 else:
                     self._node(node)
@@ -207,7 +206,7 @@ class _Reads:
     def _control_flow(self, node: ir.Node) -> None:
         """If, Loop, Scan and the like: what the bodies read, then what is handed to them."""
         handed: dict[int, ir.Value] = {}
-        for body in reversed(list(subgraphs(node))):
+        for body in reversed(subgraphs(node)):
             first = 1 if node.op_type == "Loop" else 0  # the condition is no data
             self.live.update(body.outputs[first:])
             self._walk(body)
@@ -234,7 +233,7 @@ def _written_out_scaler(graph: ir.Graph) -> set[ir.Value]:
         chain: list[tuple[bool, ir.Value]] = []
         while len(value.uses()) == 1 and not value.is_graph_output():
             ((node, index),) = value.uses()
-            if not is_standard(node):
+            if node.domain != "":
                 break
             if node.op_type not in ("Cast", "Identity"):
                 if node.op_type not in ("Sub", "Mul", "Div", "Add") or (

@@ -135,7 +135,7 @@ class _Found:
 
     def _forward(self, graph: ir.Graph) -> None:
         for node in graph:
-            bodies = list(subgraphs(node))
+            bodies = subgraphs(node)
             for body in bodies:
                 for operand, inner in _handed(node, body):
                     if operand in self._parameters:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from onnxcustom.graph.analysis.operands import FLOATS, is_opaque, is_standard
+from onnxcustom.graph.analysis.operands import FLOATS, is_float, is_opaque
 from onnxcustom.graph.analysis.paths import End, Paths
 from onnxcustom.graph.trainable.finding import Findings
 
@@ -57,7 +57,7 @@ def left_out(model: ir.Model, found: Findings) -> dict[ir.Value, str]:
             rows[value] = found.left_out[value]
         elif quantized(value):
             rows[value] = f"quantized ({tensor.dtype.name.lower()}): integers are not trained"
-        elif tensor.dtype in FLOATS and tensor.size > 1:
+        elif is_float(tensor) and tensor.size > 1:
             rows[value] = _why(paths.ends(value), found.live)
     return rows
 
@@ -82,11 +82,11 @@ def _is_zero_point(node: ir.Node, index: int) -> bool:
 def _why(ends: list[End], live: set[ir.Value]) -> str:
     alive = [end for end in ends if any(v in live for v in end.node.outputs)]
     for end in alive:
-        if is_standard(end.node) and (end.node.op_type, end.index) in _PARTS:
+        if end.node.domain == "" and (end.node.op_type, end.index) in _PARTS:
             return _PARTS[end.node.op_type, end.index]
         if end.node.op_type in _COMPARES:
             return f"compared only ({end.node.op_type})"
-    unknown = next((end.node for end in alive if not is_standard(end.node) and not is_opaque(end.node)), None)
+    unknown = next((end.node for end in alive if end.node.domain != "" and not is_opaque(end.node)), None)
     if unknown is not None:
         return f"an operand of {unknown.domain}.{unknown.op_type}, which nothing is known of"
     return "no data: it feeds shapes, indices or conditions" if ends else "no output depends on it"

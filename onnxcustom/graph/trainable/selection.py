@@ -12,7 +12,8 @@ from typing import Any
 import onnx_ir as ir
 
 from onnxcustom.exceptions import NoTrainableWeightError, UnknownNameError
-from onnxcustom.graph.analysis.operands import FLOATS
+from onnxcustom.graph.analysis.operands import is_float
+from onnxcustom.graph.analysis.traversal import all_nodes
 from onnxcustom.graph.files.io import ModelLike, to_ir
 from onnxcustom.graph.preparation.prepare import Prepared, structure
 from onnxcustom.graph.preparation.sites import tag
@@ -176,7 +177,9 @@ class Catalog:
             self.names = [value.name or "" for value in found.weights]
             self.nonfinite = {value.name or "": value for value in found.nonfinite}
             constants = self._model.graph.initializers
-            self.others = {n: v for n, v in constants.items() if n not in self.names and v.dtype in FLOATS}
+            self.others = {
+                n: v for n, v in constants.items() if n not in self.names and is_float(v, unknown=False)
+            }
 
     @functools.cached_property
     def _layers(self) -> list[Layer]:
@@ -214,7 +217,7 @@ class Catalog:
             "The model holds no trainable weight: no floating-point initializer or constant that an operator "
             "reads as data."
         )
-        nodes = [] if self._model is None else ir.traversal.RecursiveGraphIterator(self._model.graph)
+        nodes = [] if self._model is None else all_nodes(self._model.graph)
         held = sorted({node.op_type for node in nodes if node.op_type.startswith(_WITHOUT_WEIGHTS)})
         if held:
             text += (

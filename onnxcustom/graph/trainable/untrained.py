@@ -8,7 +8,8 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
-from onnxcustom.graph.analysis.operands import FLOATS, is_bias_add, is_standard, single_counts
+from onnxcustom.graph.analysis.operands import is_bias_add, is_float, single_counts
+from onnxcustom.graph.analysis.operators import is_op
 from onnxcustom.graph.analysis.paths import MOVES, End, Paths
 
 __all__ = ["Untrained"]
@@ -74,7 +75,7 @@ class Untrained:
 
     def _state(self, value: ir.Value, end: End) -> str | None:
         """What a recurrent layer starts from; a table of such states that indices choose from is a weight."""
-        if end.index not in _STATES.get(end.node.op_type, ()) or not is_standard(end.node) or end.picked:
+        if end.index not in _STATES.get(end.node.op_type, ()) or end.node.domain != "" or end.picked:
             return None
         return f"an initial state of {end.node.op_type}"
 
@@ -93,7 +94,7 @@ class Untrained:
         if not 0 < number < _EPSILON:
             return None
         for user in self._paths.ends(end.node.outputs[0]):
-            if _ROOTS.get(user.node.op_type) == user.index and is_standard(user.node):
+            if _ROOTS.get(user.node.op_type) == user.index and user.node.domain == "":
                 return f"an epsilon before {user.node.op_type}"
         return None
 
@@ -102,12 +103,12 @@ class Untrained:
     def _mask(self, value: ir.Value, end: End) -> str | None:
         node = end.node
         reason = "a mask of attention scores"
-        if _MASKS.get((node.domain.replace("ai.onnx", ""), node.op_type)) == end.index or (
+        if _MASKS.get((node.domain, node.op_type)) == end.index or (
             node.op_type == "BiasSoftmax" and end.index == 1
         ):
             return reason if _kind(value, end) and not end.picked else None
         positions = {"Add": (0, 1), "Sub": (0, 1), "Sum": tuple(range(len(node.inputs))), "Where": (1, 2)}
-        if not is_standard(node) or end.index not in positions.get(node.op_type, ()):
+        if node.domain != "" or end.index not in positions.get(node.op_type, ()):
             return None
         kind = _kind(value, end, sign=-1 if node.op_type == "Sub" and end.index == 1 else 1)
         if kind == "infinite" and not is_bias_add(node, end.index):
@@ -124,15 +125,15 @@ class Untrained:
 
     def _table(self, value: ir.Value, end: End) -> str | None:
         reason = "a table of cosines and sines"
-        if end.node.op_type == "RotaryEmbedding" and is_standard(end.node):
+        if is_op(end.node, "RotaryEmbedding"):
             others = [end.node.inputs[3 - end.index]] if end.index in (1, 2) else []
-        elif end.node.op_type == "Mul" and is_standard(end.node):
+        elif is_op(end.node, "Mul"):
             others = list(self._partners(end))
         else:
             return None
         for other in others:
             for source in self._paths.behind(other, _MOVED) if other is not None else ():
-                if _is_float(source) and _on_circle(value, source):
+                if is_float(source.const_value) and _on_circle(value, source):
                     return reason
         return None
 
@@ -166,10 +167,6 @@ class Untrained:
 def _array(value: ir.Value) -> np.ndarray:
     assert value.const_value is not None
     return value.const_value.numpy()
-
-
-def _is_float(value: ir.Value) -> bool:
-    return value.const_value is not None and value.const_value.dtype in FLOATS
 
 
 def _kind(value: ir.Value, end: End, sign: int = 1) -> str | None:

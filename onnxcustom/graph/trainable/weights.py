@@ -9,7 +9,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxcustom.exceptions import InvalidDataError, UnknownNameError
-from onnxcustom.graph.analysis.operands import FLOATS
+from onnxcustom.graph.analysis.operands import is_float
 from onnxcustom.graph.analysis.traversal import value_names
 from onnxcustom.graph.files import training_info
 from onnxcustom.graph.files.io import ModelLike, to_ir, to_proto
@@ -156,7 +156,7 @@ def _replace(model: ModelLike, tensors: Mapping[str, np.ndarray], every: bool = 
             f"weights: a mapping of names to arrays was expected, not {type(tensors).__name__}."
         )
     own, found, known = _located(model)
-    floats = (name for name, v in found.items() if v.dtype in FLOATS)
+    floats = (name for name, v in found.items() if is_float(v, unknown=False))
     _check_known(tensors, found if every else floats, known)
     arrays = {name: _checked(name, array, found[name]) for name, array in tensors.items()}
     apart = separated(next(iter(found.values())).graph, arrays) if arrays else ()

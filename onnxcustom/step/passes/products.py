@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from onnxcustom.graph.preparation.passes import RemoveUnusedPass
+from onnxcustom.graph.analysis.operators import is_op
+from onnxcustom.graph.preparation.unused import RemoveUnusedPass
 
 __all__ = ["bias_products"]
 
@@ -69,7 +70,7 @@ def bias_products(
 
 def _sums_rows(node: ir.Node, rows: int | str, dtype: ir.DataType) -> bool:
     """Whether a node adds the rows of a matrix that has as many as the batch."""
-    if node.op_type != "ReduceSum" or node.domain not in ("", "ai.onnx") or len(node.inputs) != 2:
+    if not is_op(node, "ReduceSum") or len(node.inputs) != 2:
         return False
     x, axes = node.inputs
     if x is None or axes is None or axes.const_value is None or axes.is_graph_input():
@@ -101,7 +102,7 @@ def _update(total: ir.Value) -> ir.Node | None:
     if len(uses) != 1 or total.is_graph_output():
         return None
     ((node, i),) = uses
-    if node.op_type not in ("Add", "Sub") or node.domain or (node.op_type == "Sub" and i == 0):
+    if not is_op(node, "Add", "Sub") or (node.op_type == "Sub" and i == 0):
         return None
     other = node.inputs[1 - i]
     if other is None or other is total or other.shape is None or other.shape != total.shape:

@@ -25,9 +25,10 @@ import onnx_ir as ir
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 
-from onnxcustom.graph.analysis.traversal import all_names, subgraphs
+from onnxcustom.graph.analysis.operators import is_op
+from onnxcustom.graph.analysis.traversal import all_names, captured, dependents, sort_nodes, subgraphs
 from onnxcustom.graph.building.builder import Builder, Var
-from onnxcustom.graph.preparation.passes import RemoveUnusedPass
+from onnxcustom.graph.preparation.unused import RemoveUnusedPass
 
 __all__ = ["recompute"]
 
@@ -75,7 +76,7 @@ def recompute(model: ir.Model, seeds: Collection[ir.Value]) -> int:
     graph.extend(op.nodes)
     for value in op.initializers:
         graph.register_initializer(value)
-    graph.sort()
+    sort_nodes(graph)
     RemoveUnusedPass()(model)
     return len(copied)
 
@@ -86,14 +87,10 @@ class _Plan:
     def __init__(self, graph: ir.Graph, seeds: Collection[ir.Value]) -> None:
         self.nodes = list(graph)
         self.order = {node: i for i, node in enumerate(self.nodes)}
+        self.inner = {node: captured(node) for node in self.nodes if subgraphs(node)}
         # Gradients, and the nodes that compute with them.
-        self.gradients: set[ir.Value] = set(seeds)
-        self.backward: set[ir.Node] = set()
-        self.inner = {node: _captured(node) for node in self.nodes if any(True for _ in subgraphs(node))}
-        for node in self.nodes:
-            if any(v in self.gradients for v in self.reads(node)):
-                self.backward.add(node)
-                self.gradients.update(node.outputs)
+        self.gradients = dependents(self.nodes, seeds, self.reads)
+        self.backward = {n for n in self.nodes if any(v in self.gradients for v in self.reads(n))}
         self.needed = self._needed(graph)
         self.kept = self._cut(set(graph.outputs)) if self.needed else set()
 
@@ -280,19 +277,7 @@ class _Copies:
 
 
 def _cheap(node: ir.Node) -> bool:
-    return node.op_type in _CHEAP and node.domain in ("", "ai.onnx")
-
-
-def _captured(node: ir.Node) -> list[ir.Value]:
-    """What the subgraphs of a node read from outside of them."""
-    found: dict[ir.Value, None] = {}
-    for graph in subgraphs(node):
-        own: set[ir.Value] = set(graph.inputs) | set(graph.initializers.values())
-        inside = list(ir.traversal.RecursiveGraphIterator(graph))
-        own.update(v for inner in inside for v in inner.outputs)
-        found.update(dict.fromkeys(v for n in inside for v in n.inputs if v is not None and v not in own))
-        found.update(dict.fromkeys(v for v in graph.outputs if v not in own))
-    return list(found)
+    return is_op(node, *_CHEAP)
 
 
 def _sizes(nodes: Iterable[ir.Node]) -> dict[ir.Value, int]:

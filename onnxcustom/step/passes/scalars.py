@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxcustom.graph.preparation.passes import RemoveUnusedPass
+from onnxcustom.graph.preparation.unused import RemoveUnusedPass
 
 __all__ = ["NOTHING", "ScalarPlan", "plan_scalars"]
 
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.DOUBLE)
-_STANDARD = ("", "ai.onnx")
 # Operators as Python writes them.
 _TEXT = {
     "Add": "({0} + {1})",
@@ -208,7 +207,7 @@ class _Hoister:
 
 def _template(node: ir.Node) -> str | None:
     """How Python writes a node of floating-point arithmetic."""
-    if node.domain not in _STANDARD or node.op_type not in _TEXT or len(node.outputs) != 1:
+    if node.domain != "" or node.op_type not in _TEXT or len(node.outputs) != 1:
         return None
     values = [*node.inputs, node.outputs[0]]
     return _TEXT[node.op_type] if all(v is not None and v.dtype in _FLOATS for v in values) else None

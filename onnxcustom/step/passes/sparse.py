@@ -74,7 +74,7 @@ def gather_only(model: ir.Model, names: Iterable[str]) -> list[str]:
 def _takes_rows(model: ir.Model, node: ir.Node, position: int) -> bool:
     return (
         node.op_type == "Gather"
-        and node.domain in ("", "ai.onnx")
+        and node.domain == ""
         and position == 0
         and node.attributes.get_int("axis", 0) == 0
         and node.graph is model.graph

@@ -1,0 +1,48 @@
+"""Values that are the same in every run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxcustom.graph.analysis.operators import is_op
+
+__all__ = ["constant_array", "keeps_shape"]
+
+
+def constant_array(value: ir.Value | None) -> np.ndarray | None:
+    """The numbers of an initializer or ``Constant``, None of all else.
+
+    An initializer that is an input of its graph is not constant: it is only what that has by default.
+    """
+    while value is not None and not value.is_graph_input():
+        if value.const_value is not None:
+            return value.const_value.numpy()
+        node = value.producer()
+        if is_op(node, "Constant"):
+            assert node is not None
+            return _of_node(node)
+        value = node.inputs[0] if node is not None and is_op(node, "Identity") else None
+    return None
+
+
+def _of_node(node: ir.Node) -> np.ndarray | None:
+    for name, attribute in node.attributes.items():
+        if attribute.is_ref():
+            return None
+        if name == "value":
+            return attribute.as_tensor().numpy()
+        if name in ("value_float", "value_floats"):
+            return np.array(attribute.value, dtype=np.float32)
+        if name in ("value_int", "value_ints"):
+            return np.array(attribute.value, dtype=np.int64)
+    return None
+
+
+def keeps_shape(shape: ir.Shape | None, sizes: Sequence[int] | None) -> bool:
+    """Whether a Reshape to `sizes`, of which one may be open, certainly leaves a tensor as it is."""
+    if shape is None or sizes is None or len(sizes) != len(shape) or list(sizes).count(-1) > 1:
+        return False
+    return all(size == -1 or (size > 0 and size == d) for size, d in zip(sizes, shape, strict=True))
