@@ -57,7 +57,9 @@ def test_what_does_not_change_is_derived_once() -> None:
     retargeted = recipe.replace(targets=recipe.targets)
     assert retargeted.base is base
     assert retargeted.trunk is not trunk
-    assert recipe.replace(proto=recipe.proto).base is not base
+    moved = recipe.replace(moved={"mean": np.ones(4, np.float32)})
+    assert moved.base is not base
+    assert (moved.axes, moved.predicted) == (recipe.axes, recipe.predicted)
 
 
 @pytest.mark.parametrize("file", WRITTEN, ids=lambda file: file.stem)
@@ -235,6 +237,28 @@ def test_a_step_and_a_gradient_prepare_once(preparations: list[int]) -> None:
     ):
         use()
         assert preparations == [done]
+
+
+def test_tensors_from_elsewhere_need_no_preparation(preparations: list[int]) -> None:
+    """Constants, statistics and weights are written into the model that is prepared."""
+    X = batch()[0]
+    model = onnx.parser.parse_model(NORM)
+    first, step = TrainingStep(model, batch_norm="update"), TrainingStep(model, weights=["a"])
+    first.run(X, X)
+    assert preparations == [2]
+    step.take_over(first)
+    step.start_from({"one": np.full(3, 2, np.float32), "a": np.ones((3, 3), np.float32)})
+    step.set_statistics({"var": np.full(3, 4, np.float32)})
+    step.run(X, X)
+    assert preparations == [2]
+    trained = {t.name: onnx.numpy_helper.to_array(t) for t in step.trained_model().graph.initializer}
+    np.testing.assert_array_equal(trained["one"], np.full(3, 2, np.float32))
+    np.testing.assert_array_equal(trained["var"], np.full(3, 4, np.float32))
+    np.testing.assert_array_equal(trained["mean"], first.statistics()["mean"])
+    # As a step of the model that these tensors were written into.
+    other = TrainingStep(step.trained_model(), weights=["a"])
+    np.testing.assert_array_equal(step.predict(X)["y"], other.predict(X)["y"])
+    assert step.run(X, X) == other.run(X, X)
 
 
 def test_unread_parts_of_a_split_are_written_back() -> None:

@@ -335,7 +335,7 @@ BAD: dict[str, tuple[Change, str]] = {
     "born late": (put("born", "w0", value=9), r"'w0' joined must be in \[0, 3\]"),
     "modes": (put("modes", value=None), "'modes' must have"),
     "dropout": (put("modes", "dropout", value="on"), "trained with dropout='on', this step has 'off'"),
-    "seed": (put("modes", "seed", value=None), "seed of the masks must be an integer"),
+    "seed": (put("modes", "seed", value=None), "seed must be an integer"),
     "clock": (put("clock", value=None), "its clock was not started"),
     "clock list": (put("clock", value=[1]), "clock of Adam must have"),
     "clock t": (put("clock", "t", value=0), r"t of the clock of Adam must be in \[1"),

@@ -18,6 +18,8 @@ from onnxcustom.graph.trainable.weights import (
     replace_weights,
     trainable_values,
     weights,
+    with_constants,
+    written,
 )
 
 __all__ = [
@@ -50,4 +52,6 @@ __all__ = [
     "use_limits",
     "weight_roles",
     "weights",
+    "with_constants",
+    "written",
 ]

@@ -11,6 +11,7 @@ import dataclasses
 import numpy as np
 import onnx_ir as ir
 
+from onnxcustom._parameters import check_number
 from onnxcustom.exceptions import InvalidModelError, UnknownNameError
 from onnxcustom.graph.analysis.constants import constant_array
 from onnxcustom.graph.analysis.traversal import all_names, all_nodes, sort_nodes
@@ -38,6 +39,8 @@ class ModeSettings:
     ------
     UnknownNameError
         Another mode; the message lists those there are.
+    ValueError, TypeError
+        A seed that is no integer of 64 bits.
     """
 
     batch_norm: str = "frozen"
@@ -49,6 +52,7 @@ class ModeSettings:
             value = getattr(self, name)
             if value not in allowed:
                 raise UnknownNameError(f"{name} must be one of {allowed}, not {value!r}.")
+        check_number("seed", self.seed, f"[{-(2**63)}, {2**64 - 1}]", integral=True)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from onnxcustom.graph import Prepared, constants
+
 from .recipe import Recipe
 
 __all__ = ["as_written_now"]
@@ -12,9 +14,9 @@ __all__ = ["as_written_now"]
 
 def as_written_now(state: Mapping[str, Any]) -> dict[str, Any]:
     """What such a pickle holds, as a training step writes it today."""
-    device = state["device"]
+    device, prepared = state["device"], Prepared.of(state["_proto"])
     recipe = Recipe(
-        state["_proto"],
+        prepared,
         tuple(state["_weights"]),
         tuple(state["targets"]),
         state["optimizer"],
@@ -27,7 +29,7 @@ def as_written_now(state: Mapping[str, Any]) -> dict[str, Any]:
         weighted=state["_weighted"],
         host=device.type == "cpu",
         born=state["_born"],
-        moved=state.get("_moved", frozenset()),
+        moved=constants(prepared, state.get("_moved", ())),
         columns=state.get("_columns", {}),
     )
     return {

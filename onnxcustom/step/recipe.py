@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 
 from onnxcustom._warnings import warn_user
 from onnxcustom.exceptions import (
+    InvalidDataError,
     InvalidModelError,
     NoTrainableWeightError,
     RowsWarning,
@@ -22,7 +22,7 @@ from onnxcustom.exceptions import (
 from onnxcustom.feed.specs import TensorSpec, tensor_specs, with_axis, with_limits
 from onnxcustom.gradient.choice import select_engine
 from onnxcustom.gradient.interface import Engine, form_of
-from onnxcustom.graph import Prepared, Selection, constants, to_ir
+from onnxcustom.graph import Prepared, Selection, constants, to_ir, with_constants, written
 from onnxcustom.graph.analysis.lookups import lookups
 from onnxcustom.graph.building.builder import Builder
 from onnxcustom.graph.files.feature_names import read_feature_names
@@ -62,7 +62,7 @@ class Recipe:
 
     Parameters
     ----------
-    proto : onnx.ModelProto
+    prepared : Prepared
         The user's model.
     weights : tuple of str
         What is trained.
@@ -86,13 +86,13 @@ class Recipe:
         Whether tensors live in host memory: only there a part of one can be seen as another.
     born : mapping of str to int
         Updates done when a weight joined, where it was not there from the beginning.
-    moved : frozenset of str
+    moved : mapping of str to ndarray
         Constants of the model that another step has handed on, so that they are no longer the user's.
     columns : mapping of str to tuple of str
         Names of columns by input, where they are not the model's own.
     """
 
-    proto: onnx.ModelProto
+    prepared: Prepared
     weights: tuple[str, ...]
     targets: tuple[Target, ...]
     rule: BaseLearningRate
@@ -105,7 +105,7 @@ class Recipe:
     weighted: bool = False
     host: bool = True
     born: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    moved: frozenset[str] = frozenset()
+    moved: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     columns: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
     # -- another one ---------------------------------------------------------------------------------
@@ -122,14 +122,51 @@ class Recipe:
         return vars(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        state = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {"proto": state.pop("prepared").proto, **state}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        state = {**state, "prepared": Prepared.of(state["proto"])}
+        if not isinstance(state["moved"], Mapping):  # of an older version, whose model has them already
+            state["moved"] = constants(state["prepared"], state["moved"])
+        vars(self).update({f.name: state[f.name] for f in dataclasses.fields(self)})
 
     # -- the model -----------------------------------------------------------------------------------
 
     @functools.cached_property
+    def model(self) -> Prepared:
+        """The model with the constants that were handed on."""
+        return with_constants(self.prepared, self.moved) if self.moved else self.prepared
+
+    @functools.cached_property
     def base(self) -> ir.Model:
         """The model, prepared, without the numbers in weights that are trained; not to be changed."""
-        return without_numbers(Prepared.of(self.proto).take(), self.weights)
+        return without_numbers(self.model.take(), self.weights)
+
+    @property
+    def constants(self) -> frozenset[str]:
+        """Names of the constants, weights among them, that can be written back into the user's model."""
+        return frozenset(written(self.prepared))
+
+    def check_variances(self, tensors: Mapping[str, np.ndarray]) -> None:
+        """Refuse variances of BatchNormalization that are negative.
+
+        Raises
+        ------
+        InvalidDataError
+            Which one, by its name among `tensors`.
+        """
+        for node in ir.traversal.RecursiveGraphIterator(self.base.graph):
+            if node.op_type != "BatchNormalization" or node.domain or len(node.inputs) < 5:
+                continue
+            name = "" if node.inputs[4] is None else str(node.inputs[4].name)
+            if name in tensors and (np.asarray(tensors[name]) < 0).any():
+                raise InvalidDataError(f"The variance {name!r} has negative numbers.")
+
+    @property
+    def ages(self) -> dict[str, int]:
+        """The number of updates that were done when a weight joined, for every weight."""
+        return {name: self.born.get(name, 0) for name in self.weights}
 
     @functools.cached_property
     def axes(self) -> BatchAxes:
@@ -206,7 +243,7 @@ class Recipe:
     @functools.cached_property
     def inputs(self) -> list[TensorSpec]:
         """What the model's inputs want."""
-        names = {**read_feature_names(self.proto), **self.columns}
+        names = {**read_feature_names(self.prepared.proto), **self.columns}
         return with_limits(self._specs(self.graph().inputs), names, lookups(self.base))
 
     @functools.cached_property
@@ -249,10 +286,11 @@ class Recipe:
 
 #: Fields that derived attributes depend on: those that no change touches are handed on.
 _DERIVED_FROM: Mapping[str, frozenset[str]] = {
-    "base": frozenset({"proto", "weights"}),
-    "axes": frozenset({"proto", "weights", "batch_axis"}),
-    "predicted": frozenset({"proto", "weights"}),
-    "trunk": frozenset({"proto", "weights", "targets"}),
+    "model": frozenset({"prepared", "moved"}),
+    "base": frozenset({"prepared", "moved", "weights"}),
+    "axes": frozenset({"prepared", "weights", "batch_axis"}),
+    "predicted": frozenset({"prepared", "weights"}),
+    "trunk": frozenset({"prepared", "moved", "weights", "targets"}),
     "_graphs": frozenset(f.name for f in dataclasses.fields(Recipe)) - {"columns"},
 }
 
@@ -293,13 +331,13 @@ def make_recipe(
     RowsWarning, UserWarning
         What the rows are is in doubt; a mode has no operator that it would be for.
     """
-    model, proto = prepared.take(), prepared.proto
+    model = prepared.take()
     if not model.graph.inputs:
         raise InvalidModelError("The model has no inputs: there is nothing to train it on.")
     if settings.get("host", True):
         check_bfloat16(model, parse_device("cpu"))
     catalog = Catalog(prepared)
-    initial = _choose_weights(catalog, model, proto, weights, freeze)
+    initial = _choose_weights(catalog, model, prepared, weights, freeze)
     initial = _without_frozen(rule, initial, catalog)
     axes = BatchAxes(model, batch_axis)
     targets = select_targets(model, loss, loss_weights, initial, axes)
@@ -308,7 +346,7 @@ def make_recipe(
     penalties = select_penalties(penalty, model, list(initial))
     trunk = _trunk(base, targets)
     recipe = Recipe(
-        proto,
+        prepared,
         tuple(initial),
         tuple(targets),
         rule,
@@ -336,13 +374,13 @@ def _trunk(base: ir.Model, targets: Sequence[Target]) -> Prepared:
 
 
 def _choose_weights(
-    catalog: Catalog, model: ir.Model, proto: onnx.ModelProto, weights: Selection, freeze: Selection
+    catalog: Catalog, model: ir.Model, prepared: Prepared, weights: Selection, freeze: Selection
 ) -> dict[str, np.ndarray]:
     """The weights to train, checked."""
     names = catalog.select(weights, freeze)
     if isinstance(weights, (list, tuple)) and set(names) <= set(weights):
         names = [name for name in weights if name in names]  # a list of names keeps its order
-    constants(proto, [name for name in names if name in catalog.others])  # they can be written back
+    constants(prepared, [name for name in names if name in catalog.others])  # they can be written back
     values = model.graph.initializers
     return {name: array_of(values[name]) for name in names}
 

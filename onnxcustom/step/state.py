@@ -89,7 +89,7 @@ class State:
         for name, states in graph.state.items():
             first = recipe.rule.create_state(weights[name])
             tensors.update({old: first[s] for s, (old, _) in states.items()})
-        arrays: Arrays = (tensors, constants(recipe.proto, graph.statistics), {})
+        arrays: Arrays = (tensors, constants(recipe.model, graph.statistics), {})
         return cls(recipe, device, arrays, recipe.rule.begun())
 
     # -- as training goes on -------------------------------------------------------------------------
@@ -149,15 +149,29 @@ class State:
 
     # -- writing -------------------------------------------------------------------------------------
 
+    def has(self, name: str) -> bool:
+        """Whether a tensor of the model is a weight or a statistic here."""
+        return name in self.weight_names or name in self.statistics.names
+
+    def write(self, tensors: Mapping[str, np.ndarray]) -> None:
+        """Overwrite some or all weights and statistics, if they fit."""
+        weights = {name: array for name, array in tensors.items() if name in self.weight_names}
+        running = {name: array for name, array in tensors.items() if name not in weights}
+        for what, buffer, arrays in (
+            ("weight", self.kept, weights),
+            ("statistic", self.statistics, running),
+        ):
+            for name, present in zip(arrays, buffer.read(arrays), strict=True):
+                _check_same_kind(f"{what} {name!r}", arrays[name], present)
+        self.kept.write(weights)
+        self.statistics.write(running)
+
     def set_weights(self, weights: Mapping[str, np.ndarray]) -> None:
         """Overwrite some or all weights, if they fit."""
-        present = self.weights()
-        unknown = [name for name in weights if name not in present]
+        unknown = [name for name in weights if name not in self.weight_names]
         if unknown:
-            raise UnknownNameError(f"{unknown} are not among the trained weights {list(present)}.")
-        for name, array in weights.items():
-            _check_same_kind(f"weight {name!r}", array, present[name])
-        self.kept.write(weights)
+            raise UnknownNameError(f"{unknown} are not among the trained weights {self.weight_names}.")
+        self.write(weights)
 
     def set_of_rule(self, state: Mapping[str, Mapping[str, np.ndarray]], rule: BaseLearningRate) -> None:
         """Overwrite the rule's state of some or all weights, if it fits."""
@@ -171,11 +185,6 @@ class State:
                 _check_same_kind(f"state {key!r} of weight {weight!r}", array, present[weight][key])
                 arrays[self._states[weight][key]] = array
         self.kept.write(arrays)
-
-    def set_running(self, statistics: Mapping[str, np.ndarray]) -> None:
-        """Overwrite those of the statistics that there are."""
-        known = set(self.statistics.names)
-        self.statistics.write({name: array for name, array in statistics.items() if name in known})
 
     def go_on_from(self, other: State, accumulated: bool) -> None:
         """Take over counts, and what is accumulated if it means the same here."""

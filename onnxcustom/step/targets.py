@@ -158,10 +158,14 @@ def select_targets(
     InvalidModelError
         An output that the loss cannot be taken on.
     ValueError
-        A factor that is no number in [0, inf).
+        A factor that is no number in [0, inf), or factors without names.
     """
     names = [v.name for v in model.graph.outputs]
     losses = dict(loss) if isinstance(loss, Mapping) else {_default_output(model): loss}
+    if not isinstance(loss_weights or {}, Mapping):
+        raise InvalidDataError(
+            f"loss_weights must be factors by the name of an output, not {loss_weights!r}."
+        )
     factors = {name: _factor(name, value) for name, value in (loss_weights or {}).items()}
     for name in (*losses, *factors):
         if name not in names:

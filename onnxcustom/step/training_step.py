@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxcustom._parameters import check_flag, own_parameters
+from onnxcustom._parameters import check_flag, check_number, own_parameters
 from onnxcustom._versioning import check_version, stamp_version
 from onnxcustom.data.blocks import Key
-from onnxcustom.exceptions import ConvergenceError, EvaluationError, InvalidDataError, InvalidParameterError
+from onnxcustom.exceptions import ConvergenceError, EvaluationError, InvalidDataError, UnknownNameError
 from onnxcustom.feed.specs import TensorSpec, some_rows
 from onnxcustom.feed.validation import as_inputs
 from onnxcustom.gradient.interface import Engine
-from onnxcustom.graph import Prepared, Selection, replace_constants, replace_weights, to_proto
+from onnxcustom.graph import Prepared, Selection, replace_constants, to_proto
 from onnxcustom.graph.files.feature_names import read_feature_names, write_feature_names
 from onnxcustom.graph.shapes.batch_axis import BatchAxes
 from onnxcustom.optim import BaseLearningRate, select_optimizer
@@ -30,6 +30,8 @@ from onnxcustom.runtime import (
     to_ortvalue,
 )
 
+from .carrying import placed, taken_over
+from .checkpoint import COUNT, export_state, import_state
 from .compose import ComposedStep, Phase, Weighted
 from .feeds import Feeds, check_expected, data_axes, feeds_of, settled_by, settled_by_shapes
 from .inference import Forward, loadable, run_in_parts
@@ -38,7 +40,6 @@ from .older_pickles import as_written_now
 from .program import Program
 from .recipe import Recipe, make_recipe
 from .state import State
-from .step_state import carried_over, export_state, import_state, started_from, with_statistics
 from .targets import Target, has_positions
 
 __all__ = ["TrainingStep"]
@@ -118,8 +119,8 @@ class TrainingStep:
     ------
     InvalidModelError, UnknownNameError, NoTrainableWeightError, DifferentiationError, ProviderError
         Before anything is built: what is wrong, and where.
-    ValueError
-        A learning rate, a factor of a loss or a number of threads that is none.
+    ValueError, TypeError
+        A learning rate, a factor of a loss, a seed or a number of threads that is none.
 
     Examples
     --------
@@ -157,8 +158,8 @@ class TrainingStep:
         batch_axis: Mapping[str, int | None] | None = None,
         sess_options: Any = None,
     ) -> None:
-        if threads is not None and not threads >= 1:
-            raise InvalidParameterError(f"threads must be at least 1, not {threads!r}.")
+        if threads is not None:
+            check_number("threads", threads, "[1, inf)", integral=True)
         for name, value in {"sample_weight": sample_weight, "passes": passes, "recompute": recompute}.items():
             check_flag(name, value)
         self.device: Device = parse_device(device)
@@ -235,7 +236,8 @@ class TrainingStep:
 
     @iteration.setter
     def iteration(self, value: int) -> None:
-        self._state.iteration = value
+        check_number("iteration", value, COUNT, integral=True)
+        self._state.iteration = int(value)
 
     @property
     def skipped(self) -> int:
@@ -318,6 +320,13 @@ class TrainingStep:
         """Do one step on OrtValues that fit: inputs, expected values, and weights of the rows if any.
 
         An optimizer that accumulates gradients updates the weights at every so many calls.
+
+        Raises
+        ------
+        InvalidDataError
+            There are more or fewer values than the step reads.
+        ConvergenceError
+            As for :meth:`run`.
         """
         state, accumulate = self._state, self._recipe.rule.accumulate
         clock = state.clock
@@ -389,7 +398,14 @@ class TrainingStep:
     def _weighting(self, values: Sequence[Any]) -> Weighted:
         """Whether a batch has weights, and of what."""
         graph = self._graph()
-        if len(values) <= len(graph.inputs) + len(graph.expected):
+        more = len(values) - len(graph.inputs) - len(graph.expected)
+        if more not in (0, 1):
+            wanted = [*graph.inputs, *graph.expected.values()]
+            raise InvalidDataError(
+                f"A batch of this step is {len(wanted)} values, {wanted}, and weights of the rows if there "
+                f"are some; {len(values)} were given."
+            )
+        if not more:
             return False
         if not any(spec.weighed for spec in self.expected):
             return True
@@ -629,8 +645,17 @@ class TrainingStep:
         return self._state.running()
 
     def set_statistics(self, statistics: Mapping[str, np.ndarray]) -> None:
-        """Overwrite running statistics; those that this step does not update become part of its model."""
-        self._become(with_statistics(self._recipe, self._state, statistics), self._state)
+        """Overwrite running statistics; those that this step does not update become part of its model.
+
+        Raises
+        ------
+        UnknownNameError, InvalidDataError
+            A name that the model does not have or that is trained; an array of another shape or dtype, with
+            NaN, infinity or a negative variance; nothing is changed.
+        """
+        if trained := [name for name in statistics if name in self._recipe.weights]:
+            raise UnknownNameError(f"{trained} are trained weights, not statistics: use set_weights().")
+        self._become(placed(self._recipe, self._state, statistics), self._state)
 
     def set_weights(self, weights: Mapping[str, np.ndarray]) -> None:
         """Overwrite some or all weights.
@@ -654,20 +679,34 @@ class TrainingStep:
         weights : dict of str to ndarray
             Some or all of what :func:`onnxcustom.weights` finds in the model.
         """
-        self._become(started_from(self._recipe, self._state, weights), self._state)
+        self._become(placed(self._recipe, self._state, weights), self._state)
 
     def take_over(self, other: TrainingStep) -> None:
         """Go on where another step of this model is.
 
         That is its weights, its statistics and, if the optimizer is the same, its clock and the state
-        of the weights that both train; a weight that joins begins at its own first step.
+        of the weights that both train; a weight that joins begins at its own first step. What the other
+        one has accumulated goes on as well if both train the same weights and accumulate alike.
+
+        Raises
+        ------
+        UnknownNameError, InvalidDataError
+            The other one is a step of another model, or none; nothing is changed.
+
+        Warns
+        -----
+        UserWarning
+            Batches that the other one has accumulated are left out.
         """
-        self._become(*carried_over(self._recipe, self._state, other._recipe, other._state))
+        if not isinstance(other, TrainingStep):
+            raise InvalidDataError(f"take_over() takes a TrainingStep, not {other!r:.60}.")
+        self._become(*taken_over(self._recipe, self._state, other._recipe, other._state))
 
     def trained_model(self) -> onnx.ModelProto:
         """The user's model with the present weights and statistics."""
-        proto, columns = self._recipe.proto, self._recipe.columns
-        trained = replace_constants(replace_weights(proto, self.weights()), self.statistics())
+        recipe, columns = self._recipe, self._recipe.columns
+        tensors = {**recipe.moved, **self.weights(), **self.statistics()}
+        trained = replace_constants(recipe.prepared.proto, tensors)
         if columns:
             write_feature_names(trained, {**read_feature_names(trained), **columns})
         return loadable(trained)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import onnx
 import onnx_ir as ir
@@ -110,8 +110,8 @@ class Prepared:
     ----------
     model : onnx_ir.Model
         What :func:`prepare` returned, or a part of it; not to be changed any more.
-    proto : onnx.ModelProto, optional
-        The user's own model, loaded; by default the prepared one stands for it.
+    proto : onnx.ModelProto or callable, optional
+        The user's own model, loaded, or what gives it; by default the prepared one stands for it.
 
     Attributes
     ----------
@@ -119,7 +119,9 @@ class Prepared:
         As given.
     """
 
-    def __init__(self, model: ir.Model, proto: onnx.ModelProto | None = None) -> None:
+    def __init__(
+        self, model: ir.Model, proto: onnx.ModelProto | Callable[[], onnx.ModelProto] | None = None
+    ) -> None:
         self.model = model
         self._proto = proto
         self._converted: dict[int, ir.Model] = {}
@@ -129,6 +131,8 @@ class Prepared:
         """The user's own model, loaded."""
         if self._proto is None:
             self._proto = to_proto(self.model)
+        elif not isinstance(self._proto, onnx.ModelProto):
+            self._proto = self._proto()
         return self._proto
 
     @classmethod

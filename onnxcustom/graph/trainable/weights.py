@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -15,7 +16,7 @@ from onnxcustom.graph.files import training_info
 from onnxcustom.graph.files.io import ModelLike, to_ir, to_proto
 from onnxcustom.graph.preparation.guards import NameOutputsPass
 from onnxcustom.graph.preparation.passes import SeparateOutputsPass
-from onnxcustom.graph.preparation.prepare import structure
+from onnxcustom.graph.preparation.prepare import Prepared, structure
 from onnxcustom.graph.preparation.sites import site_of, tag
 from onnxcustom.graph.preparation.statistics import separated
 from onnxcustom.graph.trainable.finding import trainable_values
@@ -27,13 +28,15 @@ __all__ = [
     "replace_weights",
     "trainable_values",
     "weights",
+    "with_constants",
+    "written",
 ]
 
 
 # -- public functions ------------------------------------------------------------------------
 
 
-def weights(model: ModelLike) -> dict[str, np.ndarray]:
+def weights(model: ModelLike | Prepared) -> dict[str, np.ndarray]:
     """Find what can be trained in a model.
 
     A weight is a floating-point tensor of more than one element, in an initializer or a constant,
@@ -51,7 +54,7 @@ def weights(model: ModelLike) -> dict[str, np.ndarray]:
 
     Parameters
     ----------
-    model : str, path, bytes, file object, onnx.ModelProto or onnx_ir.Model
+    model : str, path, bytes, file object, onnx.ModelProto, onnx_ir.Model or Prepared
         The model in any form.
 
     Returns
@@ -74,9 +77,12 @@ def weights(model: ModelLike) -> dict[str, np.ndarray]:
     w (2, 1)
     b (1,)
     """
-    prepared = to_ir(model)
-    tag(prepared)
-    structure(prepared)
+    if isinstance(model, Prepared):
+        prepared = model.model
+    else:
+        prepared = to_ir(model)
+        tag(prepared)
+        structure(prepared)
     return {_name(v): np.array(_array(v)) for v in trainable_values(prepared)}
 
 
@@ -117,12 +123,12 @@ def replace_weights(model: ModelLike, weights: Mapping[str, np.ndarray]) -> onnx
     return _replace(model, weights)
 
 
-def constants(model: ModelLike, names: Iterable[str]) -> dict[str, np.ndarray]:
+def constants(model: ModelLike | Prepared, names: Iterable[str]) -> dict[str, np.ndarray]:
     """Constant tensors of a model's main graph, weights or not, under the names they have when prepared.
 
     Parameters
     ----------
-    model : str, path, bytes, file object, onnx.ModelProto or onnx_ir.Model
+    model : str, path, bytes, file object, onnx.ModelProto, onnx_ir.Model or Prepared
         The model in any form.
     names : iterable of str
         Which ones.
@@ -140,7 +146,10 @@ def constants(model: ModelLike, names: Iterable[str]) -> dict[str, np.ndarray]:
     names = list(names)
     if not names:
         return {}
-    _, found, known = _located(model)
+    if isinstance(model, Prepared):
+        found, known = _written(model.model)
+    else:
+        _, found, known = _located(model)
     _check_known(names, found, known)
     return {name: np.array(_array(found[name])) for name in names}
 
@@ -148,6 +157,25 @@ def constants(model: ModelLike, names: Iterable[str]) -> dict[str, np.ndarray]:
 def replace_constants(model: ModelLike, tensors: Mapping[str, np.ndarray]) -> onnx.ModelProto:
     """:func:`replace_weights` for any constant tensor, such as the statistics of BatchNormalization."""
     return _replace(model, tensors, every=True)
+
+
+def with_constants(prepared: Prepared, tensors: Mapping[str, np.ndarray]) -> Prepared:
+    """:func:`replace_constants` of a prepared model, which stays prepared.
+
+    Raises
+    ------
+    UnknownNameError, InvalidDataError
+        As for that.
+    """
+    found, known = _written(prepared.model)
+    _check_known(tensors, found, known)
+    arrays = _all_checked(tensors, found, known)
+    made = prepared.take()
+    for name, array in arrays.items():
+        value = made.graph.initializers[name]
+        assert value.dtype is not None
+        value.const_value = ir.Tensor(array, dtype=value.dtype, name=name)
+    return Prepared(made, functools.partial(replace_constants, prepared.proto, arrays))
 
 
 def _replace(model: ModelLike, tensors: Mapping[str, np.ndarray], every: bool = False) -> onnx.ModelProto:
@@ -158,7 +186,7 @@ def _replace(model: ModelLike, tensors: Mapping[str, np.ndarray], every: bool = 
     own, found, known = _located(model)
     floats = (name for name, v in found.items() if is_float(v, unknown=False))
     _check_known(tensors, found if every else floats, known)
-    arrays = {name: _checked(name, array, found[name]) for name, array in tensors.items()}
+    arrays = _all_checked(tensors, found, known)
     apart = separated(next(iter(found.values())).graph, arrays) if arrays else ()
     for value in apart:  # one tensor with one of these in the user's model, but no longer
         found[_name(value)], arrays[_name(value)] = value, np.array(_array(value))
@@ -224,8 +252,18 @@ def _located(model: ModelLike) -> tuple[ir.Model, dict[str, ir.Value], list[str]
     tag(own)
     prepared = own.clone()
     structure(prepared)
+    return own, *_written(prepared)
+
+
+def written(prepared: Prepared) -> list[str]:
+    """Names of the constants of a prepared model that the user's own model has, too."""
+    return list(_written(prepared.model)[0])
+
+
+def _written(prepared: ir.Model) -> tuple[dict[str, ir.Value], list[str]]:
+    """Constants of a model that is prepared which the user's own model has, and which are weights."""
     found = {_name(v): v for v in prepared.graph.initializers.values() if site_of(v) is not None}
-    return own, found, [_name(v) for v in trainable_values(prepared) if _name(v) in found]
+    return found, [_name(v) for v in trainable_values(prepared) if _name(v) in found]
 
 
 def _check_known(names: Iterable[str], found: Iterable[str], weights: Iterable[str]) -> None:
@@ -238,21 +276,31 @@ def _check_known(names: Iterable[str], found: Iterable[str], weights: Iterable[s
         )
 
 
-def _checked(name: str, array: np.ndarray, value: ir.Value) -> np.ndarray:
-    """The new value of a weight, if it fits."""
+def _all_checked(
+    tensors: Mapping[str, np.ndarray], found: Mapping[str, ir.Value], known: Iterable[str]
+) -> dict[str, np.ndarray]:
+    weights = set(known)
+    return {
+        name: _checked(name, array, found[name], "Weight" if name in weights else "Constant")
+        for name, array in tensors.items()
+    }
+
+
+def _checked(name: str, array: np.ndarray, value: ir.Value, what: str) -> np.ndarray:
+    """The new value of a weight or another constant, as `what` says, if it fits."""
     old = value.const_value
     assert old is not None
     new = np.asarray(array)
     dtype, shape = old.dtype.numpy(), tuple(old.shape.numpy())
     if new.dtype != dtype:
         raise InvalidDataError(
-            f"Weight {name!r} is of dtype {dtype}, the new one of {new.dtype}: convert it first."
+            f"{what} {name!r} is of dtype {dtype}, the new one of {new.dtype}: convert it first."
         )
     if new.shape != shape:
-        raise InvalidDataError(f"Weight {name!r} has shape {shape}, the new one {new.shape}.")
+        raise InvalidDataError(f"{what} {name!r} has shape {shape}, the new one {new.shape}.")
     bad = int(new.size - np.isfinite(new).sum())
     if bad:
-        raise InvalidDataError(f"The new weight {name!r} has {bad} values that are NaN or infinite.")
+        raise InvalidDataError(f"The new {what.lower()} {name!r} has {bad} values that are NaN or infinite.")
     return np.array(new)  # the caller's array may change later
 
 
