@@ -148,7 +148,7 @@ def contender(case: str, way: str) -> tuple[Contender, int]:
     def run() -> list[float]:
         return [step.run_batch(values) for _ in range(STEPS)]
 
-    return Contender(run, STEPS, lambda: step.set_weights(first)), len(step._graph(False).model.graph)
+    return Contender(run, STEPS, lambda: step.set_weights(first)), len(step.recipe.graph(False).model.graph)
 
 
 def worker(case: str, way: str) -> None:

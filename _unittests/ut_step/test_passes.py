@@ -50,7 +50,7 @@ def batch(rows: int, sizes: list[int], dtype: Any, seed: int) -> tuple[np.ndarra
 
 
 def operators(step: TrainingStep) -> list[str]:
-    return [node.op_type for node in step._graph(False).model.graph]
+    return [node.op_type for node in step.recipe.graph(False).model.graph]
 
 
 @st.composite
@@ -114,8 +114,8 @@ def test_passes_on_and_off_agree(sizes, activation, loss, penalty, rule, shared,
 def test_descent_is_part_of_the_products(optimizer, products):
     """No gradient of a matrix is written to memory of its own."""
     step = TrainingStep(network([3, 4, 4, 2], "Relu", np.float32, 0), optimizer=optimizer)
-    nodes = list(step._graph(False).model.graph)
-    new = {step._graph(False).weights[f"w{k}"] for k in range(3)}
+    nodes = list(step.recipe.graph(False).model.graph)
+    new = {step.recipe.graph(False).weights[f"w{k}"] for k in range(3)}
     folded = [
         n for n in nodes if n.op_type == "Gemm" and len(n.inputs) == 3 and n.attributes.get_int("transA", 0)
     ]
@@ -128,7 +128,9 @@ def test_a_factor_that_single_precision_lacks_is_not_folded():
     """Attributes are single precision: 0.9 is another number there."""
     step = TrainingStep(network([3, 4, 2], "Relu", np.float64, 0), optimizer=optim.SGD(0.1, momentum=0.9))
     betas = [
-        n.attributes.get_float("beta", 1.0) for n in step._graph(False).model.graph if n.op_type == "Gemm"
+        n.attributes.get_float("beta", 1.0)
+        for n in step.recipe.graph(False).model.graph
+        if n.op_type == "Gemm"
     ]
     assert set(betas) == {1.0}
 
@@ -162,13 +164,13 @@ def test_many_small_weights_cost_one_update(rule):
 @pytest.mark.parametrize("rule", ["LARS", "LAMB", "SGLD"])
 def test_rules_that_look_at_whole_weights_are_not_packed(rule):
     step = TrainingStep(network([3, 3, 3], "Relu", np.float32, 0), optimizer=optim.create(rule))
-    assert not step._graph(False).packs
+    assert not step.recipe.graph(False).packs
 
 
 def test_weights_treated_differently_lie_apart():
     rule = optim.Adam(0.1, wd=0.1, lr_mult={"w1": 2.0})
     step = TrainingStep(network([3, 3, 3, 3], "Relu", np.float32, 0), optimizer=rule)
-    packs = [names for _, names in step._graph(False).packs.values()]
+    packs = [names for _, names in step.recipe.graph(False).packs.values()]
     assert ["w0", "w2"] in packs
     assert ["b0", "b1", "b2"] in packs
     assert not any("w1" in names for names in packs)
@@ -184,7 +186,7 @@ def test_the_graph_handed_out_has_every_weight_and_state():
 
 def test_what_is_packed_is_read_written_and_pickled_by_name():
     one = TrainingStep(network([3, 3, 3], "Relu", np.float64, 0), optimizer="adam")
-    assert one._graph(False).packs
+    assert one.recipe.graph(False).packs
     x, y = batch(4, [3, 3], np.float64, 0)
     one.run(x, y)
     other = pickle.loads(pickle.dumps(one))

@@ -88,7 +88,7 @@ def test_biases_of_a_step_are_as_they_were(mlp_model):
     step = TrainingStep(mlp_model([3, 4, 2]), optimizer=optim.SGD(0.1, momentum=0.5), passes=True)
     shapes = {name: array.shape for name, array in step.weights().items()}
     step.run(np.ones((5, 3), np.float32), np.ones((5, 2), np.float32))
-    assert not [n for n in step._graph(False).model.graph if n.op_type == "ReduceSum"]
+    assert not [n for n in step.recipe.graph(False).model.graph if n.op_type == "ReduceSum"]
     assert {name: array.shape for name, array in step.weights().items()} == shapes
     for name, states in step.state().items():
         assert {array.shape for array in states.values()} == {shapes[name]}

@@ -86,7 +86,7 @@ def test_numbers_of_trained_weights_are_in_the_buffers_only(mlp_model):
     given = {t.name: onnx.numpy_helper.to_array(t) for t in mlp_model([3, 2, 1]).graph.initializer}
     np.testing.assert_array_equal(held["w1"], given["w1"])
     np.testing.assert_array_equal(step.weights()["w0"], given["w0"])
-    for model in (step._graph(False).model, step.recipe.compose(False, lean=False).model):
+    for model in (step.recipe.graph(False).model, step.recipe.compose(False, lean=False).model):
         assert not {"w0", "b0"} & set(model.graph.initializers)
 
 

@@ -75,12 +75,12 @@ def pair(model: onnx.ModelProto, **options: Any) -> list[TrainingStep]:
 
 
 def again(step: TrainingStep) -> list[ir.Node]:
-    return [n for n in step._graph(False).model.graph if (n.name or "").endswith("_again")]
+    return [n for n in step.recipe.graph(False).model.graph if (n.name or "").endswith("_again")]
 
 
 def kept(step: TrainingStep) -> set[str]:
     """What the part of the graph that depends on the expected values reads of the rest."""
-    graph = step._graph(False).model.graph
+    graph = step.recipe.graph(False).model.graph
     late: set[ir.Value] = {v for v in graph.inputs if v.name == "y_expected"}
     read: set[ir.Value] = set()
     for node in graph:
@@ -128,10 +128,10 @@ def test_residual_connections_are_kept():
 
 def test_every_copy_waits_for_a_gradient():
     step, _ = pair(network([["gelu", "norm", "silu"]] * 3, residual=True))
-    late = {v for v in step._graph(False).model.graph.inputs if v.name == "y_expected"}
+    late = {v for v in step.recipe.graph(False).model.graph.inputs if v.name == "y_expected"}
     copies = again(step)
     assert copies
-    for node in step._graph(False).model.graph:
+    for node in step.recipe.graph(False).model.graph:
         if any(v in late for v in node.inputs):
             late.update(node.outputs)
     assert all(set(node.outputs) <= late for node in copies)
@@ -140,7 +140,7 @@ def test_every_copy_waits_for_a_gradient():
 def test_copies_of_a_layer_wait_for_the_gradient_of_that_layer():
     """Those of the first layer come after the product that gives the gradient of the second."""
     step, _ = pair(network([["gelu"]] * 3, residual=False))
-    graph = step._graph(False).model.graph
+    graph = step.recipe.graph(False).model.graph
     behind: dict[ir.Value, set[ir.Node]] = {}
     for node in graph:
         found = {node}.union(*(behind.get(v, set()) for v in node.inputs if v is not None))
@@ -170,13 +170,13 @@ def test_onnxruntime_does_not_merge_them(tmp_path):
 def test_nothing_to_compute_again():
     step, plain = pair(network([[], []], residual=False))
     assert not again(step)
-    assert len(step._graph(False).model.graph) == len(plain._graph(False).model.graph)
+    assert len(step.recipe.graph(False).model.graph) == len(plain.recipe.graph(False).model.graph)
 
 
 def test_masks_are_kept_as_booleans():
     """A mask costs a byte a number, and drawing it again more than any activation."""
     step, _ = pair(network([["drop", "gelu"]], residual=False), dropout="on")
-    values = {v.name: v for n in step._graph(False).model.graph for v in n.outputs}
+    values = {v.name: v for n in step.recipe.graph(False).model.graph for v in n.outputs}
     read = [values[name] for name in kept(step) if name in values]
     assert any(v.dtype == ir.DataType.BOOL for v in read)
     assert not any(n.op_type == "Mod" for n in again(step))

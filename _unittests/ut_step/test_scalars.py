@@ -98,7 +98,7 @@ def test_where_python_raises_and_onnx_does_not(rate, rows, loss):
 @pytest.mark.parametrize("rule", ["Adam", "AdamW", "LAMB", "FTML", "AdaMax"])
 def test_no_arithmetic_of_scalars_is_left(rule, mlp_model):
     step = TrainingStep(mlp_model([3, 2, 1]), optimizer=optim.create(rule), passes=True)
-    graph = step._graph(False)
+    graph = step.recipe.graph(False)
     scalars = {v for v in graph.model.graph.inputs if v.shape is not None and not len(v.shape)}
     for node in graph.model.graph:
         assert not {v for v in node.inputs if v is not None} <= scalars | set(
@@ -110,7 +110,7 @@ def test_the_graph_handed_out_needs_none_of_it(mlp_model):
     step = TrainingStep(mlp_model([3, 2, 1]), optimizer="adam", passes=True)
     operators = [n.op_type for n in step.model.graph.node]
     assert {"Shape", "Pow"} <= set(operators)
-    assert len(operators) > len(step._graph(False).model.graph) + 10
+    assert len(operators) > len(step.recipe.graph(False).model.graph) + 10
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])

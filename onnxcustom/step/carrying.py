@@ -12,7 +12,7 @@ from onnxcustom.graph import constants, weights
 
 from .recipe import Recipe
 from .state import State
-from .targets import Target, divided_as, has_positions
+from .targets import Target, divided_as
 
 __all__ = ["placed", "same_arrays", "taken_over"]
 
@@ -110,7 +110,7 @@ def _divided_as(recipe: Recipe, other: Recipe) -> dict[str, tuple[Target, ...]]:
 
 def _units(recipe: Recipe) -> list[tuple[str, bool]]:
     """Outputs, and whether each is divided by its labels."""
-    return [(t.output, t.counts_positions and has_positions(t)) for t in recipe.targets]
+    return [(t.output, t.counts_labels) for t in recipe.targets]
 
 
 def _warn_of_lost(done: State) -> None:

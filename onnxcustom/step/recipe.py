@@ -48,7 +48,7 @@ from .layout import Layout
 from .modes import ModeSettings, idle_modes
 from .rows import doubtful_rows
 from .step_graph import ComposedStep
-from .targets import Target, has_positions, prediction_tensors, select_targets
+from .targets import Target, prediction_tensors, select_targets
 
 __all__ = ["Recipe", "make_recipe"]
 
@@ -163,6 +163,15 @@ class Recipe:
             if name in tensors and (np.asarray(tensors[name]) < 0).any():
                 raise InvalidDataError(f"The variance {name!r} has negative numbers.")
 
+    @functools.cached_property
+    def settled(self) -> bool:
+        """Whether it is certain which axis of every prediction holds the classes."""
+        return all(target.settled for target in self.targets)
+
+    def output_axis(self, name: str) -> int | None:
+        """Axis of the rows in an output that is predicted, None if it has none."""
+        return self.axes.of(self.predicted.get(name, name), name)
+
     @property
     def ages(self) -> dict[str, int]:
         """The number of updates that were done when a weight joined, for every weight."""
@@ -252,7 +261,7 @@ class Recipe:
         specs = self._specs(list(self.graph().expected.values()))
         made = []
         for target, spec in zip(self.targets, specs, strict=True):
-            weighed = len(specs) == 1 and target.counts_positions and has_positions(target)
+            weighed = len(specs) == 1 and target.counts_labels
             made.append(dataclasses.replace(spec, name=target.output, weighed=weighed))
         return made
 

@@ -22,7 +22,6 @@ __all__ = [
     "Target",
     "divided_as",
     "float_outputs",
-    "has_positions",
     "part_shape",
     "prediction_tensors",
     "select_targets",
@@ -85,6 +84,17 @@ class Target:
     def counts_positions(self) -> bool:
         """Whether it divides by the number of labels, in place of that of rows of the batch."""
         return self.positions and self.loss.counts_positions
+
+    @property
+    def has_positions(self) -> bool:
+        """Whether its labels have axes beside that of the batch."""
+        rank = None if self.shape is None else len(self.shape)
+        return rank is not None and rank - 1 > (0 if self.rows is None else 1)
+
+    @property
+    def counts_labels(self) -> bool:
+        """Whether it is divided by labels of which a row may have several."""
+        return self.counts_positions and self.has_positions
 
     @property
     def curve(self) -> str:
@@ -300,12 +310,6 @@ def _with_class_axis(target: Target, said: int | None) -> Target:
         return target.with_axis(free[0] if free else 1)
     guess = target.with_axis(1 if 1 in free else free[-1])
     return dataclasses.replace(guess, settled=False)
-
-
-def has_positions(target: Target) -> bool:
-    """Whether labels of a target have axes beside that of the batch."""
-    rank = None if target.shape is None else len(target.shape)
-    return rank is not None and rank - 1 > (0 if target.rows is None else 1)
 
 
 def divided_as(targets: Sequence[Target], counted: Mapping[str, bool]) -> list[Target]:

@@ -2,50 +2,31 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import onnx
 
 from onnxcustom._parameters import check_flag, check_number, own_parameters
-from onnxcustom._versioning import check_version, stamp_version
 from onnxcustom.data.blocks import Key
-from onnxcustom.exceptions import ConvergenceError, EvaluationError, InvalidDataError, UnknownNameError
-from onnxcustom.feed.specs import TensorSpec, some_rows
+from onnxcustom.exceptions import InvalidDataError
+from onnxcustom.feed.specs import TensorSpec
 from onnxcustom.feed.validation import as_inputs
-from onnxcustom.gradient.interface import Engine
-from onnxcustom.graph import Prepared, Selection, replace_constants, to_proto
-from onnxcustom.graph.files.feature_names import read_feature_names, write_feature_names
-from onnxcustom.graph.shapes.batch_axis import BatchAxes
-from onnxcustom.optim import BaseLearningRate, select_optimizer
-from onnxcustom.runtime import (
-    Device,
-    ForkLock,
-    options_from,
-    options_state,
-    parse_device,
-    require_runtime,
-    to_ortvalue,
-)
+from onnxcustom.graph import Prepared, Selection
+from onnxcustom.optim import select_optimizer
+from onnxcustom.runtime import parse_device, to_ortvalue
 
-from .carrying import placed, taken_over
-from .checkpoint import COUNT, export_state, import_state
-from .compose import ComposedStep, Phase, Weighted
 from .feeds import Feeds, check_expected, data_axes, feeds_of, settled_by, settled_by_shapes
-from .inference import Forward, loadable, run_in_parts
 from .modes import ModeSettings
-from .older_pickles import as_written_now
-from .program import Program
-from .recipe import Recipe, make_recipe
+from .recipe import make_recipe
 from .state import State
-from .targets import Target, has_positions
+from .stored import StoredStep
+from .targets import Target
 
 __all__ = ["TrainingStep"]
 
 
-class TrainingStep:
+class TrainingStep(StoredStep):
     r"""Forward, loss, penalty, backward and weight update of a model, in one run of one graph.
 
     The objective of a step is :math:`\frac{1}{n} \sum_i w_i \ell_i + penalty` over the n rows of
@@ -162,11 +143,11 @@ class TrainingStep:
             check_number("threads", threads, "[1, inf)", integral=True)
         for name, value in {"sample_weight": sample_weight, "passes": passes, "recompute": recompute}.items():
             check_flag(name, value)
-        self.device: Device = parse_device(device)
+        self.device = parse_device(device)
         self.threads = threads
         self._sess_options = sess_options
         modes = ModeSettings(batch_norm, dropout, seed)
-        self._recipe, first = make_recipe(
+        recipe, first = make_recipe(
             Prepared.of(model),
             own_parameters(loss),
             select_optimizer(optimizer, learning_rate).formula(),
@@ -182,110 +163,7 @@ class TrainingStep:
             weighted=bool(sample_weight),
             host=self.device.type == "cpu",
         )
-        self._forget_sessions()
-        self._state = State.begin(self._recipe, self.device, first)
-        self._optimizer = self._recipe.rule.on(self._state.clock)
-
-    _programs: dict[tuple[Weighted, Phase], Program]
-    _scores: dict[Weighted, Forward]
-    _forward: Forward | None
-    # The program that ran last on a batch.
-    _ran: Program | None
-
-    # -- what it is made of ----------------------------------------------------------------------
-
-    @property
-    def recipe(self) -> Recipe:
-        """What is trained, on what and how."""
-        return self._recipe
-
-    @property
-    def optimizer(self) -> BaseLearningRate:
-        """The update rule, with the clock of this step."""
-        return self._optimizer
-
-    @property
-    def targets(self) -> list[Target]:
-        """Outputs and their losses."""
-        return list(self._recipe.targets)
-
-    @property
-    def engine(self) -> Engine:
-        """The gradient engine."""
-        return self._recipe.engine
-
-    @property
-    def modes(self) -> ModeSettings:
-        """How BatchNormalization and Dropout behave."""
-        return self._recipe.modes
-
-    @property
-    def passes(self) -> bool:
-        """Whether the graph is rewritten to run faster."""
-        return self._recipe.passes
-
-    @property
-    def recompute(self) -> bool:
-        """Whether cheap activations are computed again."""
-        return self._recipe.recompute
-
-    @property
-    def iteration(self) -> int:
-        """Number of weight updates done; may be set, with the state that belongs to it."""
-        return self._state.iteration
-
-    @iteration.setter
-    def iteration(self, value: int) -> None:
-        check_number("iteration", value, COUNT, integral=True)
-        self._state.iteration = int(value)
-
-    @property
-    def skipped(self) -> int:
-        """Number of batches left out because a gradient was not finite (``skip_nonfinite``)."""
-        return self._state.skipped
-
-    @property
-    def pending(self) -> int:
-        """Number of batches whose gradients were accumulated since the last update."""
-        return self._state.pending
-
-    @property
-    def model(self) -> onnx.ModelProto:
-        """The step as one ONNX graph.
-
-        Inputs are the model's own, ``<output>_expected`` for each loss, ``sample_weight`` if
-        there is one, the weights, the optimizer's state, ``learning_rate`` and ``step``. Outputs
-        are the loss, the new weights and the new state. The metadata entry ``onnxcustom.step``
-        says in JSON which is which.
-        """
-        return to_proto(self._recipe.compose(self._recipe.weighted, lean=False).model)
-
-    def batch_axes(self) -> BatchAxes:
-        """Where the rows of inputs and outputs are."""
-        return self._recipe.axes
-
-    def _graph(self, weighted: Weighted | None = None) -> ComposedStep:
-        return self._recipe.graph(weighted)
-
-    def _program(self, weighted: Weighted, phase: Phase) -> Program:
-        if (weighted, phase) not in self._programs:
-            self._check_options()
-            self._programs[weighted, phase] = Program(
-                self._recipe.graph(weighted, phase),
-                self._state,
-                self.scalar_dtype,
-                self.threads,
-                self._sess_options,
-            )
-        return self._programs[weighted, phase]
-
-    def _become(self, recipe: Recipe, state: State) -> None:
-        """Go on with another recipe or state: programs of the old ones are forgotten."""
-        if recipe is self._recipe and state is self._state:
-            return
-        self._recipe, self._state = recipe, state
-        self._optimizer.follow(state.clock)
-        self._forget_sessions()
+        self._set_up(recipe, State.begin(recipe, self.device, first))
 
     # -- training ------------------------------------------------------------------------------
 
@@ -328,39 +206,9 @@ class TrainingStep:
         ConvergenceError
             As for :meth:`run`.
         """
-        state, accumulate = self._state, self._recipe.rule.accumulate
-        clock = state.clock
-        if not clock.is_after(state.iteration):
-            self._set_clock()
-        updating = state.pending + 1 >= accumulate
-        if self._unsettled:
+        if not self._recipe.settled:
             self._retarget(settled_by_shapes(self._recipe, [tuple(v.shape()) for v in values]))
-        program = self._program(self._weighting(values), "update" if updating else "accumulate")
-        units, share = [0], 1.0
-        if accumulate > 1:
-            units = self._counted(program, values)
-            share = self._share(units, program.rows(values))
-        self._ran = program
-        loss = program.run(values, clock.values, clock.t, share)
-        unfit = program.nonfinite() or (state.kept if updating else state.accumulated).unfit()
-        if unfit or not math.isfinite(loss):
-            return self._refuse(loss, unfit)
-        state.statistics.swap()
-        if updating:
-            self._updated(program)
-        else:
-            state.accumulated_batch(units)
-        return loss
-
-    def _updated(self, program: Program) -> None:
-        """Go on to the next step: the program has written new weights."""
-        self._state.updated()
-        program.write_rows()
-        self._state.clock.advance(self._state.iteration)
-
-    def _set_clock(self) -> None:
-        self._check_options()
-        self._state.clock.update(self.iteration)  # a schedule that knows no such step says so
+        return self._runs.batch(values)
 
     def apply_accumulated(self) -> bool:
         """Update the weights by what is accumulated, though it is of fewer batches than ``accumulate`` says.
@@ -375,102 +223,17 @@ class TrainingStep:
         ConvergenceError
             The update is not finite; the weights stay as they were.
         """
-        state = self._state
-        if not state.pending:
-            return False
-        if not state.clock.is_after(state.iteration):
-            self._set_clock()
-        program = self._program(self._recipe.weighted, "apply")
-        program.run([], state.clock.values, state.clock.t, 0.0)
-        unfit = state.kept.unfit()
-        if unfit:
-            self._refuse(None, unfit)
-            state.forget_accumulated()  # left out, as a batch would be
-        else:
-            self._updated(program)
-        return True
+        return self._runs.apply()
 
     @property
     def head_losses(self) -> dict[str, float]:
         """Loss of every output in the last step, by name and without its factor, if several are trained."""
-        return {} if self._ran is None else self._ran.heads()
+        return self._runs.head_losses
 
-    def _weighting(self, values: Sequence[Any]) -> Weighted:
-        """Whether a batch has weights, and of what."""
-        graph = self._graph()
-        more = len(values) - len(graph.inputs) - len(graph.expected)
-        if more not in (0, 1):
-            wanted = [*graph.inputs, *graph.expected.values()]
-            raise InvalidDataError(
-                f"A batch of this step is {len(wanted)} values, {wanted}, and weights of the rows if there "
-                f"are some; {len(values)} were given."
-            )
-        if not more:
-            return False
-        if not any(spec.weighed for spec in self.expected):
-            return True
-        rows = 1 if graph.counted is None else values[graph.counted[0]].shape()[graph.counted[1]]
-        return True if list(values[-1].shape()) == [rows] else "labels"
-
-    def _counted(self, program: Program, values: Sequence[Any]) -> list[int]:
-        """What the loss of every output is divided by in a batch: its labels, or the rows."""
-        rows, first = program.rows(values), len(self.inputs)
-        return [
-            math.prod(values[first + i].shape()) if t.counts_positions and has_positions(t) else rows
-            for i, t in enumerate(self.targets)
-        ]
-
-    def _share(self, units: Sequence[int], rows: int) -> float:
-        """Share of a batch in what is accumulated: one for all outputs, since their gradients are added.
-
-        Raises
-        ------
-        InvalidDataError
-            A batch with other numbers of labels in a row, where outputs differ in that.
-        """
-        state = self._state
-        before = state.pending_units or [0] * len(units)
-        if state.pending and state.pending_units is None:  # from an older version, which counted rows alone
-            rows = units[0] if len(units) == 1 else rows
-            return rows / max(1, state.pending_rows + rows)
-        totals = [p + u for p, u in zip(before, units, strict=True)]
-        for target, unit, total in zip(self.targets, units, totals, strict=True):
-            if unit * totals[0] != units[0] * total:
-                raise InvalidDataError(
-                    f"accumulate adds up batches, and the losses of {self.targets[0].output!r} and "
-                    f"{target.output!r} are means over {units[0]} and {unit} labels or rows in this batch, "
-                    f"{totals[0] - units[0]} and {total - unit} in those before: no factor of the batch is "
-                    "right for both. Pad labels to one length, or use accumulate=1 and larger batches."
-                )
-        return units[0] / max(1, totals[0])
-
-    def _check_options(self) -> None:
-        """The options of the optimizer are part of the graphs: they may not change under them."""
-        if _options(self._optimizer) != _options(self._recipe.rule):
-            raise RuntimeError(
-                f"The options of the optimizer have changed since this step was made: it is now "
-                f"{self.optimizer!r}. Make another TrainingStep with it and let it take_over() this one."
-            )
-
-    def _refuse(self, loss: float | None, unfit: Sequence[str]) -> float:
-        """Leave a step out: an error, or one more skipped. Nothing was changed; without a batch no loss."""
-        if self._recipe.rule.skip_nonfinite:
-            self._state.skipped += 1
-            return math.nan if loss is None else loss
-        rate = self.optimizer.value
-        weights = [name for name in unfit if name in self._recipe.weights] or unfit
-        what = f"the gradient or update of {', '.join(map(repr, weights))} holds NaN or infinity"
-        if loss is None:
-            what = what[0].upper() + what[1:]
-        elif math.isfinite(loss):
-            what = f"The objective is {loss:g}, but {what}"
-        else:
-            what = f"The objective is {loss}"
-        raise ConvergenceError(
-            f"{what} at step {self.optimizer.t} (learning rate {rate:g}); the weights before that step are "
-            "kept. Lower the learning rate, scale the data, clip the gradient, or skip such steps with the "
-            "optimizer's skip_nonfinite=True."
-        )
+    @property
+    def head_units(self) -> dict[str, int]:
+        """What each of :attr:`head_losses` is a mean over: rows of the batch, or labels."""
+        return self._runs.head_units
 
     # -- data ------------------------------------------------------------------------------------
 
@@ -534,24 +297,7 @@ class TrainingStep:
         InvalidDataError
             An output has not as many dimensions as the file declares.
         """
-        size = next((spec.rows for spec in self.inputs if spec.rows is not None), 1)
-        try:
-            feeds = as_inputs(X, self.inputs)
-            found = self.predict({s.name: some_rows(feeds[s.name], s, slice(size)) for s in self.inputs})
-        except (EvaluationError, InvalidDataError):
-            return  # what is wrong is something else
-        for target in self.targets:
-            made = found.get(target.output)
-            if made is None or target.shape is None or target.value != target.output:
-                continue
-            if made.ndim != len(target.shape):
-                raise InvalidDataError(
-                    f"The file declares that output {target.output!r} has the dimensions {target.shape}, but "
-                    f"for {size} of these rows its shape is {made.shape}. Declare it as it is, with "
-                    f"{made.ndim} dimensions (onnx.helper.make_tensor_value_info), and say with "
-                    f"batch_axis={{{target.output!r}: ...}} which of them holds the rows, if that is not the "
-                    "first one."
-                )
+        self._evaluator.check_declared(as_inputs(X, self.inputs))
 
     def settle(self, X: Any, y: Any) -> None:
         """Let the shape of labels decide which axis of a prediction holds the classes, if nothing else does.
@@ -561,12 +307,8 @@ class TrainingStep:
         X, y
             Data as :meth:`run` takes it.
         """
-        if self._unsettled:
+        if not self._recipe.settled:
             self._retarget(settled_by(self._recipe, X, y))
-
-    @property
-    def _unsettled(self) -> bool:
-        return not all(t.settled for t in self._recipe.targets)
 
     def _retarget(self, targets: Sequence[Target]) -> None:
         """Take the losses in another way: the graphs are made again, what is trained stays."""
@@ -581,218 +323,25 @@ class TrainingStep:
         Their mean is the objective of these rows. So where every label counts as a row, the loss of a row is
         the mean over its labels; a model whose outputs are one row for the whole batch has one loss for it.
         """
-        return self._scored(X, y, sample_weight)[0]
+        return self._evaluator.scores(self._feeds(X, y, sample_weight))[0]
 
     def head_scores(self, X: Any, y: Any, sample_weight: Any = None) -> dict[str, np.ndarray]:
         """Loss of every row for every output that is trained, without its factor: shape (n,) each."""
-        found = self._scored(X, y, sample_weight)
+        found = self._evaluator.scores(self._feeds(X, y, sample_weight))
         names = [target.output for target in self.targets]
         return dict(zip(names, found[1:] if len(names) > 1 else found, strict=True))
 
     def penalty(self) -> float:
         """The penalty on the present weights, which every objective contains."""
-        penalties = self._recipe.penalties
-        if not penalties:
-            return 0.0
-        weights, zero = self.weights(), np.zeros((), self.scalar_dtype)
-        terms = [p.penalty_loss(None, zero, weights[name]) for name, p in penalties.items()]
-        return sum(float(term.numpy()) for term in terms)
-
-    def _scored(self, X: Any, y: Any, sample_weight: Any) -> list[np.ndarray]:
-        feeds = self._feeds(X, y, sample_weight)
-        weighted = feeds.weighted
-        with self._lock:
-            if weighted not in self._scores:
-                self._scores[weighted] = Forward(self._recipe.scores(weighted), self.device, self.threads)
-            # The two graphs may call their inputs differently, where a tensor of the model has the name.
-            step, scores = self._graph(weighted), self._scores[weighted]
-        asked = step.batch[len(step.inputs) :]
-        feeds = feeds.renamed(dict(zip(asked, scores.inputs[-len(asked) :], strict=True)))
-        axes = [0] * (1 if len(self.targets) == 1 else 1 + len(self.targets))
-        return run_in_parts(scores, feeds.arrays, feeds.specs, self._state.front(), axes)
+        return self._evaluator.penalty()
 
     def predict(self, X: Any) -> dict[str, np.ndarray]:
         """Floating-point outputs of the model with the present weights, by name.
 
         What a classifier's ZipMap reads stands for the list of dicts it makes of it.
         """
-        with self._lock:
-            forward = self._forward
-            if forward is None:
-                forward = self._forward = Forward(self._recipe.forward(), self.device, self.threads)
-        names = list(self._recipe.predicted)
-        specs = {spec.name: spec for spec in self.inputs}
-        axes = [self.output_axis(name) for name in names]
-        outputs = run_in_parts(forward, as_inputs(X, self.inputs), specs, self._state.front(), axes)
-        return dict(zip(names, outputs, strict=True))
+        return self._evaluator.predict(as_inputs(X, self.inputs))
 
     def output_axis(self, name: str) -> int | None:
         """Axis of the rows in an output that :meth:`predict` gives, None if it has none."""
-        return self._recipe.axes.of(self._recipe.predicted.get(name, name), name)
-
-    # -- weights and state -----------------------------------------------------------------------
-
-    def weights(self) -> dict[str, np.ndarray]:
-        """Copies of the present weights, by name."""
-        return self._state.weights()
-
-    def state(self) -> dict[str, dict[str, np.ndarray]]:
-        """Copies of the optimizer's state: weight name -> state name -> array."""
-        return self._state.of_rule()
-
-    def statistics(self) -> dict[str, np.ndarray]:
-        """Copies of the running statistics that the step updates, by name."""
-        return self._state.running()
-
-    def set_statistics(self, statistics: Mapping[str, np.ndarray]) -> None:
-        """Overwrite running statistics; those that this step does not update become part of its model.
-
-        Raises
-        ------
-        UnknownNameError, InvalidDataError
-            A name that the model does not have or that is trained; an array of another shape or dtype, with
-            NaN, infinity or a negative variance; nothing is changed.
-        """
-        if trained := [name for name in statistics if name in self._recipe.weights]:
-            raise UnknownNameError(f"{trained} are trained weights, not statistics: use set_weights().")
-        self._become(placed(self._recipe, self._state, statistics), self._state)
-
-    def set_weights(self, weights: Mapping[str, np.ndarray]) -> None:
-        """Overwrite some or all weights.
-
-        Raises
-        ------
-        UnknownNameError, InvalidDataError
-            A name that is not trained, or an array of another shape or dtype; nothing is changed.
-        """
-        self._state.set_weights(weights)
-
-    def set_state(self, state: Mapping[str, Mapping[str, np.ndarray]]) -> None:
-        """Overwrite the optimizer's state of some or all weights; errors as :meth:`set_weights`."""
-        self._state.set_of_rule(state, self.optimizer)
-
-    def start_from(self, weights: Mapping[str, np.ndarray]) -> None:
-        """Take over weights of the model, also of those that are not trained here.
-
-        Parameters
-        ----------
-        weights : dict of str to ndarray
-            Some or all of what :func:`onnxcustom.weights` finds in the model.
-        """
-        self._become(placed(self._recipe, self._state, weights), self._state)
-
-    def take_over(self, other: TrainingStep) -> None:
-        """Go on where another step of this model is.
-
-        That is its weights, its statistics and, if the optimizer is the same, its clock and the state
-        of the weights that both train; a weight that joins begins at its own first step. What the other
-        one has accumulated goes on as well if both train the same weights and accumulate alike.
-
-        Raises
-        ------
-        UnknownNameError, InvalidDataError
-            The other one is a step of another model, or none; nothing is changed.
-
-        Warns
-        -----
-        UserWarning
-            Batches that the other one has accumulated are left out.
-        """
-        if not isinstance(other, TrainingStep):
-            raise InvalidDataError(f"take_over() takes a TrainingStep, not {other!r:.60}.")
-        self._become(*taken_over(self._recipe, self._state, other._recipe, other._state))
-
-    def trained_model(self) -> onnx.ModelProto:
-        """The user's model with the present weights and statistics."""
-        recipe, columns = self._recipe, self._recipe.columns
-        tensors = {**recipe.moved, **self.weights(), **self.statistics()}
-        trained = replace_constants(recipe.prepared.proto, tensors)
-        if columns:
-            write_feature_names(trained, {**read_feature_names(trained), **columns})
-        return loadable(trained)
-
-    # -- checkpoints -----------------------------------------------------------------------------
-
-    def state_dict(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Everything that training goes on from, to the same bits: copies, and what JSON can hold.
-
-        Returns
-        -------
-        tuple of (dict of str to ndarray, dict)
-            Tensors: ``weights/<weight>``, ``state/<weight>/<name>``, ``statistics/<name>``,
-            ``accumulated/<weight>``, and ``constants/<name>`` for what :meth:`take_over` has changed
-            of the model beside them. State: the optimizer's clock and the counts of the step.
-        """
-        return export_state(self._recipe, self._state)
-
-    def load_state_dict(self, tensors: Mapping[str, np.ndarray], state: Mapping[str, Any]) -> None:
-        """Go on where a step that was made with the same arguments was.
-
-        The learning rate and the seed of the masks become what they were there.
-
-        Parameters
-        ----------
-        tensors, state
-            What :meth:`state_dict` returned.
-
-        Raises
-        ------
-        CheckpointError
-            What was saved does not fit this step; the message says what differs, and nothing is
-            changed.
-        """
-        self._become(*import_state(self._recipe, self._state, tensors, state))
-        self._optimizer.follow(self._state.clock)
-
-    # -- pickling --------------------------------------------------------------------------------
-
-    def __getstate__(self) -> dict[str, Any]:
-        state = self._state
-        kept = {
-            "recipe": self._recipe,
-            "arrays": state.read(),
-            "counts": (state.iteration, state.skipped, state.pending, state.pending_rows),
-            "units": state.pending_units,
-            "clock": state.clock,
-            "device": self.device,
-            "threads": self.threads,
-            "sess_options": options_state(self._sess_options),
-        }
-        return stamp_version(kept)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        state = check_version(state, self)
-        if "recipe" not in state:
-            state = as_written_now(state)
-        self.device, self.threads = state["device"], state["threads"]
-        self._sess_options = options_from(state["sess_options"], require_runtime().SessionOptions)
-        self._recipe, clock = state["recipe"], state.get("clock")
-        if clock is None:  # from an older version, where the rule had it
-            clock = self._recipe.rule.clock
-            self._recipe = self._recipe.replace(rule=self._recipe.rule.formula())
-        self._forget_sessions()
-        made = self._state = State(self._recipe, self.device, state["arrays"], clock)
-        made.iteration, made.skipped, made.pending, made.pending_rows = state["counts"]
-        made.pending_units = state.get("units")
-        self._optimizer = self._recipe.rule.on(clock)
-
-    def _forget_sessions(self) -> None:
-        self._lock = ForkLock()
-        self._programs = {}
-        self._ran = None
-        self._scores = {}
-        self._forward = None
-
-    def __repr__(self) -> str:
-        targets = ", ".join(map(str, self.targets))
-        axes = {**self.batch_axes().inputs, **{t.output: t.rows for t in self.targets}}
-        return (
-            f"TrainingStep({targets}, optimizer={self.optimizer!r}, weights={len(self._recipe.weights)}, "
-            f"batch_axis={axes}, "
-            f"engine={self.engine.name!r}, device={self.device.name!r}, iteration={self.iteration})"
-        )
-
-
-def _options(optimizer: BaseLearningRate) -> dict[str, Any]:
-    """The options that graphs are made with, as they are now: the learning rate is fed to them."""
-    return {k: v for k, v in optimizer.get_params().items() if k not in ("learning_rate", "eta0")}
+        return self._recipe.output_axis(name)

@@ -1,0 +1,98 @@
+"""Looking at a model in training: predictions, losses and the penalty with the present weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from onnxcustom.exceptions import EvaluationError, InvalidDataError
+from onnxcustom.feed.specs import some_rows
+from onnxcustom.runtime import Device, ForkLock
+
+from .compose import Weighted
+from .feeds import Feeds
+from .inference import Forward, run_in_parts
+from .recipe import Recipe
+from .state import State
+
+__all__ = ["Evaluator"]
+
+
+class Evaluator:
+    """Forward graphs of a recipe on a state, which they leave as it is.
+
+    It may be used from several threads at once.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        What is trained.
+    state : State
+        Its weights and statistics are read.
+    threads : int, optional
+        Threads of onnxruntime.
+    """
+
+    def __init__(self, recipe: Recipe, state: State, threads: int | None) -> None:
+        self.recipe, self.state = recipe, state
+        self._settings: tuple[Device, int | None] = (state.device, threads)
+        self._lock = ForkLock()
+        self._scores: dict[Weighted, Forward] = {}
+        self._predict: list[Forward] = []
+
+    def predict(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Outputs by name, for arrays by input that were checked."""
+        recipe = self.recipe
+        with self._lock:
+            if not self._predict:
+                self._predict.append(Forward(recipe.forward(), *self._settings))
+        names = list(recipe.predicted)
+        specs = {spec.name: spec for spec in recipe.inputs}
+        axes = [recipe.output_axis(name) for name in names]
+        outputs = run_in_parts(self._predict[0], arrays, specs, self.state.front(), axes)
+        return dict(zip(names, outputs, strict=True))
+
+    def scores(self, feeds: Feeds) -> list[np.ndarray]:
+        """Loss of every row, and of every row for every output if there are several."""
+        weighted = feeds.weighted
+        with self._lock:
+            if weighted not in self._scores:
+                self._scores[weighted] = Forward(self.recipe.scores(weighted), *self._settings)
+            # The two graphs may call their inputs differently, where a tensor of the model has the name.
+            step, scores = self.recipe.graph(weighted), self._scores[weighted]
+        asked = step.batch[len(step.inputs) :]
+        feeds = feeds.renamed(dict(zip(asked, scores.inputs[-len(asked) :], strict=True)))
+        several = len(self.recipe.targets)
+        axes = [0] * (1 if several == 1 else 1 + several)
+        return run_in_parts(scores, feeds.arrays, feeds.specs, self.state.front(), axes)
+
+    def penalty(self) -> float:
+        """The penalty on the present weights."""
+        penalties = self.recipe.penalties
+        if not penalties:
+            return 0.0
+        weights, zero = self.state.weights(), np.zeros((), self.recipe.scalar_dtype)
+        terms = [p.penalty_loss(None, zero, weights[name]) for name, p in penalties.items()]
+        return sum(float(term.numpy()) for term in terms)
+
+    def check_declared(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """See :meth:`~onnxcustom.TrainingStep.check_declared`."""
+        recipe = self.recipe
+        size = next((spec.rows for spec in recipe.inputs if spec.rows is not None), 1)
+        try:
+            found = self.predict({s.name: some_rows(arrays[s.name], s, slice(size)) for s in recipe.inputs})
+        except (EvaluationError, InvalidDataError):
+            return  # what is wrong is something else
+        for target in recipe.targets:
+            made = found.get(target.output)
+            if made is None or target.shape is None or target.value != target.output:
+                continue
+            if made.ndim != len(target.shape):
+                raise InvalidDataError(
+                    f"The file declares that output {target.output!r} has the dimensions {target.shape}, but "
+                    f"for {size} of these rows its shape is {made.shape}. Declare it as it is, with "
+                    f"{made.ndim} dimensions (onnx.helper.make_tensor_value_info), and say with "
+                    f"batch_axis={{{target.output!r}: ...}} which of them holds the rows, if that is not the "
+                    "first one."
+                )

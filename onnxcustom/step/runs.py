@@ -1,0 +1,203 @@
+"""Batch after batch: which program runs on one, and what becomes of the state."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from onnxcustom.exceptions import ConvergenceError, InvalidDataError
+from onnxcustom.optim import BaseLearningRate
+
+from .compose import Phase, Weighted
+from .program import Program
+from .recipe import Recipe
+from .state import State
+
+__all__ = ["Runs"]
+
+
+class Runs:
+    """Programs of a recipe on a state, made when they are needed, and what is done with them.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        What is trained.
+    state : State
+        What the programs read and write.
+    rule : BaseLearningRate
+        The recipe's rule with the clock of the state, as users have it.
+    threads : int, optional
+        Threads of onnxruntime.
+    sess_options : onnxruntime.SessionOptions, optional
+        Used as it is.
+    """
+
+    def __init__(
+        self, recipe: Recipe, state: State, rule: BaseLearningRate, threads: int | None, sess_options: Any
+    ) -> None:
+        self.recipe, self.state, self.rule = recipe, state, rule
+        self._settings = (threads, sess_options)
+        self._programs: dict[tuple[Weighted, Phase], Program] = {}
+        # The program that ran last on a batch, and what every loss was a mean over.
+        self._last: tuple[Program, list[int]] | None = None
+
+    def program(self, weighted: Weighted, phase: Phase) -> Program:
+        """A graph of the recipe, compiled."""
+        if (weighted, phase) not in self._programs:
+            self._check_options()
+            graph = self.recipe.graph(weighted, phase)
+            made = Program(graph, self.state, self.recipe.scalar_dtype, *self._settings)
+            self._programs[weighted, phase] = made
+        return self._programs[weighted, phase]
+
+    # -- a batch ---------------------------------------------------------------------------------
+
+    def batch(self, values: Sequence[Any]) -> float:
+        """See :meth:`~onnxcustom.TrainingStep.run_batch`."""
+        state, accumulate = self.state, self.recipe.rule.accumulate
+        clock = self._clock()
+        updating = state.pending + 1 >= accumulate
+        program = self.program(self._weighting(values), "update" if updating else "accumulate")
+        several = accumulate > 1 or len(self.recipe.targets) > 1
+        units = self._units(program, values) if several else []
+        share = self._share(units, program.rows(values)) if accumulate > 1 else 1.0
+        self._last = program, units
+        loss = program.run(values, clock.values, clock.t, share)
+        unfit = program.nonfinite() or (state.kept if updating else state.accumulated).unfit()
+        if unfit or not math.isfinite(loss):
+            return self._refuse(loss, unfit)
+        state.statistics.swap()
+        if updating:
+            self._updated(program)
+        else:
+            state.accumulated_batch(units)
+        return loss
+
+    def apply(self) -> bool:
+        """See :meth:`~onnxcustom.TrainingStep.apply_accumulated`."""
+        state = self.state
+        if not state.pending:
+            return False
+        clock = self._clock()
+        program = self.program(self.recipe.weighted, "apply")
+        program.run([], clock.values, clock.t, 0.0)
+        unfit = state.kept.unfit()
+        if unfit:
+            self._refuse(None, unfit)
+            state.forget_accumulated()  # left out, as a batch would be
+        else:
+            self._updated(program)
+        return True
+
+    @property
+    def head_losses(self) -> dict[str, float]:
+        """Loss of every output in the last batch, by name, if several are trained."""
+        return {} if self._last is None else self._last[0].heads()
+
+    @property
+    def head_units(self) -> dict[str, int]:
+        """Labels or rows that each of them is a mean over."""
+        units = [] if self._last is None else self._last[1]
+        return dict(zip((target.output for target in self.recipe.targets), units, strict=False))
+
+    def _clock(self) -> Any:
+        """The clock of the state, at the step after those that were done."""
+        clock = self.state.clock
+        if not clock.is_after(self.state.iteration):
+            self._check_options()
+            clock.update(self.state.iteration)  # a schedule that knows no such step says so
+        return clock
+
+    def _updated(self, program: Program) -> None:
+        """Go on to the next step: the program has written new weights."""
+        self.state.updated()
+        program.write_rows()
+        self.state.clock.advance(self.state.iteration)
+
+    # -- what a batch is -------------------------------------------------------------------------
+
+    def _weighting(self, values: Sequence[Any]) -> Weighted:
+        """Whether a batch has weights, and of what."""
+        graph = self.recipe.graph()
+        more = len(values) - len(graph.inputs) - len(graph.expected)
+        if not more:
+            return False
+        if more != 1:
+            wanted = [*graph.inputs, *graph.expected.values()]
+            raise InvalidDataError(
+                f"A batch of this step is {len(wanted)} values, {wanted}, and weights of the rows if there "
+                f"are some; {len(values)} were given."
+            )
+        if not any(spec.weighed for spec in self.recipe.expected):
+            return True
+        rows = 1 if graph.counted is None else values[graph.counted[0]].shape()[graph.counted[1]]
+        return True if list(values[-1].shape()) == [rows] else "labels"
+
+    def _units(self, program: Program, values: Sequence[Any]) -> list[int]:
+        """What the loss of every output is divided by in a batch: its labels, or the rows."""
+        rows, first = program.rows(values), len(self.recipe.inputs)
+        return [
+            math.prod(values[first + i].shape()) if target.counts_labels else rows
+            for i, target in enumerate(self.recipe.targets)
+        ]
+
+    def _share(self, units: Sequence[int], rows: int) -> float:
+        """Share of a batch in what is accumulated: one for all outputs, since their gradients are added.
+
+        Raises
+        ------
+        InvalidDataError
+            A batch with other numbers of labels in a row, where outputs differ in that.
+        """
+        state, targets = self.state, self.recipe.targets
+        before = state.pending_units or [0] * len(units)
+        if state.pending and state.pending_units is None:  # from an older version, which counted rows alone
+            rows = units[0] if len(units) == 1 else rows
+            return rows / max(1, state.pending_rows + rows)
+        totals = [p + u for p, u in zip(before, units, strict=True)]
+        for target, unit, total in zip(targets, units, totals, strict=True):
+            if unit * totals[0] != units[0] * total:
+                raise InvalidDataError(
+                    f"accumulate adds up batches, and the losses of {targets[0].output!r} and "
+                    f"{target.output!r} are means over {units[0]} and {unit} labels or rows in this batch, "
+                    f"{totals[0] - units[0]} and {total - unit} in those before: no factor of the batch is "
+                    "right for both. Pad labels to one length, or use accumulate=1 and larger batches."
+                )
+        return units[0] / max(1, totals[0])
+
+    # -- what is not done ------------------------------------------------------------------------
+
+    def _check_options(self) -> None:
+        """The options of the optimizer are part of the graphs: they may not change under them."""
+        if _options(self.rule) != _options(self.recipe.rule):
+            raise RuntimeError(
+                f"The options of the optimizer have changed since this step was made: it is now "
+                f"{self.rule!r}. Make another TrainingStep with it and let it take_over() this one."
+            )
+
+    def _refuse(self, loss: float | None, unfit: Sequence[str]) -> float:
+        """Leave a step out: an error, or one more skipped. Nothing was changed; without a batch no loss."""
+        if self.recipe.rule.skip_nonfinite:
+            self.state.skipped += 1
+            return math.nan if loss is None else loss
+        clock = self.state.clock
+        weights = [name for name in unfit if name in self.recipe.weights] or unfit
+        what = f"the gradient or update of {', '.join(map(repr, weights))} holds NaN or infinity"
+        if loss is None:
+            what = what[0].upper() + what[1:]
+        elif math.isfinite(loss):
+            what = f"The objective is {loss:g}, but {what}"
+        else:
+            what = f"The objective is {loss}"
+        raise ConvergenceError(
+            f"{what} at step {clock.t} (learning rate {clock.values['learning_rate']:g}); the weights before "
+            "that step are kept. Lower the learning rate, scale the data, clip the gradient, or skip such "
+            "steps with the optimizer's skip_nonfinite=True."
+        )
+
+
+def _options(rule: BaseLearningRate) -> Mapping[str, Any]:
+    """The options that graphs are made with: the learning rate is fed to them."""
+    return {k: v for k, v in rule.get_params().items() if k not in ("learning_rate", "eta0")}

@@ -1,0 +1,288 @@
+"""What a training step is made of and what it keeps: read, overwritten, taken over, saved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnxcustom._parameters import check_number
+from onnxcustom._versioning import check_version, stamp_version
+from onnxcustom.exceptions import InvalidDataError, UnknownNameError
+from onnxcustom.gradient.interface import Engine
+from onnxcustom.graph import replace_constants, to_proto
+from onnxcustom.graph.files.feature_names import read_feature_names, write_feature_names
+from onnxcustom.graph.shapes.batch_axis import BatchAxes
+from onnxcustom.optim import BaseLearningRate
+from onnxcustom.runtime import Device, options_from, options_state, require_runtime
+
+from .carrying import placed, taken_over
+from .checkpoint import COUNT, export_state, import_state
+from .evaluator import Evaluator
+from .inference import loadable
+from .modes import ModeSettings
+from .older_pickles import as_written_now
+from .recipe import Recipe
+from .runs import Runs
+from .state import State
+from .targets import Target
+
+__all__ = ["StoredStep"]
+
+
+class StoredStep:
+    """A recipe and a state on a device: the part of a :class:`~onnxcustom.TrainingStep` that runs nothing."""
+
+    device: Device
+    threads: int | None
+    _sess_options: Any
+    _optimizer: BaseLearningRate
+    _recipe: Recipe
+    _state: State
+    _runs: Runs
+    _evaluator: Evaluator
+
+    def _set_up(self, recipe: Recipe, state: State) -> None:
+        """Be these, with no program so far."""
+        self._recipe, self._state = recipe, state
+        self._optimizer = recipe.rule.on(state.clock)
+        self._start_anew()
+
+    def _start_anew(self) -> None:
+        self._runs = Runs(self._recipe, self._state, self._optimizer, self.threads, self._sess_options)
+        self._evaluator = Evaluator(self._recipe, self._state, self.threads)
+
+    def _become(self, recipe: Recipe, state: State) -> None:
+        """Go on with another recipe or state: programs of the old ones are forgotten."""
+        self._optimizer.follow(state.clock)
+        if recipe is self._recipe and state is self._state:
+            return
+        self._recipe, self._state = recipe, state
+        self._start_anew()
+
+    # -- what it is made of ----------------------------------------------------------------------
+
+    @property
+    def recipe(self) -> Recipe:
+        """What is trained, on what and how."""
+        return self._recipe
+
+    @property
+    def optimizer(self) -> BaseLearningRate:
+        """The update rule, with the clock of this step."""
+        return self._optimizer
+
+    @property
+    def targets(self) -> list[Target]:
+        """Outputs and their losses."""
+        return list(self._recipe.targets)
+
+    @property
+    def engine(self) -> Engine:
+        """The gradient engine."""
+        return self._recipe.engine
+
+    @property
+    def modes(self) -> ModeSettings:
+        """How BatchNormalization and Dropout behave."""
+        return self._recipe.modes
+
+    @property
+    def passes(self) -> bool:
+        """Whether the graph is rewritten to run faster."""
+        return self._recipe.passes
+
+    @property
+    def recompute(self) -> bool:
+        """Whether cheap activations are computed again."""
+        return self._recipe.recompute
+
+    @property
+    def iteration(self) -> int:
+        """Number of weight updates done; may be set, with the state that belongs to it."""
+        return self._state.iteration
+
+    @iteration.setter
+    def iteration(self, value: int) -> None:
+        check_number("iteration", value, COUNT, integral=True)
+        self._state.iteration = int(value)
+
+    @property
+    def skipped(self) -> int:
+        """Number of batches left out because a gradient was not finite (``skip_nonfinite``)."""
+        return self._state.skipped
+
+    @property
+    def pending(self) -> int:
+        """Number of batches whose gradients were accumulated since the last update."""
+        return self._state.pending
+
+    @property
+    def model(self) -> onnx.ModelProto:
+        """The step as one ONNX graph.
+
+        Inputs are the model's own, ``<output>_expected`` for each loss, ``sample_weight`` if
+        there is one, the weights, the optimizer's state, ``learning_rate`` and ``step``. Outputs
+        are the loss, the new weights and the new state. The metadata entry ``onnxcustom.step``
+        says in JSON which is which.
+        """
+        return to_proto(self._recipe.compose(self._recipe.weighted, lean=False).model)
+
+    def batch_axes(self) -> BatchAxes:
+        """Where the rows of inputs and outputs are."""
+        return self._recipe.axes
+
+    # -- weights and state -----------------------------------------------------------------------
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """Copies of the present weights, by name."""
+        return self._state.weights()
+
+    def state(self) -> dict[str, dict[str, np.ndarray]]:
+        """Copies of the optimizer's state: weight name -> state name -> array."""
+        return self._state.of_rule()
+
+    def statistics(self) -> dict[str, np.ndarray]:
+        """Copies of the running statistics that the step updates, by name."""
+        return self._state.running()
+
+    def set_statistics(self, statistics: Mapping[str, np.ndarray]) -> None:
+        """Overwrite running statistics; those that this step does not update become part of its model.
+
+        Raises
+        ------
+        UnknownNameError, InvalidDataError
+            A name that the model does not have or that is trained; an array of another shape or dtype, with
+            NaN, infinity or a negative variance; nothing is changed.
+        """
+        if trained := [name for name in statistics if name in self._recipe.weights]:
+            raise UnknownNameError(f"{trained} are trained weights, not statistics: use set_weights().")
+        self._become(placed(self._recipe, self._state, statistics), self._state)
+
+    def set_weights(self, weights: Mapping[str, np.ndarray]) -> None:
+        """Overwrite some or all weights.
+
+        Raises
+        ------
+        UnknownNameError, InvalidDataError
+            A name that is not trained, or an array of another shape or dtype; nothing is changed.
+        """
+        self._state.set_weights(weights)
+
+    def set_state(self, state: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+        """Overwrite the optimizer's state of some or all weights; errors as :meth:`set_weights`."""
+        self._state.set_of_rule(state, self.optimizer)
+
+    def start_from(self, weights: Mapping[str, np.ndarray]) -> None:
+        """Take over weights of the model, also of those that are not trained here.
+
+        Parameters
+        ----------
+        weights : dict of str to ndarray
+            Some or all of what :func:`onnxcustom.weights` finds in the model.
+        """
+        self._become(placed(self._recipe, self._state, weights), self._state)
+
+    def take_over(self, other: StoredStep) -> None:
+        """Go on where another step of this model is.
+
+        That is its weights, its statistics and, if the optimizer is the same, its clock and the state
+        of the weights that both train; a weight that joins begins at its own first step. What the other
+        one has accumulated goes on as well if both train the same weights and accumulate alike.
+
+        Raises
+        ------
+        UnknownNameError, InvalidDataError
+            The other one is a step of another model, or none; nothing is changed.
+
+        Warns
+        -----
+        UserWarning
+            Batches that the other one has accumulated are left out.
+        """
+        if not isinstance(other, StoredStep):
+            raise InvalidDataError(f"take_over() takes a TrainingStep, not {other!r:.60}.")
+        self._become(*taken_over(self._recipe, self._state, other._recipe, other._state))
+
+    def trained_model(self) -> onnx.ModelProto:
+        """The user's model with the present weights and statistics."""
+        recipe, columns = self._recipe, self._recipe.columns
+        tensors = {**recipe.moved, **self.weights(), **self.statistics()}
+        trained = replace_constants(recipe.prepared.proto, tensors)
+        if columns:
+            write_feature_names(trained, {**read_feature_names(trained), **columns})
+        return loadable(trained)
+
+    # -- checkpoints -----------------------------------------------------------------------------
+
+    def state_dict(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Everything that training goes on from, to the same bits: copies, and what JSON can hold.
+
+        Returns
+        -------
+        tuple of (dict of str to ndarray, dict)
+            Tensors: ``weights/<weight>``, ``state/<weight>/<name>``, ``statistics/<name>``,
+            ``accumulated/<weight>``, and ``constants/<name>`` for what :meth:`take_over` has changed
+            of the model beside them. State: the optimizer's clock and the counts of the step.
+        """
+        return export_state(self._recipe, self._state)
+
+    def load_state_dict(self, tensors: Mapping[str, np.ndarray], state: Mapping[str, Any]) -> None:
+        """Go on where a step that was made with the same arguments was.
+
+        The learning rate and the seed of the masks become what they were there.
+
+        Parameters
+        ----------
+        tensors, state
+            What :meth:`state_dict` returned.
+
+        Raises
+        ------
+        CheckpointError
+            What was saved does not fit this step; the message says what differs, and nothing is
+            changed.
+        """
+        self._become(*import_state(self._recipe, self._state, tensors, state))
+
+    # -- pickling --------------------------------------------------------------------------------
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self._state
+        kept = {
+            "recipe": self._recipe,
+            "arrays": state.read(),
+            "counts": (state.iteration, state.skipped, state.pending, state.pending_rows),
+            "units": state.pending_units,
+            "clock": state.clock,
+            "device": self.device,
+            "threads": self.threads,
+            "sess_options": options_state(self._sess_options),
+        }
+        return stamp_version(kept)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        state = check_version(state, self)
+        if "recipe" not in state:
+            state = as_written_now(state)
+        self.device, self.threads = state["device"], state["threads"]
+        self._sess_options = options_from(state["sess_options"], require_runtime().SessionOptions)
+        recipe, clock = state["recipe"], state.get("clock")
+        if clock is None:  # from an older version, where the rule had it
+            clock = recipe.rule.clock
+            recipe = recipe.replace(rule=recipe.rule.formula())
+        made = State(recipe, self.device, state["arrays"], clock)
+        made.iteration, made.skipped, made.pending, made.pending_rows = state["counts"]
+        made.pending_units = state.get("units")
+        self._set_up(recipe, made)
+
+    def __repr__(self) -> str:
+        targets = ", ".join(map(str, self.targets))
+        axes = {**self.batch_axes().inputs, **{t.output: t.rows for t in self.targets}}
+        return (
+            f"TrainingStep({targets}, optimizer={self.optimizer!r}, weights={len(self._recipe.weights)}, "
+            f"batch_axis={axes}, "
+            f"engine={self.engine.name!r}, device={self.device.name!r}, iteration={self.iteration})"
+        )
