@@ -10,7 +10,13 @@ import onnx
 import pytest
 
 from onnxcustom import TrainingStep
-from onnxcustom.exceptions import CheckpointError, InvalidDataError, OnnxCustomError, UnknownNameError
+from onnxcustom.exceptions import (
+    CheckpointError,
+    InvalidDataError,
+    InvalidParameterError,
+    OnnxCustomError,
+    UnknownNameError,
+)
 from onnxcustom.optim import SGD, Adam
 
 pytest.importorskip("onnxruntime")
@@ -43,7 +49,11 @@ BAD: dict[str, tuple[Callable[[TrainingStep], Any], Any, str]] = {
     "no state": (lambda s: s.load_state_dict(s.state_dict()[0], None), CheckpointError, "not None"),  # type: ignore[arg-type]
     "no batch": (lambda s: s.run_batch([]), InvalidDataError, r"2 values, \['x', 'y_expected'\]"),
     "half a batch": (lambda s: s.run_batch([X]), InvalidDataError, "1 were given"),
-    "iteration": (lambda s: setattr(s, "iteration", "a"), TypeError, "iteration must be an integer"),
+    "iteration": (
+        lambda s: setattr(s, "iteration", "a"),
+        InvalidParameterError,
+        "iteration must be an integer",
+    ),
     "iteration -1": (lambda s: setattr(s, "iteration", -1), ValueError, r"iteration must be in \[0"),
     "variance": (
         lambda s: s.set_statistics({"v": np.float32([1, -1])}),
@@ -71,13 +81,13 @@ def test_refused_and_nothing_is_changed(name: str, mode: str) -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"threads": "2"}, TypeError, "threads must be an integer"),
-        ({"threads": 1.5}, TypeError, "threads must be an integer"),
-        ({"threads": 0}, ValueError, "threads must be in"),
-        ({"seed": "a"}, TypeError, "seed must be an integer"),
-        ({"seed": 2**70}, ValueError, "seed must be in"),
-        ({"loss_weights": 2.0}, InvalidDataError, "loss_weights must be factors by the name"),
-        ({"loss_weights": [("y", 2.0)]}, InvalidDataError, "loss_weights must be factors by the name"),
+        ({"threads": "2"}, InvalidParameterError, "threads must be an integer"),
+        ({"threads": 1.5}, InvalidParameterError, "threads must be an integer"),
+        ({"threads": 0}, InvalidParameterError, "threads must be in"),
+        ({"seed": "a"}, InvalidParameterError, "seed must be an integer"),
+        ({"seed": 2**70}, InvalidParameterError, "seed must be in"),
+        ({"loss_weights": 2.0}, InvalidParameterError, "loss_weights must be factors by the name"),
+        ({"loss_weights": [("y", 2.0)]}, InvalidParameterError, "loss_weights must be factors by the name"),
     ],
 )
 def test_arguments_that_cannot_be(options: dict[str, Any], error: type, message: str) -> None:

@@ -173,7 +173,7 @@ def select_targets(
     names = [v.name for v in model.graph.outputs]
     losses = dict(loss) if isinstance(loss, Mapping) else {_default_output(model): loss}
     if not isinstance(loss_weights or {}, Mapping):
-        raise InvalidDataError(
+        raise InvalidParameterError(
             f"loss_weights must be factors by the name of an output, not {loss_weights!r}."
         )
     factors = {name: _factor(name, value) for name, value in (loss_weights or {}).items()}
