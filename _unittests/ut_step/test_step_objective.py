@@ -22,6 +22,7 @@ from onnxcustom.objective import (
 )
 from onnxcustom.optim import create, rule_names
 from onnxcustom.step.training_step import TrainingStep
+from onnxcustom.training.run import Run
 
 ort = pytest.importorskip("onnxruntime")
 
@@ -321,3 +322,28 @@ def test_classes_on_the_last_axis(tokens):
     slopes = gradient(lambda w: rows(w).sum() / 5, before)
     assert step.run(X, y) == pytest.approx(rows(before).sum() / 5)
     np.testing.assert_allclose(before["w"] - step.weights()["w"], slopes["w"], rtol=1e-6, atol=1e-8)
+
+
+def test_the_mean_loss_of_an_output_is_over_its_own_labels():
+    """Batches of sentences of two lengths: by tokens where tokens count, by rows where rows do."""
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 18]> g (float[N, T, 3] x) => (float[N, T, 2] p, float[N, 1] q)
+        <float[3, 2] w = {1, 0, 0, 1, 1, 1}, float[3, 1] v = {1, 2, 1}, int64[1] one = {1}> {
+            p = MatMul(x, w) m = ReduceMean<keepdims = 0>(x, one) q = MatMul(m, v) }"""
+    )
+    rng = np.random.default_rng(0)
+    losses = {"p": "cross_entropy", "q": "squared_error"}
+    step, run = TrainingStep(model, losses, learning_rate=0.0), Run(*[None] * 7)
+    tokens, rows = [], []
+    for n, length in ((4, 3), (3, 5)):
+        x = rng.normal(size=(n, length, 3)).astype(np.float32)
+        labels, values = rng.integers(0, 2, (n, length)), rng.normal(size=(n, 1)).astype(np.float32)
+        step.run(x, {"p": labels, "q": values})
+        assert step.head_units == {"p": n * length, "q": n}
+        run.add_heads(step.head_losses, step.head_units)
+        found = step.predict(x)
+        scores = found["p"] - np.log(np.exp(found["p"]).sum(-1, keepdims=True))
+        tokens += [-np.take_along_axis(scores, labels[..., None], -1).ravel()]
+        rows += [0.5 * (found["q"] - values).ravel() ** 2]
+    means = {"p": np.concatenate(tokens).mean(), "q": np.concatenate(rows).mean()}
+    assert run.head_losses == pytest.approx(means, rel=1e-5)

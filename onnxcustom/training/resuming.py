@@ -71,6 +71,9 @@ def checked(saved: Saved | None) -> Saved | None:
         heads = position.get("heads", {})
         if not isinstance(heads, Mapping) or not all(isinstance(n, (int, float)) for n in heads.values()):
             wrong.append("position/heads")
+        units = position.get("head_units", {})
+        if not isinstance(units, Mapping) or not all(is_count(n) for n in units.values()):
+            wrong.append("position/head_units")
         wrong += [] if isinstance(position.get("head_rows", 0), (int, float)) else ["position/head_rows"]
     wrong += [] if _is_history(saved.state.get("history"), saved.state.get("n_iter")) else ["history"]
     wrong += [] if _are_callbacks(saved.state.get("callbacks")) else ["callbacks"]
@@ -133,7 +136,7 @@ def capture(trainer: Training, run: Run) -> tuple[dict[str, np.ndarray], dict[st
             "total": run.total,
             "rows": run.rows,
             "heads": dict(run.heads),
-            "head_rows": run.head_rows,
+            "head_units": dict(run.head_units),
         },
         "stopped": run.stop_reason if run.final else None,
         "stopped_by": run.stopped_by,
@@ -178,7 +181,9 @@ def restore(saved: Saved, step: TrainingStep, run: Run) -> None:
     step.load_state_dict(tensors, state["step"])
     position = state["position"]
     run.batches, run.total, run.rows = position["batches"], position["total"], position["rows"]
-    run.heads, run.head_rows = dict(position.get("heads", {})), position.get("head_rows", 0)
+    run.heads = dict(position.get("heads", {}))
+    rows = position.get("head_rows", 0)  # of older versions, in place of the units of each
+    run.head_units = {**dict.fromkeys(run.heads, rows), **position.get("head_units", {})}
     run.resumed = True
     by = state.get("stopped_by")
     if state.get("stopped") is not None and (

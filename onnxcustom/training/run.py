@@ -78,7 +78,7 @@ class Run:
         Batches done in the present epoch.
     total, rows : float, int
         Sum of rows times objective over them, and their number.
-    heads, head_rows : dict of str to float, int
+    heads, head_units : dict of str to float, dict of str to int
         The same sum for the loss of every output, if several are trained, and the rows in it.
     sample_weight, sample_weight_val : array_like, optional
         Weights of the rows of training and validation data, as they were given.
@@ -122,7 +122,7 @@ class Run:
     total: float = 0.0
     rows: int = 0
     heads: dict[str, float] = field(default_factory=dict)
-    head_rows: int = 0
+    head_units: dict[str, int] = field(default_factory=dict)
     sample_weight: Any = None
     sample_weight_val: Any = None
     cut: bool = False
@@ -156,18 +156,18 @@ class Run:
     def begin_epoch(self) -> None:
         """Forget the position in the epoch that is through."""
         self.batches, self.total, self.rows = 0, 0.0, 0
-        self.heads, self.head_rows = {}, 0
+        self.heads, self.head_units = {}, {}
 
-    def add_heads(self, losses: Mapping[str, float], rows: int) -> None:
-        """Take in the losses of a batch by output."""
-        self.head_rows += rows
+    def add_heads(self, losses: Mapping[str, float], units: Mapping[str, int]) -> None:
+        """Take in the losses of a batch by output, each a mean over so many rows or labels."""
         for name, loss in losses.items():
-            self.heads[name] = self.heads.get(name, 0.0) + rows * loss
+            self.heads[name] = self.heads.get(name, 0.0) + units[name] * loss
+            self.head_units[name] = self.head_units.get(name, 0) + units[name]
 
     @property
     def head_losses(self) -> dict[str, float]:
-        """Mean loss of every output over the rows of the epoch so far, if several are trained."""
-        return {name: total / self.head_rows for name, total in self.heads.items()}
+        """Mean loss of every output over its rows or labels of the epoch so far, if several are trained."""
+        return {name: total / self.head_units[name] for name, total in self.heads.items()}
 
 
 @contextlib.contextmanager

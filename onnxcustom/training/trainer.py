@@ -271,7 +271,7 @@ class Trainer(Beginning):
             if math.isfinite(loss):  # else the step was skipped
                 total, rows = total + batch.rows * loss, rows + batch.rows
                 if several:
-                    run.add_heads(self.step_.head_losses, batch.rows)
+                    run.add_heads(self.step_.head_losses, self.step_.head_units)
             if observed:
                 run.batches, run.total, run.rows = batches, total, rows
                 run.callbacks.end_batch(self, lent, loss)
