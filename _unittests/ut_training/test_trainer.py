@@ -15,6 +15,7 @@ from onnxcustom.exceptions import CheckpointError, ConvergenceError, OnnxCustomE
 from onnxcustom.graph import weights
 from onnxcustom.optim import LearningRateSGD, LearningRateSGDNesterov, create
 from onnxcustom.step.training_step import TrainingStep
+from onnxcustom.training.callbacks import Callback
 from onnxcustom.training.estimators import OnnxClassifier, OnnxRegressor
 
 pytest.importorskip("onnxruntime")
@@ -557,3 +558,20 @@ def test_a_failing_user_does_not_break_the_estimator(make):
     assert reg.n_iter_ == 1
     assert np.isfinite(reg.predict(X)).all()
     assert list(reg.weights_) == ["w0", "b0", "w1", "b1"]
+
+
+def test_a_rate_set_for_a_training_that_never_began_is_forgotten(make):
+    class Unwilling(Callback):
+        def on_train_begin(self, trainer):
+            raise KeyError("not today")
+
+    X, y = data()
+    options = {"optimizer": "adam", "warm_start": True, "max_iter": 2}
+    net, twin = make(**options).fit(X, y), make(**options).fit(X, y)
+    net.set_params(learning_rate=0.5, callbacks=Unwilling())
+    for call in (net.fit, net.partial_fit):
+        with pytest.raises(KeyError):
+            call(X, y)
+    assert net.step_.optimizer.value == twin.step_.optimizer.value
+    net.set_params(learning_rate=twin.learning_rate, callbacks=None)
+    same(net.fit(X, y), twin.fit(X, y))

@@ -7,6 +7,7 @@ change.
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import math
 from collections.abc import Iterator
@@ -160,7 +161,8 @@ class Trainer(Beginning):
         self._check_flags()
         plan = epochs if isinstance(epochs, Plan) else Plan(epochs)
         begun = self._begin(given, plan, classes)
-        before = self._results()
+        before, rule = self._results(), begun.step.optimizer
+        clock, rate = copy.copy(rule.clock), rule.learning_rate
         self._adopt(begun, plan)
         run, done = begun.run, begun.step.iteration
         run.rate = run.rate or begun.step.optimizer.make_schedule()
@@ -172,6 +174,8 @@ class Trainer(Beginning):
             unfit = isinstance(exc, (EvaluationError, InvalidDataError)) and begun.step.iteration == done
             if unfit or not run.begun:
                 self._replace_results(before)
+                rule.use_rate(rate)  # another one may have been set, for the training that never was
+                rule.clock.become(clock)
             raise
         return self
 
