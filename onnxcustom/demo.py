@@ -21,7 +21,6 @@ from sklearn.metrics import accuracy_score, log_loss, mean_squared_error, r2_sco
 from sklearn.model_selection import train_test_split
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.preprocessing import StandardScaler
-from sklearn.utils.class_weight import compute_sample_weight
 
 from onnxcustom.exceptions import MissingPackageError
 from onnxcustom.graph import save
@@ -47,8 +46,10 @@ class Comparison:
         Names of the two measures.
     before, trained, reference : tuple of float
         The measures of the model as scikit-learn left it, after our epochs, after scikit-learn's.
+    rows : int
+        How many rows that is.
     loss_name : str
-        What the curves show.
+        What the curves show: of these rows, too, but for that of training.
     curves : dict of str to dict of str to list of float
         The history of each contender, with an epoch 0 before training; nan where nothing was measured.
     estimator : OnnxClassifier or OnnxRegressor
@@ -60,26 +61,70 @@ class Comparison:
     before: tuple[float, float]
     trained: tuple[float, float]
     reference: tuple[float, float]
+    rows: int
     loss_name: str
     curves: dict[str, dict[str, list[float]]]
     estimator: Any
 
     def __str__(self) -> str:
         rows = {"before": self.before, "onnxcustom": self.trained, "scikit-learn": self.reference}
-        lines = [self.title, f"{'':16}{self.measures[0]:>10}{self.measures[1]:>10}"]
-        lines += [f"  {name:14}{a:10.3f}{b:10.3f}" for name, (a, b) in rows.items()]
+        held = f"  on {self.rows} rows held out"
+        lines = [self.title, f"{held:26}{self.measures[0]:>10}{self.measures[1]:>10}"]
+        lines += [f"  {name:24}{a:10.3f}{b:10.3f}" for name, (a, b) in rows.items()]
         return "\n".join(lines)
 
 
+def _split(X: np.ndarray, y: np.ndarray, labels: np.ndarray | None = None) -> list[np.ndarray]:
+    """Rows to train on and rows to compare on: X, X held out, y, y held out."""
+    return train_test_split(X, y, test_size=0.25, stratify=labels, random_state=0)
+
+
 def _go_on(
-    model: Any, epochs: int, X: np.ndarray, y: np.ndarray, loss: Callable[[Any], float]
-) -> list[float]:
-    """Train a scikit-learn model further, in place; the loss before and after each epoch."""
-    losses = [loss(model)]
-    for _ in range(epochs):
-        model.partial_fit(X, y)
-        losses.append(loss(model))
-    return losses
+    start: Any,
+    model: Any,
+    data: list[np.ndarray],
+    scores: Callable[[Any], tuple[float, float]],
+    loss: Callable[[tuple[float, float]], float],
+    **words: Any,
+) -> Comparison:
+    """Train an ONNX model, and the scikit-learn model that it comes from, for as many epochs.
+
+    Parameters
+    ----------
+    start : estimator
+        The model of scikit-learn; it is left as it is.
+    model : OnnxClassifier or OnnxRegressor
+        It in ONNX.
+    data : list of ndarray
+        As :func:`_split` returns it.
+    scores : callable
+        The two measures of an estimator on the rows held out.
+    loss : callable
+        Makes of these the loss that is drawn.
+    **words
+        The other attributes of the comparison.
+    """
+    X, X_held, y, y_held = data
+    model.fit(X, y, X_val=X_held, y_val=y_held)
+    before, reference = scores(start), copy.deepcopy(start)
+    losses = [loss(before)]
+    for _ in range(model.max_iter):
+        reference.partial_fit(X, y)
+        losses.append(loss(scores(reference)))
+    epochs, history = list(map(float, range(len(losses)))), model.history_
+    ours = {"loss": [np.nan, *history["loss"]], "val_loss": [losses[0], *history["val_loss"]]}
+    return Comparison(
+        before=before,
+        trained=scores(model),
+        reference=scores(reference),
+        rows=len(y_held),
+        curves={
+            "onnxcustom": {"epoch": epochs, **ours},
+            "scikit-learn": {"epoch": epochs, "val_loss": losses},
+        },
+        estimator=model,
+        **words,
+    )
 
 
 def train_digits(epochs: int = 30, verbose: int = 0) -> Comparison:
@@ -98,51 +143,33 @@ def train_digits(epochs: int = 30, verbose: int = 0) -> Comparison:
         Accuracy and log-loss on 450 held-out rows.
     """
     X, y = load_digits(return_X_y=True)
-    X = (X / 16).astype(np.float32)
-    X_train, X_test, y_train, y_test = train_test_split(X, y, test_size=0.25, stratify=y, random_state=0)
-    X_train, X_val, y_train, y_val = train_test_split(
-        X_train, y_train, test_size=0.15, stratify=y_train, random_state=0
-    )
-
+    data = _split((X / 16).astype(np.float32), y, y)
     start = MLPClassifier(
-        hidden_layer_sizes=(64,),
-        solver="sgd",
-        learning_rate_init=0.01,
-        batch_size=32,
-        alpha=0,
-        random_state=0,
+        (64,), solver="sgd", learning_rate_init=0.01, batch_size=32, alpha=0, random_state=0
     )
     for _ in range(2):
-        start.partial_fit(X_train, y_train, classes=np.unique(y))
-
+        start.partial_fit(data[0], data[2], classes=np.unique(y))
     model = OnnxClassifier(
-        to_onnx(start, X[:1], options={"zipmap": False}),
+        to_onnx(start, data[0][:1], options={"zipmap": False}),
         optimizer=NAG(0.01, momentum=0.9),
         batch_size=32,
         max_iter=epochs,
         random_state=0,
         verbose=verbose,
     )
-    weight = compute_sample_weight("balanced", y_train).astype(np.float32)
-    model.fit(X_train, y_train, sample_weight=weight, X_val=X_val, y_val=y_val)
-
-    reference = copy.deepcopy(start)
-    reference_losses = _go_on(
-        reference, epochs, X_train, y_train, lambda m: log_loss(y_val, m.predict_proba(X_val))
-    )
 
     def scores(m: Any) -> tuple[float, float]:
-        return accuracy_score(y_test, m.predict(X_test)), log_loss(y_test, m.predict_proba(X_test))
+        return accuracy_score(data[3], m.predict(data[1])), log_loss(data[3], m.predict_proba(data[1]))
 
-    return Comparison(
+    return _go_on(
+        start,
+        model,
+        data,
+        scores,
+        lambda found: found[1],
         title=f"Digits: MLPClassifier(64), 2 epochs of scikit-learn, then {epochs} more",
         measures=("accuracy", "log-loss"),
-        before=scores(start),
-        trained=scores(model),
-        reference=scores(reference),
         loss_name="log-loss",
-        curves=_curves(model, reference_losses),
-        estimator=model,
     )
 
 
@@ -163,9 +190,7 @@ def train_diabetes(epochs: int = 40, verbose: int = 0) -> Comparison:
     """
     X, y = load_diabetes(return_X_y=True)
     X = StandardScaler().fit_transform(X).astype(np.float32)
-    y = ((y - y.mean()) / y.std()).astype(np.float32)
-    X_train, X_test, y_train, y_test = train_test_split(X, y, test_size=0.25, random_state=0)
-
+    data = _split(X, ((y - y.mean()) / y.std()).astype(np.float32))
     start = MLPRegressor(
         hidden_layer_sizes=(16,),
         solver="sgd",
@@ -175,46 +200,30 @@ def train_diabetes(epochs: int = 40, verbose: int = 0) -> Comparison:
         random_state=0,
     )
     for _ in range(2):
-        start.partial_fit(X_train, y_train)
-
+        start.partial_fit(data[0], data[2])
     model = OnnxRegressor(
-        to_onnx(start, X[:1]),
+        to_onnx(start, data[0][:1]),
         optimizer=NAG(0.0005, momentum=0.9),
         batch_size=16,
         max_iter=epochs,
         random_state=0,
         verbose=verbose,
     )
-    model.fit(X_train, y_train, X_val=X_test, y_val=y_test)
-
-    def half_squared_error(m: Any) -> float:
-        return mean_squared_error(y_test, m.predict(X_test)) / 2
-
-    reference = copy.deepcopy(start)
-    reference_losses = _go_on(reference, epochs, X_train, y_train, half_squared_error)
 
     def scores(m: Any) -> tuple[float, float]:
-        predicted = np.ravel(m.predict(X_test))
-        return r2_score(y_test, predicted), mean_squared_error(y_test, predicted)
+        predicted = np.ravel(m.predict(data[1]))
+        return r2_score(data[3], predicted), mean_squared_error(data[3], predicted)
 
-    return Comparison(
+    return _go_on(
+        start,
+        model,
+        data,
+        scores,
+        lambda found: found[1] / 2,
         title=f"Diabetes: MLPRegressor(16), 2 epochs of scikit-learn, then {epochs} more",
         measures=("R²", "MSE"),
-        before=scores(start),
-        trained=scores(model),
-        reference=scores(reference),
-        loss_name="½ squared error",
-        curves=_curves(model, reference_losses),
-        estimator=model,
+        loss_name="MSE / 2",
     )
-
-
-def _curves(model: Any, reference: list[float]) -> dict[str, dict[str, list[float]]]:
-    """Both contenders from the epoch before training on, where they are the same."""
-    epochs = list(map(float, range(len(reference))))
-    losses = {key: model.history_[key] for key in ("loss", "val_loss")}
-    ours = {"loss": [np.nan, *losses["loss"]], "val_loss": [reference[0], *losses["val_loss"]]}
-    return {"onnxcustom": {"epoch": epochs, **ours}, "scikit-learn": {"epoch": epochs, "val_loss": reference}}
 
 
 def _plot(parts: list[Comparison], path: Path) -> bool:
@@ -270,7 +279,7 @@ def run_demo(output: str | Path = ".", quiet: bool = False) -> list[Comparison]:
     echo(f"{trained}: the trained model")
     echo(f"{step}: one training step as an ONNX graph")
     if _plot(parts, loss):
-        echo(f"{loss}: the loss after each epoch")
+        echo(f"{loss}: the loss after each epoch, on the rows held out (dashed) and in training (solid)")
     else:
         echo(f"{loss}: not drawn, matplotlib is missing (python -m pip install matplotlib)")
     return parts

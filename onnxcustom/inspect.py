@@ -6,7 +6,7 @@ The data is that of :func:`onnxcustom.gradient_report`; here it becomes text of 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import onnx_ir as ir
@@ -23,7 +23,9 @@ __all__ = ["describe", "inspect_model", "loss_lines"]
 _SHOWN = 3  # nodes named in one line
 
 
-def inspect_model(path: Path | str, engine: str = "auto", width: int = 100) -> tuple[str, bool]:
+def inspect_model(
+    path: Path | str, engine: str = "auto", width: int = 100, worded: Callable[[str], str] = str
+) -> tuple[str, bool]:
     """Describe how a model would be trained.
 
     Parameters
@@ -34,6 +36,8 @@ def inspect_model(path: Path | str, engine: str = "auto", width: int = 100) -> t
         The engine whose answers are wanted.
     width : int, default=100
         Columns of the text, 60 at least.
+    worded : callable, optional
+        Makes of a warning that names parameters what the user can type.
 
     Returns
     -------
@@ -50,7 +54,7 @@ def inspect_model(path: Path | str, engine: str = "auto", width: int = 100) -> t
     levels = {name: layer.level for layer in layers_of(prepared.model) for name in layer.weights}
     axes, tensors = BatchAxes(prepared.model), prediction_tensors(prepared.model)
     doubt = doubtful_rows(axes, tensors)
-    rows = [*row_lines(axes, tensors), *([] if doubt is None else [f"Warning: {doubt}"])]
+    rows = [*row_lines(axes, tensors), *([] if doubt is None else [f"Warning: {worded(doubt)}"])]
     text = describe(report, width, levels, loss_lines(prepared.model), rows)
     return f"{Path(path).name}\n\n{text}", report.trainable
 

@@ -6,8 +6,11 @@ import errno
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import click
+import numpy as np
+import onnx.parser
 import pytest
 from click.testing import CliRunner
 
@@ -84,6 +87,15 @@ def test_one_line_is_safe_to_print() -> None:
         ("validation_fraction holds rows out", "--validation holds rows out"),
         ("column 'max_iter' is text", "column 'max_iter' is text"),
         ("my_max_iter, a=columns", "my_max_iter, a=columns"),
+        ("say batch_axis={'x': ...}.", "say --batch-axis x=...."),
+        ("batch_axis={'a=b': 1, 'c': None} says so", "--batch-axis a=b=1 --batch-axis c=none says so"),
+        ("batch_axis of 'x' is 5", "--batch-axis of 'x' is 5"),
+        ("Use batch_norm='frozen'.", "Use --batch-norm frozen."),
+        ("shuffle=True accepts, shuffle=False keeps", "--shuffle accepts, --no-shuffle keeps"),
+        ("output, as loss={'p': 'log_loss'}.", "output, as --output-name p --loss log_loss."),
+        ("weights_to_train=['a', 'b'] leaves", "--weights a,b leaves"),
+        ("class_weight='balanced' is", "--class-weight balanced is"),
+        ("loss=0.5, columns={x}", "--loss 0.5, --columns {x}"),
     ],
 )
 def test_parameters_are_called_as_the_options_are(text: str, wanted: str) -> None:
@@ -150,6 +162,24 @@ def test_warnings_are_lines() -> None:
     result = CliRunner().invoke(program(action), ["act"])
     assert result.stderr == "Warning: mind the gap\n"
     assert warnings.showwarning is before
+
+
+def test_warnings_name_options(tmp_path, monkeypatch, command) -> None:
+    """Of the rows in doubt: what to type, and typing it ends the doubt."""
+    monkeypatch.chdir(tmp_path)
+    text = """<ir_version: 8, opset_import: ["": 17]> g (float[T, N, 2] x) => (float[N, 1] y)
+        <float[2, 1] w = {0.5, 0.25}> {
+            first = Constant <value_int = 0> ()  s = Gather <axis = 0> (x, first)  y = MatMul(s, w) }"""
+    Path("m.onnx").write_bytes(onnx.parser.parse_model(text).SerializeToString())
+    np.savez("rows.npz", x=np.ones((4, 3, 2), np.float32), t=np.ones((4, 1), np.float32))
+    arguments = ("train", "m.onnx", "rows.npz", "--target", "t", "--epochs", "1", "--force")
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        said = command(*arguments, code=None).stderr
+        assert "Warning: The rows of a batch are taken to be 'T'" in said
+        assert "say --batch-axis x=1; if not, --batch-axis x=0 says so." in said
+        assert "Warning" not in command(*arguments, "--batch-axis", "x=1").stderr
+    assert "--batch-axis x=1" in command("inspect", "m.onnx").output
 
 
 def test_a_reader_that_goes_away(folder) -> None:

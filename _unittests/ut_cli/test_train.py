@@ -429,6 +429,68 @@ def test_loss_that_is_infinite(folder: Path, fails, command) -> None:
 
 
 @pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("--lr 0.25", "learning rate 0.25;"),
+        ("--lr 0.25 --schedule cosine", "learning rate 0.25 at first, by cosine;"),
+        (
+            "--lr 0.25 --schedule exponential:gamma=0.5",
+            "learning rate 0.125 at first, by exponential:gamma=0.5 from 0.25;",
+        ),
+        ("--lr 0.75 --warmup 2", "learning rate 0.25 at first, rising to 0.75 over 2 epochs;"),
+        (
+            "--lr 0.75 --schedule cosine --warmup 1",
+            "learning rate 0.25 at first, rising to 0.75 over 1 epoch, then by cosine;",
+        ),
+    ],
+)
+def test_the_rate_is_explained(options: str, words: str, folder: Path, command) -> None:
+    said = command(*HOUSE, "--epochs", "1", "--loss", "huber", *options.split(), "-o", "m.onnx").stdout
+    assert words in said
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("rate", [0.02, 1e15], ids=["slowly", "in the first epoch"])
+@pytest.mark.parametrize("validation", [False, True], ids=["loss", "val_loss"])
+def test_weights_of_before_it_diverged(rate: float, validation: bool, tmp_path, monkeypatch, command) -> None:
+    """Weights grow long before they are infinite: those of the epoch of the lowest loss are written."""
+    monkeypatch.chdir(tmp_path)
+    model("m.onnx", "g (float[N,1] x) => (float[N,1] y) <float[1,1] w = {0.5}> { y = MatMul(x, w) }")
+    x = np.linspace(0.5, 1.5, 8)
+    y = x + 0.1 * (-1) ** np.arange(8)
+    pd.DataFrame({"x": x, "y": y}).to_csv("d.csv", index=False)
+    options = ("--lr", rate, "--schedule", "exponential:gamma=4", "--epochs", "40", "--batch-size", "1")
+    held = ("--validation", "d.csv") if validation else ()
+    result = command(
+        "train", "m.onnx", "d.csv", "--target", "y", *options, "--no-shuffle", "--nonfinite", "stop", *held
+    )
+    w = float(trained("m_trained.onnx")["w"][0, 0])
+    # By hand: weights before and after every epoch, its mean loss, and that of all rows after it.
+    epochs, now = [], 0.5
+    for k in range(40):
+        begin, losses = now, []
+        for a, b in zip(x, y, strict=True):
+            losses.append((a * now - b) ** 2)
+            now -= rate * 4 ** (k + 1) * (a * now - b) * a  # half a squared error
+        if max(losses) > 1e38:
+            break
+        epochs.append((begin, now, np.mean(losses), np.mean((x * now - y) ** 2)))
+    if rate > 1:
+        assert not epochs
+        assert w == 0.5
+        assert "weights as before training" in result.stderr
+        assert "weights as before training" in result.stdout
+        return
+    best = min(epochs, key=lambda e: e[3] if validation else e[2])
+    assert best is not epochs[0]
+    assert max(e[2] for e in epochs) > 1e6
+    assert w == pytest.approx(best[1] if validation else best[0], rel=1e-4)
+    words = "after epoch" if validation else "at the beginning of epoch"
+    assert f"weights {words} {epochs.index(best) + 1}, whose" in result.stderr
+    assert f"diverged, weights {words} {epochs.index(best) + 1}, whose" in result.stdout
+
+
+@pytest.mark.parametrize(
     ("text", "words"),
     [
         ("area,rooms,age,price\n1,2,3,4\n1,x,3,4\n", "d.csv, line 3, column 'rooms': 'x'"),

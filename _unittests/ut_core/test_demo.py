@@ -36,6 +36,18 @@ def test_reaches_scikit_learn(demo) -> None:
     assert diabetes.trained[1] < diabetes.before[1]
 
 
+@pytest.mark.parametrize(("part", "factor"), [(0, 1), (1, 2)])
+def test_curves_end_at_the_numbers_of_the_table(demo, part: int, factor: int) -> None:
+    """Both are of the same rows: what the table says before and after are the ends of the curves."""
+    found = demo[1][part]
+    for name, last in (("onnxcustom", found.trained), ("scikit-learn", found.reference)):
+        curve = found.curves[name]["val_loss"]
+        assert factor * curve[0] == pytest.approx(found.before[1], rel=1e-5)
+        assert factor * curve[-1] == pytest.approx(last[1], rel=1e-4)
+    assert f"on {found.rows} rows held out" in str(found)
+    assert found.rows == (450, 111)[part]
+
+
 def test_writes_its_files_only(demo) -> None:
     folder = demo[0]
     expected = FILES | {"notes.txt"}

@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from .errors import CANNOT, OK, exit_code, one_line, printable
+from .errors import CANNOT, OK, exit_code, in_options, one_line, printable
 
 __all__ = ["Command", "Group", "Option", "command_line", "say"]
 
@@ -180,7 +180,7 @@ def _plain_output() -> Iterator[None]:
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
 
     def show(message: Any, *_: Any, **__: Any) -> None:
-        click.echo(f"Warning: {printable(str(message))}", err=True)
+        click.echo(f"Warning: {printable(in_options(str(message)))}", err=True)
 
     before = warnings.showwarning
     warnings.showwarning = show

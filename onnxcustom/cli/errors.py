@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import re
+from typing import Any
 
 import click
 
@@ -17,7 +19,17 @@ from onnxcustom.exceptions import (
     ProviderError,
 )
 
-__all__ = ["CANNOT", "FAULT", "INTERRUPTED", "OK", "WRONG", "exit_code", "one_line", "printable"]
+__all__ = [
+    "CANNOT",
+    "FAULT",
+    "INTERRUPTED",
+    "OK",
+    "WRONG",
+    "exit_code",
+    "in_options",
+    "one_line",
+    "printable",
+]
 
 #: All is well.
 OK = 0
@@ -45,31 +57,49 @@ _CANNOT = (
 _WRONG = (OnnxCustomError, ValueError, FileNotFoundError, IsADirectoryError, NotADirectoryError)
 # Parameters that messages of the library name, and the options that they are here.
 _OPTIONS = {
+    "batch_axis": "--batch-axis",
+    "batch_norm": "--batch-norm",
     "batch_size": "--batch-size",
     "callbacks": "--checkpoint",
     "checkpoint_dir": "--checkpoint",
     "class_weight": "--class-weight",
     "columns": "--columns",
+    "device": "--device",
+    "dropout": "--dropout",
+    "engine": "--engine",
     "freeze": "--freeze",
     "inputs": "--input",
     "loss": "--loss",
     "max_iter": "--epochs",
+    "random_state": "--seed",
     "sample_weight": "--sample-weight",
+    "shuffle": "--shuffle",
     "target": "--target",
+    "threads": "--threads",
     "validation_fraction": "--validation",
     "weights_to_train": "--weights",
 }
+# Words that mean nothing else, without an equals sign behind them either.
 _ALWAYS = (
+    "batch_axis",
+    "batch_norm",
     "batch_size",
     "checkpoint_dir",
     "class_weight",
     "max_iter",
+    "random_state",
     "validation_fraction",
     "weights_to_train",
 )
+_VALUE = r"""\{[^{}]*\}|\[[^\[\]]*\]|'[^']*'|"[^"]*"|True\b|False\b|None\b|[\d.]*\d"""
 _PARAMETER = re.compile(
-    rf"(?<![\w'\"-])(?:({'|'.join(_OPTIONS)})=(?=[\s.,;:]|$)|({'|'.join(_ALWAYS)})\b(=?))"
+    rf"(?<![\w'\"-])(?:({'|'.join(_OPTIONS)})=(?:({_VALUE})|(?=[\s.,;:]|$))|({'|'.join(_ALWAYS)})\b(=?))"
 )
+_PHRASES = {
+    "OnnxRegressor predicts": "--task regression predicts",
+    "OnnxRegressor trains": "--task regression trains",
+    "Watch validation data, or give restore_best=False.": "Hold rows out, as with --validation 0.1.",
+}
 
 
 def exit_code(error: BaseException) -> int:
@@ -110,16 +140,48 @@ def one_line(error: BaseException) -> str:
     elif isinstance(error, MemoryError):
         text = f"Out of memory. {error}"
     else:
-        text = _PARAMETER.sub(_as_option, str(error))
-        text = text.replace("OnnxRegressor predicts", "--task regression predicts")
+        text = in_options(str(error))
     if exit_code(error) == FAULT:
         text = f"This should not have happened: {type(error).__name__}: {text} (--debug shows where)"
     return printable(text) or type(error).__name__
 
 
+def in_options(text: str) -> str:
+    """A message of the library with the options of the command line in place of parameters.
+
+    Examples
+    --------
+    >>> in_options("say batch_axis={'x': 1, 'y': None}; weights_to_train=['a', 'b'] leaves out the rest")
+    'say --batch-axis x=1 --batch-axis y=none; --weights a,b leaves out the rest'
+    >>> in_options("shuffle=False keeps the order, beyond max_iter=3. Use loss={'p': 'log_loss'}.")
+    '--no-shuffle keeps the order, beyond --epochs 3. Use --output-name p --loss log_loss.'
+    """
+    for words, ours in _PHRASES.items():
+        text = text.replace(words, ours)
+    return _PARAMETER.sub(_as_option, text)
+
+
 def _as_option(found: re.Match[str]) -> str:
-    name = _OPTIONS[found[1] or found[2]]
-    return f"{name} " if found[3] else name
+    name, value, bare, equals = found.groups()
+    option = _OPTIONS[name or bare]
+    if value is None:
+        return f"{option} " if equals else option
+    try:
+        given = ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return f"{option} {value}"
+    if name == "loss" and isinstance(given, dict):
+        return " ".join(f"--output-name {_typed(k)} --loss {_typed(v)}" for k, v in given.items())
+    if isinstance(given, dict):
+        return " ".join(f"{option} {_typed(k)}={_typed(v)}" for k, v in given.items())
+    if isinstance(given, bool):
+        return option if given else option.replace("--", "--no-", 1)
+    return f"{option} {','.join(map(_typed, given)) if isinstance(given, list) else _typed(given)}"
+
+
+def _typed(value: Any) -> str:
+    """A value as it is typed for an option."""
+    return "..." if value is ... else "none" if value is None else str(value)
 
 
 def _sentence(text: str) -> str:

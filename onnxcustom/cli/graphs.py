@@ -14,7 +14,8 @@ from .rules import classifies
 
 __all__ = ["describe_graph", "fitting_name"]
 
-_SHOWN = 12
+# Of long lists the middle is left out: a step's begins with the batch and ends with the learning rate.
+_FIRST, _LAST = 8, 5
 
 
 def describe_graph(model: onnx.ModelProto) -> str:
@@ -36,10 +37,9 @@ def describe_graph(model: onnx.ModelProto) -> str:
 
 
 def _lines(title: str, infos: list[onnx.ValueInfoProto], wide: int) -> list[str]:
-    shown = infos if len(infos) <= _SHOWN + 1 else infos[:_SHOWN]
-    lines = [f"{info.name:{wide}}  {_type(info)}" for info in shown]
-    if len(infos) > len(shown):
-        lines.append(f"... and {len(infos) - len(shown):,} more")
+    lines = [f"{info.name:{wide}}  {_type(info)}" for info in infos]
+    if len(lines) > _FIRST + _LAST + 1:
+        lines[_FIRST:-_LAST] = [f"... {len(lines) - _FIRST - _LAST:,} more ..."]
     return [f"  {title if not i else '':7}  {line}" for i, line in enumerate(lines)]
 
 

@@ -40,10 +40,11 @@ def inspect(context: click.Context, model: Path, engine: str) -> None:
     """
     from onnxcustom.inspect import inspect_model
 
+    from .errors import in_options
     from .models import of_file
 
     width = min(shutil.get_terminal_size((100, 24)).columns, 120)
     with of_file(model):
-        text, trainable = inspect_model(model, engine, width)
+        text, trainable = inspect_model(model, engine, width, in_options)
     say(text)
     context.exit(OK if trainable else CANNOT)

@@ -212,7 +212,7 @@ _DATA, _MODEL, _TRAINING, _RESULTS = "Data", "Model", "Training", "Results"
     default="error",
     show_default=True,
     section=_TRAINING,
-    help="When the loss is NaN or infinite: fail, or stop and write the last good weights.",
+    help="When the loss is NaN or infinite: fail, or stop and write the weights of the best epoch before.",
 )
 @output_option(help="The trained model.  [default: MODEL_trained.onnx in this folder]")
 @option(

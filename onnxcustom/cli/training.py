@@ -15,10 +15,12 @@ import click
 import numpy as np
 import onnx
 
+from onnxcustom._text import count
 from onnxcustom.data import Stream
 from onnxcustom.graph import save
 from onnxcustom.graph import weights as graph_weights
 from onnxcustom.graph.files.feature_names import write_feature_names
+from onnxcustom.optim import Warmup
 from onnxcustom.training.callbacks import (
     Callback,
     Checkpoint,
@@ -28,7 +30,6 @@ from onnxcustom.training.callbacks import (
     PrintLog,
     ProgressBar,
     Score,
-    StopOnNonFinite,
     TimeBudget,
 )
 from onnxcustom.training.checkpoints.checkpoint import CheckpointStore
@@ -37,6 +38,7 @@ from onnxcustom.training.estimators import OnnxClassifier, OnnxRegressor
 from .base import command_line, say
 from .card import Card, write_card
 from .errors import INTERRUPTED
+from .last_good import LastGood
 from .models import Model, of_file
 from .outputs import replacing
 from .phrases import parse_value, split_names
@@ -111,6 +113,9 @@ class Training:
         self._penalty = make_penalty(settings.penalty)
         rule = make_optimizer(settings.optimizer)
         rate = make_schedule(settings.schedule, settings.lr, settings.warmup, settings.epochs, rule)
+        below = rate.schedule if isinstance(rate, Warmup) else rate
+        #: What the schedule starts from.
+        self._top = getattr(below, getattr(below, "base_field", ""), below)
         self._plateau = rate if (settings.schedule or "").partition(":")[0].lower() == "plateau" else None
         rate = rate.eta0 if self._plateau is not None else rate
         self._optimizer = make_optimizer(settings.optimizer, rate)
@@ -260,7 +265,7 @@ class Training:
         if settings.time_budget is not None:
             made.append(TimeBudget(settings.time_budget))
         if settings.nonfinite == "stop":
-            made.append(StopOnNonFinite())
+            made.append(LastGood())
         if settings.checkpoint is not None:
             # By the clock alone: epochs may be as short as a checkpoint takes, or as long as a day.
             every = settings.checkpoint_every
@@ -288,6 +293,18 @@ class Training:
         targets = ", ".join(map(repr, self.target))
         return f"{self.settings.data}: {where}; columns {'; '.join(parts)}; target {targets}"
 
+    def describe_rate(self, now: float, done: int) -> str:
+        """The learning rate, and where it goes."""
+        text, (schedule, warmup) = f"learning rate {now:g}", (self.settings.schedule, self.settings.warmup)
+        if schedule is None and not warmup:
+            return text
+        text += " now" if done else " at first"
+        if warmup:
+            text += f", rising to {self._top:g} over {count(warmup, 'epoch')}"
+        if schedule is not None:
+            text += f", {'then ' if warmup else ''}by {schedule}"
+        return text if warmup or done or now == self._top else f"{text} from {self._top:g}"
+
     def say_interrupted(self) -> None:
         """Say what is left of a training that was interrupted, and how to go on."""
         folder = self.settings.checkpoint
@@ -298,7 +315,7 @@ class Training:
             say(f"Interrupted before there was anything to save in {folder}.", err=True)
             return
         done = getattr(self.estimator, "n_iter_", 0)
-        say(f"Interrupted after {_plural(done, 'epoch')}, saved in {folder}. To go on:", err=True)
+        say(f"Interrupted after {count(done, 'epoch')}, saved in {folder}. To go on:", err=True)
         say(f"  {command_line()}", err=True)
 
     # -- results ---------------------------------------------------------------------------------------
@@ -352,9 +369,12 @@ class Training:
             if 0 < epoch <= len(values) and values[epoch - 1] == values[epoch - 1]
         ]
         now = f" ({estimator.n_iter_ - self.begun} of them now)" if self.begun else ""
-        text = f"{_plural(estimator.n_iter_, 'epoch')}{now} in {_duration(seconds)}"
+        text = f"{count(estimator.n_iter_, 'epoch')}{now} in {_duration(seconds)}"
         if of_best and epoch != estimator.n_iter_:
             text += f"; weights of epoch {epoch}, the best"
+        good = next((c.told_ for c in estimator.callbacks_ if isinstance(c, LastGood)), "")
+        if good and not of_best:
+            text += f"; diverged, {good}"
         return f"{text}: {', '.join(measured)}" if measured else text
 
     def _card(self) -> Card:
@@ -389,20 +409,19 @@ class _Begin(Callback):
         """Print it."""
         training, step = self._training, trainer.step_
         weights = step.weights()
-        count = sum(w.size for w in weights.values())
+        numbers = sum(w.size for w in weights.values())
         settings = training.settings
         say(f"{settings.model}: {training.task} ({training.why}), loss {loss_name(step.targets[0].loss)}")
         say(training.describe_data())
-        schedule = "" if settings.schedule is None else f", {settings.schedule}"
         say(
-            f"{_plural(len(weights), 'weight')} of {_plural(count, 'number')}; optimizer "
-            f"{settings.optimizer}, learning rate {step.optimizer.value:g}{schedule}; engine "
+            f"{count(len(weights), 'weight')} of {count(numbers, 'number')}; optimizer "
+            f"{settings.optimizer}, {training.describe_rate(step.optimizer.value, trainer.n_iter_)}; engine "
             f"{step.engine.name} on {step.device.name}"
         )
         training.begun = trainer.n_iter_
         folder = training.settings.checkpoint
         if trainer.run.stop_reason is not None or trainer.n_iter_ >= trainer.run.epochs:
-            why = trainer.run.stop_reason or f"{_plural(trainer.n_iter_, 'epoch')} are done"
+            why = trainer.run.stop_reason or f"{count(trainer.n_iter_, 'epoch')} are done"
             say(f"The training in {folder} is through: {why}")
         elif trainer.n_iter_ or trainer.run.batches:
             place = f"epoch {trainer.n_iter_ + 1}" + (", within it" if trainer.run.batches else "")
@@ -411,10 +430,6 @@ class _Begin(Callback):
 
 def _first(X: Any) -> Any:
     return next(iter(X.values())) if isinstance(X, dict) else X
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _duration(seconds: float) -> str:
