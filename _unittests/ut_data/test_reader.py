@@ -11,20 +11,16 @@ import warnings
 import pytest
 
 from onnxcustom.data import reader
-from onnxcustom.data.reader import read_ahead
+from onnxcustom.data.reader import read_ahead, running
 from onnxcustom.exceptions import InvalidDataError
-
-
-def readers():
-    return [t for t in threading.enumerate() if t.name == "onnxcustom-reader"]
 
 
 @pytest.fixture(autouse=True)
 def _no_thread_is_left():
-    assert not readers()
+    assert not running()
     yield
     gc.collect()
-    assert not readers()
+    assert not running()
 
 
 class Endless:
@@ -55,7 +51,7 @@ def test_nothing_is_read_before_it_is_asked_for():
     source = Endless()
     items = read_ahead(source, 2)
     assert source.made == 0
-    assert not readers()
+    assert not running()
     items.close()
     assert source.made == 0
 
@@ -67,7 +63,7 @@ def test_a_thread_reads_and_not_far_ahead():
         assert next(items) == i
         assert source.made <= i + 3 + 1  # on the shelf, and one in the hand of the thread
     assert source.thread is not threading.main_thread()
-    assert len(readers()) == 1
+    assert len(running()) == 1
     items.close()
 
 
@@ -88,7 +84,7 @@ def test_the_source_is_closed_when_the_consumer_stops(depth):
         if item == 5:
             break
     assert source.closed
-    assert not readers()
+    assert not running()
 
 
 class Stopped(BaseException):
@@ -107,7 +103,7 @@ def test_the_thread_ends_when_the_consumer_fails(error):
     with pytest.raises(error):
         consume()
     assert source.closed
-    assert not readers()
+    assert not running()
 
 
 def test_the_thread_ends_when_the_iterator_is_collected():
@@ -117,13 +113,13 @@ def test_the_thread_ends_when_the_iterator_is_collected():
     del items
     gc.collect()
     assert source.closed
-    assert not readers()
+    assert not running()
 
 
 def test_the_thread_ends_when_all_is_read():
     items = read_ahead(lambda: iter([1]), 2)
     assert list(items) == [1]
-    assert not readers()
+    assert not running()
     with pytest.raises(StopIteration):
         next(items)
 
@@ -142,7 +138,7 @@ def test_errors_come_through_after_the_items_before_them(depth, error):
     with pytest.raises(type(error)) as caught:
         got.extend(read_ahead(source, depth))
     assert caught.value is error
-    assert not readers()
+    assert not running()
     items = read_ahead(source, depth)
     assert [next(items), next(items)] == [1, 2]
     with pytest.raises(type(error)):
@@ -188,6 +184,40 @@ def test_items_are_not_held_after_they_are_given_out():
     assert most <= depth + 2
 
 
+def test_a_thread_that_dies_before_its_first_line(monkeypatch):
+    """Of a lack of memory, before it can say so: what it was given is dropped, and nobody waits."""
+    monkeypatch.setattr(reader._thread, "start_new_thread", lambda function, arguments: 1)
+    items = read_ahead(lambda: iter([1]), 2)
+    with pytest.raises(MemoryError, match=r"thread that reads ahead died.*prefetch=0"):
+        next(items)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_thread_that_dies_in_the_middle(monkeypatch, capfd):
+    """Nor can it say so where there is no memory for that."""
+
+    def broken(self, item):
+        raise MemoryError
+
+    monkeypatch.setattr(reader._Shelf, "put", broken)
+    end = reader._Shelf.end
+    monkeypatch.setattr(
+        reader._Shelf, "end", lambda self, error: end(self, error) if str(error) else broken(self, None)
+    )
+    with pytest.raises(MemoryError, match="thread that reads ahead died"):
+        next(read_ahead(lambda: iter([1]), 2))
+    capfd.readouterr()
+
+
+def test_without_threads_reading_goes_on(monkeypatch, caplog):
+    def none(*arguments):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(reader._thread, "start_new_thread", none)
+    assert list(read_ahead(lambda: iter([1, 2]), 2)) == [1, 2]
+    assert "can't start new thread" in caplog.text
+
+
 def test_many_at_once():
     items = [read_ahead(lambda: iter(range(20)), 2) for _ in range(5)]
     assert [list(z) for z in zip(*items, strict=True)] == [[i] * 5 for i in range(20)]
@@ -207,9 +237,9 @@ def test_a_source_that_never_returns_is_left_alone(monkeypatch, caplog):
     assert stuck.wait(10)
     items.close()
     assert "does not return" in caplog.text
-    (thread,) = readers()
+    (shelf,) = running()
     release.set()
-    thread.join(10)
+    assert shelf.left.wait(10)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnxcustom.data import Block, Stream, stream
+from onnxcustom.data.reader import running
 from onnxcustom.data.shuffling import Windows, part_order
 from onnxcustom.exceptions import InvalidDataError
 
@@ -33,14 +34,10 @@ def joined(blocks):
     return tuple(np.concatenate([getattr(b, n) for b in blocks]) for n in ("X", "y", "sample_weight"))
 
 
-def readers():
-    return [t for t in threading.enumerate() if t.name == "onnxcustom-reader"]
-
-
 @pytest.fixture(autouse=True)
 def _no_thread_is_left():
     yield
-    assert not readers()
+    assert not running()
 
 
 # -- every source against the data in memory -------------------------------------------------------------
@@ -278,10 +275,11 @@ def test_apply_is_called_in_the_thread_that_reads():
     data = table()
     seen = []
     made = stream((data.X, data.y), block_rows=50).blocks(
-        apply=lambda b: seen.append(threading.current_thread().name) or len(b)
+        apply=lambda b: seen.append(threading.get_ident()) or len(b)
     )
     assert list(made) == [50, 3]
-    assert seen == ["onnxcustom-reader"] * 2
+    assert len(set(seen)) == 1
+    assert threading.get_ident() not in seen
 
 
 # -- memory and threads ------------------------------------------------------------------------------------
@@ -293,9 +291,9 @@ def test_no_thread_is_left_when_the_consumer_stops(kind, tmp_path):
     rows = stream(source, block_rows=5, **words)
     for block in rows.blocks():
         assert len(block) == 5
-        assert len(readers()) == 1
+        assert len(running()) == 1
         break
-    assert not readers()
+    assert not running()
 
     def fail():
         for _ in rows.blocks(shuffle=True):
@@ -303,7 +301,7 @@ def test_no_thread_is_left_when_the_consumer_stops(kind, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         fail()
-    assert not readers()
+    assert not running()
 
 
 def test_the_source_is_closed_when_the_consumer_stops():
@@ -466,7 +464,7 @@ def test_errors_of_batches_come_with_their_cause():
         with pytest.raises(InvalidDataError, match="failed: LookupError: no more disks") as caught:
             next(blocks)
         assert isinstance(caught.value.__cause__, LookupError)
-        assert not readers()
+        assert not running()
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
-import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,6 +13,7 @@ from hypothesis import strategies as st
 
 from onnxcustom import TrainingStep
 from onnxcustom.data import stream
+from onnxcustom.data.reader import running
 from onnxcustom.exceptions import CheckpointError, InvalidDataError
 from onnxcustom.feed.specs import TensorSpec
 from onnxcustom.feed.stream_loader import StreamLoader
@@ -27,7 +27,7 @@ INPUTS, TARGETS = [TensorSpec("x", F32, ("N", 3))], [TensorSpec("y", F32, ("N", 
 @pytest.fixture(autouse=True)
 def _no_thread_is_left():
     yield
-    assert not [t for t in threading.enumerate() if t.name == "onnxcustom-reader"]
+    assert not running()
 
 
 def data(n=23):
@@ -151,7 +151,7 @@ def test_two_epochs_at_once_are_refused():
 def test_threads_end_with_the_consumer():
     def fail():
         for _ in make().epoch(0):
-            assert [t for t in threading.enumerate() if t.name == "onnxcustom-reader"]
+            assert running()
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

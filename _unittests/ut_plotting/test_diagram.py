@@ -212,3 +212,14 @@ def test_constants_are_no_boxes():
     diagram = draw_diagram(to_ir(model))
     assert [b.title for b in diagram.boxes] == ["x", "Mul", "y"]
     assert diagram.boxes[1].lines == ["2.5"]
+
+
+def test_weights_of_one_number_have_their_names():
+    """A factor is shown by its value, a weight and a bias by name, whatever their size."""
+    model = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["": 18]>
+        g (float[N, 1] x) => (float[N, 1] y) <float[1, 1] w = {0.5}, float[1] b = {0.25}, float two = {2}> {
+            m = MatMul(x, w)  a = Add(m, b)  y = Mul(a, two) }""")
+    diagram = draw_diagram(to_ir(model))
+    assert box(diagram, "MatMul").lines == ["w (1×1)"]
+    assert box(diagram, "Add").lines == ["b (1)"]
+    assert box(diagram, "Mul").lines == ["2"]

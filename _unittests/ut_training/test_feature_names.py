@@ -468,3 +468,20 @@ def test_fit_loads_the_model_once_and_prepares_it_once(tmp_path, monkeypatch):
         made.clear()
         regressor(path).fit(rows)
         assert made.count(path) == 1
+
+
+def test_an_iterator_of_ones_own_keeps_its_columns():
+    """What reads it in the model's order is another stream; that it was read, both know."""
+    frame = pd.DataFrame(X, columns=NAMES)
+    net = OnnxRegressor(line(), **OPTIONS).fit(frame, Y)
+    rows = stream(iter([frame[MIXED].assign(y=Y), frame[MIXED].assign(y=Y)]), target="y")
+    assert rows.columns() == MIXED
+    plan = rows.source.plan
+    again = OnnxRegressor(line(), **OPTIONS).fit(frame, Y)
+    net.partial_fit(rows)
+    again.partial_fit(stream([frame.assign(y=Y), frame.assign(y=Y)], target="y"))
+    np.testing.assert_array_equal(net.weights_["w"], again.weights_["w"])
+    assert rows.columns() == MIXED
+    assert rows.source.plan is plan
+    with pytest.raises(InvalidDataError, match="read already"):
+        rows.head()

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import _thread
 import atexit
 import logging
 import os
+import sys
 import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
-__all__ = ["read_ahead"]
+__all__ = ["read_ahead", "running"]
 
 logger = logging.getLogger("onnxcustom")
 T = TypeVar("T")
@@ -41,27 +43,51 @@ def read_ahead(make: Callable[[], Iterator[T]], depth: int) -> Generator[T, None
     >>> list(read_ahead(lambda: iter([1, 2, 3]), 2))
     [1, 2, 3]
     """
-    if not depth:
+    shelf: _Shelf[T] = _Shelf(depth)
+    if not depth or not _started(make, shelf):
         yield from make()
         return
-    shelf: _Shelf[T] = _Shelf(depth)
-    # The thread must not hold what collects it: a function, not a method of the generator's owner.
-    thread = threading.Thread(target=_fill, args=(make, shelf), name="onnxcustom-reader", daemon=True)
-    _OPEN.add(shelf)
-    thread.start()
     try:
         while True:
-            found, item = shelf.get(thread)
+            found, item = shelf.get()
             if not found:
                 break
             yield item  # type: ignore[misc]
             item = None
     finally:
-        shelf.close(thread)
+        shelf.close(wait=True)
 
 
-def _fill(make: Callable[[], Iterator[T]], shelf: _Shelf[T]) -> None:
+def _started(make: Callable[[], Iterator[T]], shelf: _Shelf[T]) -> bool:
+    """Whether a thread fills the shelf; False where the system gives no more of them.
+
+    ``threading.Thread.start`` waits until the new thread says that it runs, for ever if it dies of a lack of
+    memory before it can. Here nobody waits: what such a thread drops says that it has died.
+    """
+    _OPEN.add(shelf)
+    try:
+        # The thread must not hold what collects it: a function, not a method of the generator's owner.
+        _thread.start_new_thread(_fill, (make, shelf, _Token(shelf)))
+    except RuntimeError as exc:
+        logger.warning("No thread to read ahead: %s. Data is read as it is needed.", exc)
+        shelf.leave()
+        return False
+    return True
+
+
+class _Token:
+    """What a thread holds as long as it lives."""
+
+    def __init__(self, shelf: _Shelf[Any]) -> None:
+        self._shelf = shelf
+
+    def __del__(self) -> None:
+        self._shelf.leave()
+
+
+def _fill(make: Callable[[], Iterator[T]], shelf: _Shelf[T], token: _Token) -> None:
     """Put the items of an iterator on the shelf; what runs in the thread."""
+    shelf.reader = threading.get_ident()
     try:
         iterator = make()
         try:
@@ -76,6 +102,8 @@ def _fill(make: Callable[[], Iterator[T]], shelf: _Shelf[T]) -> None:
         shelf.end(None)
     except BaseException as exc:
         shelf.end(exc)
+    finally:  # not when the token goes: an error holds it with this frame
+        shelf.leave()
 
 
 class _Shelf(Generic[T]):
@@ -88,6 +116,9 @@ class _Shelf(Generic[T]):
         self.changed = threading.Condition()
         self.ended = self.closed = False
         self.error: BaseException | None = None
+        self.reader: int | None = None
+        #: That the other thread is through, or was never there.
+        self.left = threading.Event()
 
     def put(self, item: T) -> bool:
         """Wait for room and put an item there; False if nobody wants it any more."""
@@ -105,7 +136,18 @@ class _Shelf(Generic[T]):
             self.ended, self.error = True, error
             self.changed.notify_all()
 
-    def get(self, thread: threading.Thread) -> tuple[bool, T | None]:
+    def leave(self) -> None:
+        """The other thread is through, whether it could say so or not."""
+        if not self.ended:
+            self.end(
+                MemoryError(
+                    "The thread that reads ahead died, most likely of a lack of memory, and nothing more "
+                    "will come of it. stream(..., prefetch=0) reads without one."
+                )
+            )
+        self.left.set()
+
+    def get(self) -> tuple[bool, T | None]:
         """Wait for an item; False if there are no more, or what the other thread raised."""
         if os.getpid() != self.process:
             raise RuntimeError("Reading was begun in another process: begin the epoch anew in this one.")
@@ -122,21 +164,26 @@ class _Shelf(Generic[T]):
             raise error
         return False, None
 
-    def close(self, thread: threading.Thread | None = None) -> None:
-        """Make the other thread end, and wait until it has."""
+    def close(self, wait: bool = False) -> None:
+        """Make the other thread end, and perhaps wait until it has."""
         if os.getpid() != self.process:  # a fork took the memory along, but not the thread
             return
         with self.changed:
             self.closed, self.error = True, None
             self.items.clear()
             self.changed.notify_all()
-        if thread is not None and thread is not threading.current_thread():
-            thread.join(_PATIENCE)
-            if thread.is_alive():
-                logger.warning("A source of data does not return; its thread ends when it does.")
+        if not wait or sys.is_finalizing() or self.reader == threading.get_ident():
+            return
+        if not self.left.wait(_PATIENCE):
+            logger.warning("A source of data does not return; its thread ends when it does.")
 
 
 _OPEN: weakref.WeakSet[_Shelf] = weakref.WeakSet()
+
+
+def running() -> list[_Shelf]:
+    """The shelves that a thread of this process still fills."""
+    return [s for s in list(_OPEN) if not s.left.is_set() and s.process == os.getpid()]
 
 
 @atexit.register

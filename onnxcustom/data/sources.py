@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import dataclasses
 import mmap
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -92,8 +92,8 @@ class Source(ABC):
 
     def in_order(self, names: Sequence[str]) -> Source:
         """The same rows with these columns for features, in this order; all of them are there."""
-        # An iterator is read once: two sources would not know of each other.
-        made = copy.copy(self) if self.repeatable else self
+        made = object.__new__(type(self))  # copy.copy asks what would be pickled
+        made.__dict__.update(vars(self))
         made.plan = self.plan.in_order(names)
         made._selection = made.plan.select(self._selection.names, self.name) if self._selection else None
         return made
@@ -310,6 +310,22 @@ def from_frame(selection: Selection, frame: Any, source: Source, part: Part, row
 # -- batches ------------------------------------------------------------------------------------------
 
 
+@dataclasses.dataclass
+class _Progress:
+    """How far an iterator is, which can be read once: the same for all that look at it.
+
+    Attributes
+    ----------
+    begun : bool
+        Whether an epoch has begun to read it.
+    first : list
+        What was looked at before, in the order of the iterator.
+    """
+
+    begun: bool = False
+    first: list[Any] = dataclasses.field(default_factory=list)
+
+
 class IterableSource(Source):
     """Batches that somebody else makes.
 
@@ -326,8 +342,7 @@ class IterableSource(Source):
         super().__init__(plan)
         self._batches = batches
         self.repeatable = callable(batches) or iter(batches) is not batches
-        self._begun = False
-        self._first: list[Any] = []  # of an iterator that cannot begin again, read already
+        self._progress = _Progress()
 
     @property
     def name(self) -> str:
@@ -362,38 +377,38 @@ class IterableSource(Source):
                 return next(blocks, None)
             finally:
                 blocks.close()  # type: ignore[attr-defined]
-        if self._begun:
+        if self._progress.begun:
             raise self._spent()
-        for number, batch in enumerate(self._first):
+        for number, batch in enumerate(self._progress.first):
             block = self._as_block(batch, number, part, 0)
             if len(block):
                 return block
         while True:
             try:
-                self._first.append(owned(next(self._batches)))
+                self._progress.first.append(owned(next(self._batches)))
             except StopIteration:
                 return None
             except OnnxCustomError:
-                self._begun = True
+                self._progress.begun = True
                 raise
             except Exception as exc:
-                self._begun = True
+                self._progress.begun = True
                 raise InvalidDataError(_failure(self.name, exc)) from exc
-            block = self._as_block(self._first[-1], len(self._first) - 1, part, 0)
+            block = self._as_block(self._progress.first[-1], len(self._progress.first) - 1, part, 0)
             if len(block):
                 return block
 
     def _iterator(self) -> Iterator[Any]:
         if self.repeatable:
             return _guarded(self._batches, self.name)
-        if self._begun:
+        if self._progress.begun:
             raise self._spent()
-        self._begun = True
+        self._progress.begun = True
         return self._rest()
 
     def _rest(self) -> Iterator[Any]:
-        while self._first:
-            yield self._first.pop(0)
+        while self._progress.first:
+            yield self._progress.first.pop(0)
         yield from _guarded(self._batches, self.name)
 
     def _spent(self) -> InvalidDataError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
@@ -12,6 +13,9 @@ import onnx_ir as ir
 from onnxcustom.graph.analysis.operands import is_float
 from onnxcustom.graph.analysis.operators import is_op
 from onnxcustom.graph.analysis.traversal import all_nodes, reads, subgraphs
+from onnxcustom._text import count
+from onnxcustom.exceptions import OnnxCustomError
+from onnxcustom.graph import weights as weights_of
 
 from .phases import PHASES, Phase, Roles, node_phases
 from .style import shorten
@@ -156,10 +160,10 @@ def draw_diagram(
     total = sum(not _constant(node) for node in all_nodes(model.graph))
     if detail is None:
         detail = "full" if total <= max_nodes else "outline"
-        drawing = _Drawing(model.graph, roles, phases, detail, weights)
+        drawing = _Drawing(model, roles, phases, detail, weights)
         if drawing.nodes > max_nodes:
             detail = "summary"
-    drawing = _Drawing(model.graph, roles, phases, detail, weights)
+    drawing = _Drawing(model, roles, phases, detail, weights)
     note = ""
     if drawing.nodes < total:
         what = {"outline": "each weight's update and each subgraph", "summary": "each part"}[detail]
@@ -172,7 +176,7 @@ class _Drawing:
 
     def __init__(
         self,
-        graph: ir.Graph,
+        model: ir.Model,
         roles: Roles,
         phases: Mapping[ir.Node, Phase],
         detail: Detail,
@@ -189,7 +193,11 @@ class _Drawing:
         self.kept |= set(roles.scalars)
         self.made = {name for names in roles.made.values() for name in names}
         self.made |= set(roles.statistics.values())
-        self._main(graph)
+        self.trainable: set[str] = set()
+        if weights and roles.kind == "model":
+            with contextlib.suppress(OnnxCustomError):  # what cannot be trained can be drawn
+                self.trainable = set(weights_of(model))
+        self._main(model.graph)
 
     def _main(self, graph: ir.Graph) -> None:
         for value in graph.inputs:
@@ -296,7 +304,7 @@ class _Drawing:
         tensor = ir.convenience.get_const_tensor(value)
         if tensor is None or not is_float(tensor, unknown=False):
             return ""
-        if tensor.size > 1:
+        if tensor.size > 1 or value.name in self.trainable:
             return _sized(value.name or "", "×".join(map(str, tensor.shape)))
         return f"{float(tensor.numpy().reshape(-1)[0]):.4g}" if tensor.size else ""
 
@@ -396,13 +404,13 @@ def _title(model: ir.Model, roles: Roles) -> str:
     return f"{kind} {name or 'a model'}".strip() if kind else name
 
 
-def _counted(count: collections.Counter[str], detail: Detail) -> list[str]:
-    total = sum(count.values())
-    lines = [f"{total:,} node{'s' if total > 1 else ''}"]
+def _counted(found: collections.Counter[str], detail: Detail) -> list[str]:
+    total = sum(found.values())
+    lines = [count(total, "node")]
     if detail == "summary":
-        common = count.most_common(_OPERATORS)
+        common = found.most_common(_OPERATORS)
         lines += [f"{number:,} {shorten(name)}" for name, number in common]
-        if len(count) > len(common):
+        if len(found) > len(common):
             lines.append(f"{total - sum(n for _, n in common):,} others")
     return lines
 
