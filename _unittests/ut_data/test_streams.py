@@ -403,7 +403,7 @@ def test_labels_of_numbers_in_several_dtypes():
 
 
 def test_too_many_labels(monkeypatch):
-    monkeypatch.setattr("onnxcustom.data.streams._MOST_LABELS", 10)
+    monkeypatch.setattr("onnxcustom.data.reading._MOST_LABELS", 10)
     with pytest.raises(InvalidDataError, match="more than 10 different values: they are no labels"):
         stream((table().X, table().y)).labels()
 
