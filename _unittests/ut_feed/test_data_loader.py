@@ -13,7 +13,9 @@ from scipy.sparse import csr_matrix
 
 from onnxcustom.data.sparse import SparseRows
 from onnxcustom.exceptions import CheckpointError, InvalidDataError
-from onnxcustom.feed.data_loader import OrtDataLoader, draw_seed, permutation
+from onnxcustom.feed.batch_buffers import BatchBuffers
+from onnxcustom.feed.data_loader import OrtDataLoader
+from onnxcustom.feed.order import draw_seed, permutation
 from onnxcustom.feed.specs import TensorSpec
 
 ort = pytest.importorskip("onnxruntime")
@@ -110,7 +112,7 @@ def test_shuffled_batches_keep_their_addresses_and_ortvalues():
 
 def test_blocks_keep_the_buffer_small():
     _, loader = make(block_bytes=300)
-    assert sum(b.nbytes for b in loader._buffers) <= 300
+    assert loader._buffers.nbytes <= 300
     assert len({b.values[0].data_ptr() for b in loader.epoch(0)}) < loader.n_batches
 
 
@@ -202,7 +204,7 @@ def test_skipping_many_batches_made_on_the_way(monkeypatch):
 def test_blocks_that_are_skipped_are_not_gathered(monkeypatch):
     _, loader = make(block_bytes=1)
     filled = []
-    monkeypatch.setattr(OrtDataLoader, "_fill", lambda self, order: filled.append(len(order)))
+    monkeypatch.setattr(BatchBuffers, "fill", lambda self, arrays, order, rows: filled.append(rows))
     list(loader.epoch(0, 3))
     assert filled == [5, 3]
 
@@ -264,7 +266,7 @@ def test_sparse_rows_give_the_same_batches(shuffle, block_bytes):
     for epoch in range(2):
         for a, b in zip(rows_of(loader, epoch), rows_of(dense, epoch), strict=True):
             np.testing.assert_array_equal(a, b)
-    assert sum(b.nbytes for b in loader._buffers) <= max(block_bytes, 200)
+    assert loader._buffers.nbytes <= max(block_bytes, 200)
     assert loader.desc == dense.desc
     assert isinstance(loader.data_np[0], SparseRows)
     np.testing.assert_array_equal(loader.data_ort[0].numpy(), X)
@@ -282,7 +284,7 @@ def test_sparse_rows_never_become_dense_as_a_whole():
     X = csr_matrix((np.ones(n, np.float32), (place, place % columns)), shape=(n, columns))
     spec = TensorSpec("x", F32, (None, columns))
     loader = OrtDataLoader(X, place, batch_size=100, random_state=0, inputs=[spec])
-    assert sum(b.nbytes for b in loader._buffers) < 2**23 + 10**4
+    assert loader._buffers.nbytes < 2**23 + 10**4
     x, y = (v.numpy() for v in next(loader.epoch(0)).values)
     np.testing.assert_array_equal(x.argmax(axis=1), y[:, 0] % columns)
     assert (x.sum(axis=1) == 1).all()

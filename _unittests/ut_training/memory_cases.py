@@ -13,7 +13,8 @@ import onnx_ir as ir
 
 from onnxcustom import OnnxClassifier, OnnxRegressor, TrainingStep
 from onnxcustom.data import Block, Stream, stream
-from onnxcustom.feed.data_loader import LentBatch, OrtDataLoader
+from onnxcustom.feed.batch_buffers import LentBatch
+from onnxcustom.feed.data_loader import OrtDataLoader
 from onnxcustom.objective import BaseLearningLoss, L2LearningPenalty
 from onnxcustom.optim import Adam, Updater
 from onnxcustom.runtime import to_ortvalue

@@ -12,7 +12,7 @@ import pytest
 
 from onnxcustom import OnnxClassifier, OnnxRegressor, TrainingStep
 from onnxcustom.data import stream
-from onnxcustom.feed.data_loader import Batch
+from onnxcustom.feed.batch_buffers import Batch
 from onnxcustom.optim import Adam, ReduceOnPlateau
 from onnxcustom.training.callbacks import Callback, EarlyStopping, HistoryFile, LearningRate, Score
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-import numbers
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -14,122 +12,19 @@ from onnxcustom._versioning import check_version, stamp_version
 from onnxcustom.data.fingerprints import hash_array
 from onnxcustom.data.owned import owned_parts, sealed
 from onnxcustom.data.sparse import SparseRows
-from onnxcustom.exceptions import InvalidDataError, InvalidParameterError
-from onnxcustom.runtime import Device, owned_copy, parse_device, plain_array, to_ortvalue
+from onnxcustom.exceptions import InvalidDataError
+from onnxcustom.runtime import owned_copy, parse_device, plain_array, to_ortvalue
 
 from .arrays import dense
-from .batch_buffers import RowBuffer
+from .batch_buffers import Batch, BatchBuffers, bound
+from .order import draw_seed, permutation
 from .specs import TensorSpec, of_batch, rows_of, some_rows
 from .validation import as_inputs, as_targets, check_batch_size, weights_of
 
-__all__ = ["Batch", "LentBatch", "OrtDataLoader", "draw_seed", "permutation"]
+__all__ = ["OrtDataLoader"]
 
 # So many batches are prepared at most; beyond that they are made while iterating.
 _PREPARED = 16384
-
-
-class Batch(NamedTuple):
-    """One batch.
-
-    Attributes
-    ----------
-    rows : int
-        Number of rows.
-    values : tuple of OrtValue
-        One C OrtValue for each array: inputs, expected values, weights of the rows.
-    """
-
-    rows: int
-    values: tuple[Any, ...]
-
-    def copy(self) -> Batch:
-        """The batch in memory of its own."""
-        return Batch(self.rows, tuple(map(owned_copy, self.values)))
-
-
-class LentBatch:
-    """A batch that callbacks look at: what they keep of its values, or write to, are copies.
-
-    Parameters
-    ----------
-    batch : Batch
-        The batch that is trained on, whose memory a later one overwrites.
-
-    Attributes
-    ----------
-    rows : int
-        Number of rows.
-    """
-
-    def __init__(self, batch: Batch) -> None:
-        self.rows = batch.rows
-        self._batch: Batch | None = batch
-
-    @functools.cached_property
-    def values(self) -> tuple[Any, ...]:
-        """As those of a :class:`Batch`, in memory of their own; made when they are first asked for.
-
-        Raises
-        ------
-        RuntimeError
-            That is after the batch.
-        """
-        if self._batch is None:
-            raise RuntimeError(
-                "The memory of this batch holds another one by now: read batch.values in on_batch_begin or "
-                "on_batch_end."
-            )
-        return self._batch.copy().values
-
-    def take_back(self) -> None:
-        """Let nobody read the values from here on who did not before."""
-        self._batch = None
-
-    def __iter__(self) -> Iterator[Any]:
-        """The number of rows and the values, as of a :class:`Batch`."""
-        return iter((self.rows, self.values))
-
-
-def permutation(seed: int, epoch: int, rows: int) -> np.ndarray:
-    """The order of the rows in an epoch, a function of (seed, epoch) and nothing else.
-
-    Parameters
-    ----------
-    seed : int
-        In [0, 2**64).
-    epoch : int
-        In [0, 2**64).
-    rows : int
-        Number of rows.
-
-    Returns
-    -------
-    ndarray of shape (rows,), int64
-
-    Examples
-    --------
-    >>> bool((permutation(0, 3, 100) == permutation(0, 3, 100)).all())
-    True
-    """
-    key = np.array([seed, epoch], dtype=np.uint64)
-    return np.random.Generator(np.random.Philox(key=key)).permutation(rows)
-
-
-def draw_seed(random_state: Any = None) -> int:
-    """A seed from scikit-learn's ``random_state``: None, an integer, a RandomState or a Generator."""
-    if random_state is None:
-        return int(np.random.SeedSequence().generate_state(1, np.uint64)[0])
-    if isinstance(random_state, numbers.Integral) and not isinstance(random_state, bool):
-        if not 0 <= int(random_state) < 2**64:
-            raise InvalidParameterError(f"random_state must be in [0, 2**64), not {random_state}.")
-        return int(random_state)
-    if isinstance(random_state, np.random.RandomState):
-        return int(random_state.randint(2**31 - 1))
-    if isinstance(random_state, np.random.Generator):
-        return int(random_state.integers(2**63))
-    raise InvalidParameterError(
-        f"random_state must be None, an integer, a RandomState or a Generator, not {random_state!r}."
-    )
 
 
 class OrtDataLoader:
@@ -223,6 +118,27 @@ class OrtDataLoader:
         check_flag("copy", copy)
         if copy:
             X, y, sample_weight = owned_parts((X, y, sample_weight), watched=True)
+        self._convert(X, y, sample_weight, inputs, targets, weight_dtype, batch_size)
+        self.device = parse_device(device)
+        shuffle = random_iter if shuffle is None else shuffle
+        check_flag("shuffle", shuffle)
+        self.random_iter = bool(shuffle)
+        self.seed = draw_seed(random_state)
+        self.block_bytes = int(block_bytes)
+        self._epoch = 0
+        self._prepare()
+
+    def _convert(
+        self,
+        X: Any,
+        y: Any,
+        sample_weight: Any,
+        inputs: Sequence[TensorSpec] | None,
+        targets: Sequence[TensorSpec] | None,
+        weight_dtype: Any,
+        batch_size: int,
+    ) -> None:
+        """Check the data and make arrays of it."""
         given = _names("X", X) if inputs is None else list(inputs)
         arrays = as_inputs(X, given, sparse=True)
         specs = list(given)
@@ -247,71 +163,44 @@ class OrtDataLoader:
             name: array if isinstance(array, SparseRows) else plain_array(array)
             for name, array in arrays.items()
         }
-        self.device = parse_device(device)
-        shuffle = random_iter if shuffle is None else shuffle
-        check_flag("shuffle", shuffle)
-        self.random_iter = bool(shuffle)
-        self.seed = draw_seed(random_state)
-        self.block_bytes = int(block_bytes)
-        self._epoch = 0
-        self._prepare()
 
     # -- buffers -------------------------------------------------------------------------------
 
     def _prepare(self) -> None:
         """Buffers and the OrtValues of their batches."""
         self._turn = 0
-        self._buffers: list[RowBuffer] = []
+        self._buffers: BatchBuffers | None = None
         self._prepared: list[Batch] = []
         self._short: Batch | None = None
         self._hashes: dict[str, str] | None = None
-        size, arrays = self.batch_size, list(self.arrays.values())
+        size = self.batch_size
         if self._gathers:
-            pairs = zip(arrays, self._specs, strict=True)
-            cut = [a.nbytes for a, spec in pairs if spec.axis is not None or spec.is_each(a)]
+            cut = [a.nbytes for a, spec in self._pairs if spec.axis is not None or spec.is_each(a)]
             row_bytes = max(1, sum(cut) // self._rows)
             in_block = min(max(1, self.block_bytes // (row_bytes * size)), _PREPARED, self.n_batches)
             self._block = min(in_block * size, self._rows)
-            self._buffers = self._made(self._block)
+            self._buffers = BatchBuffers(self._pairs, self._block, self.device)
         elif self.n_batches <= _PREPARED or self.device.type != "cpu":
             # Other devices hold the whole data set: it is copied there once.
             self._block = self._rows
-            self._buffers = self._made(None)
+            self._buffers = BatchBuffers(self._pairs, None, self.device)
         else:
             return
-        self._prepared = [self._batch(i, i + size) for i in range(0, self._block - size + 1, size)]
+        self._prepared = [self._buffers.batch(i, i + size) for i in range(0, self._block - size + 1, size)]
         short = self._rows % size
         if short:
             start = (self._rows - short) % self._block if self._block < self._rows else self._rows - short
-            self._short = self._batch(start, start + short)
+            self._short = self._buffers.batch(start, start + short)
 
-    def _made(self, rows: int | None) -> list[RowBuffer]:
-        return [RowBuffer(a, spec, rows) for a, spec in zip(self.arrays.values(), self._specs, strict=True)]
+    @property
+    def _pairs(self) -> list[tuple[Any, TensorSpec]]:
+        return list(zip(self.arrays.values(), self._specs, strict=True))
 
     @property
     def _gathers(self) -> bool:
         """Whether rows go through a buffer, which the next block or epoch overwrites."""
         sparse = any(isinstance(a, SparseRows) for a in self.arrays.values())
         return self.random_iter or sparse or any(spec.axis for spec in self._specs)
-
-    def _batch(self, start: int, stop: int) -> Batch:
-        """A batch of rows of the buffers."""
-        return Batch(stop - start, tuple(_value(b.part(start, stop), self.device) for b in self._buffers))
-
-    def _fill(self, order: np.ndarray) -> None:
-        """Gather rows into the buffers."""
-        for source, buffer in zip(self.arrays.values(), self._buffers, strict=True):
-            buffer.fill(source, order, len(order))
-
-    def _upload(self, rows: int) -> None:
-        """Copy the batches of the buffers to the device."""
-        if self.device.type == "cpu":
-            return
-        start = 0
-        for batch in self._block_batches(rows):
-            for value, buffer in zip(batch.values, self._buffers, strict=True):
-                value.update_inplace(buffer.part(start, start + batch.rows))
-            start += batch.rows
 
     def _block_batches(self, rows: int) -> list[Batch]:
         """Batches of a block that holds so many rows."""
@@ -375,7 +264,7 @@ class OrtDataLoader:
                 yield batch
 
     def _blocks(self, epoch: int, skip: int) -> Iterator[Any]:
-        if not self._buffers:
+        if self._buffers is None:
             yield self._made_on_the_way(skip)
         elif not self._gathers:
             yield self._block_batches(self._rows)[skip:]
@@ -385,21 +274,19 @@ class OrtDataLoader:
             for start in range(first, self._rows, self._block):
                 stop = min(start + self._block, self._rows)
                 rows = np.arange(start, stop) if order is None else order[start:stop]
-                self._fill(rows)
-                self._upload(len(rows))
                 batches = self._block_batches(len(rows))
+                self._buffers.fill(self.arrays.values(), rows, len(rows))
+                self._buffers.upload(batches)
                 yield batches[skip - start // self.batch_size :] if start == first else batches
 
     def _made_on_the_way(self, skip: int) -> Iterator[Batch]:
         for start in range(skip * self.batch_size, self._rows, self.batch_size):
             stop = min(start + self.batch_size, self._rows)
-            parts = self._cut(slice(start, stop))
-            yield Batch(stop - start, tuple(_value(p, self.device) for p in parts))
+            yield Batch(stop - start, bound(self._cut(slice(start, stop)), self.device))
 
     def _cut(self, rows: Any) -> list[np.ndarray]:
         """A batch as arrays."""
-        pairs = zip(self.arrays.values(), self._specs, strict=True)
-        return [of_batch(some_rows(a, spec, rows), spec) for a, spec in pairs]
+        return [of_batch(some_rows(a, spec, rows), spec) for a, spec in self._pairs]
 
     def __iter__(self) -> Iterator[Batch]:
         """Copies of the batches of the next epoch."""
@@ -485,10 +372,6 @@ class OrtDataLoader:
         # Older loaders had the rows of all arrays first.
         self.__dict__.setdefault("_specs", [TensorSpec(name) for name in self.arrays])
         self._prepare()
-
-
-def _value(array: np.ndarray, device: Device) -> Any:
-    return to_ortvalue(array, device)._ortvalue
 
 
 def _names(what: str, data: Any) -> list[TensorSpec]:

@@ -15,7 +15,7 @@ from onnxcustom.data.sources import Axes
 from onnxcustom.exceptions import InvalidDataError
 
 from .arrays import dimensions, is_named
-from .data_loader import permutation
+from .order import permutation
 
 __all__ = ["check_fraction", "hold_out"]
 
@@ -61,26 +61,27 @@ def hold_out(
         A fraction that is none, or fewer than two rows.
     """
     check_fraction(fraction)
-    parts = {Key("X", name): part for name, part in X.items()} if is_named(X) else {Key("X"): X}
-    counts = (_rows(part, _axis(key, part, axes)) for key, part in parts.items())
-    rows = next((n for n in counts if n is not None), 1)
-    if rows < 2:
-        raise InvalidDataError(f"validation_fraction holds rows out, and there are {rows}.")
+    rows = _row_count(X, axes)
     held = _chosen(rows, float(fraction), seed, labels)
     kept = np.setdiff1d(np.arange(rows), held, assume_unique=True)
     weights = held_weights = sample_weight
     if np.ndim(sample_weight) > 0:
         key = Key("sample_weight")
         weights, held_weights = (_take(sample_weight, rows, key, axes) for rows in (kept, held))
-    x, expected = Key("X"), Key("y")
-    return (
-        _take(X, kept, x, axes),
-        _take(y, kept, expected, axes),
-        weights,
-        _take(X, held, x, axes),
-        _take(y, held, expected, axes),
-        held_weights,
+    train, validation = (
+        (_take(X, part, Key("X"), axes), _take(y, part, Key("y"), axes)) for part in (kept, held)
     )
+    return *train, weights, *validation, held_weights
+
+
+def _row_count(X: Any, axes: Axes) -> int:
+    """Rows of the features, two at least."""
+    parts = {Key("X", name): part for name, part in X.items()} if is_named(X) else {Key("X"): X}
+    counts = (_rows(part, _axis(key, part, axes)) for key, part in parts.items())
+    rows = next((n for n in counts if n is not None), 1)
+    if rows < 2:
+        raise InvalidDataError(f"validation_fraction holds rows out, and there are {rows}.")
+    return rows
 
 
 def _axis(key: Key, data: Any, axes: Axes) -> int | None:

@@ -14,11 +14,10 @@ from onnxcustom._text import count
 from onnxcustom._versioning import check_version, stamp_version
 from onnxcustom.data import Block, Stream
 from onnxcustom.exceptions import InvalidDataError, InvalidParameterError
-from onnxcustom.runtime import parse_device, to_ortvalue
+from onnxcustom.runtime import parse_device
 from onnxcustom.runtime.tensors import PlaceError
 
-from .batch_buffers import RowBuffer
-from .data_loader import Batch
+from .batch_buffers import Batch, BatchBuffers
 from .specs import TensorSpec, row_count
 from .stream_rows import converted, given_once, placed
 from .validation import check_batch_size
@@ -118,7 +117,7 @@ class StreamLoader:
 
     def _forget(self) -> None:
         self._turn = 0
-        self._buffers: list[RowBuffer] = []
+        self._buffers: BatchBuffers | None = None
         self._batches: list[Batch] = []
         self._short: dict[tuple[int, int], Batch] = {}
 
@@ -254,39 +253,21 @@ class StreamLoader:
     def _filled(self, pairs: _Pairs) -> list[Batch]:
         """The batches of a block, once it is in the buffer."""
         rows, size = self._count(pairs), self.batch_size
-        if not self._fits(pairs, rows):
-            self._buffers = [RowBuffer(array, spec, rows) for array, spec in pairs]
-            self._batches = [self._batch(start, start + size) for start in range(0, rows - size + 1, size)]
+        if self._buffers is None or not self._buffers.fit(pairs, rows):
+            self._buffers = BatchBuffers(pairs, rows, self.device)
+            self._batches = [
+                self._buffers.batch(start, start + size) for start in range(0, rows - size + 1, size)
+            ]
             self._short = {}
         made = self._batches[: rows // size]
         if rows % size:
             place = rows - rows % size, rows
             if place not in self._short:
-                self._short[place] = self._batch(*place)
+                self._short[place] = self._buffers.batch(*place)
             made = [*made, self._short[place]]
-        for buffer, (array, _) in zip(self._buffers, pairs, strict=True):
-            buffer.fill(array, None, rows)
-        if self.device.type != "cpu":
-            self._upload(made)
+        self._buffers.fill((array for array, _ in pairs), None, rows)
+        self._buffers.upload(made)
         return made
-
-    def _fits(self, pairs: _Pairs, rows: int) -> bool:
-        """Whether a block can go into the buffers there are."""
-        return len(pairs) == len(self._buffers) and all(
-            buffer.fits(array, spec, rows) for buffer, (array, spec) in zip(self._buffers, pairs, strict=True)
-        )
-
-    def _batch(self, start: int, stop: int) -> Batch:
-        values = (to_ortvalue(b.part(start, stop), self.device)._ortvalue for b in self._buffers)
-        return Batch(stop - start, tuple(values))
-
-    def _upload(self, batches: Sequence[Batch]) -> None:
-        """Copy batches of the buffers to the device."""
-        start = 0
-        for batch in batches:
-            for value, buffer in zip(batch.values, self._buffers, strict=True):
-                value.update_inplace(buffer.part(start, start + batch.rows))
-            start += batch.rows
 
     # -- looking at it -------------------------------------------------------------------------------
 

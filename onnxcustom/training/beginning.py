@@ -15,7 +15,7 @@ from onnxcustom.data.naming import naming
 from onnxcustom.data.owned import sealed
 from onnxcustom.data.sources import UnalignedError
 from onnxcustom.exceptions import InvalidParameterError, RowsWarning
-from onnxcustom.feed.data_loader import draw_seed
+from onnxcustom.feed.order import draw_seed
 from onnxcustom.feed.splitting import check_fraction, hold_out
 from onnxcustom.graph import Prepared
 from onnxcustom.graph.files.feature_names import read_feature_names

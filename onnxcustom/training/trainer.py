@@ -19,7 +19,8 @@ from onnxcustom._parameters import check_count
 from onnxcustom.data import Stream
 from onnxcustom.data.naming import naming
 from onnxcustom.exceptions import ConvergenceError, EvaluationError, InvalidDataError
-from onnxcustom.feed.data_loader import Batch, LentBatch, OrtDataLoader
+from onnxcustom.feed.batch_buffers import Batch, LentBatch
+from onnxcustom.feed.data_loader import OrtDataLoader
 from onnxcustom.feed.held_out import score_stream
 
 from .beginning import Beginning

@@ -9,7 +9,7 @@ from typing import Any
 from onnxcustom._parameters import flag
 from onnxcustom.data import Block, Stream
 from onnxcustom.data.sources import ArraySource, IterableSource
-from onnxcustom.feed.data_loader import draw_seed
+from onnxcustom.feed.order import draw_seed
 from onnxcustom.feed.specs import input_specs, with_axis
 from onnxcustom.feed.stream_rows import axes_of, features
 from onnxcustom.graph import Prepared
