@@ -5,12 +5,12 @@ The data is that of :func:`onnxcustom.gradient_report`; here it becomes text of 
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import onnx_ir as ir
 
+from onnxcustom._text import count, listed, table, wrap
 from onnxcustom.gradient.report import GradientReport, OperatorRow, WeightRow, gradient_report
 from onnxcustom.graph import Prepared, class_axis, find_logits, hidden_logits, weights
 from onnxcustom.graph.shapes.batch_axis import BatchAxes
@@ -143,10 +143,10 @@ def describe(
         parts.append(_left_out(report, width))
     for title, texts in (("Losses, as the outputs suggest them", losses), ("Rows of a batch", rows)):
         if texts:
-            parts.append("\n".join([title, *(line for text in texts for line in _wrap(text, width, 2))]))
+            parts.append("\n".join([title, *(line for text in texts for line in wrap(text, width, 2))]))
     if report.refused:
         parts.append(_refused(report, width))
-    warned = [line for text in report.warnings for line in _wrap(f"Warning: {text}", width, 0)]
+    warned = [line for text in report.warnings for line in wrap(f"Warning: {text}", width, 0)]
     parts.append("\n".join([*warned, *_engine(report, width), *_verdict(report, width)]))
     return "\n\n".join(parts)
 
@@ -159,8 +159,8 @@ def _operators(report: GradientReport, width: int) -> str:
         (_operator(row.op_type, row.domain), str(row.opset or ""), str(len(row.nodes)), _how(row))
         for row in report.operators
     ]
-    table = _table(("operator", "opset", "count", "gradient"), rows, "<>><", width)
-    return "\n".join(["Operators, in the form that is trained", *table])
+    lines = table(("operator", "opset", "count", "gradient"), rows, "<>><", width)
+    return "\n".join(["Operators, in the form that is trained", *lines])
 
 
 def _how(row: OperatorRow) -> str:
@@ -181,10 +181,10 @@ def _weights(report: GradientReport, width: int, levels: Mapping[str, int] | Non
     ]
     more, aligned = ([], "") if levels is None else (["layer"], ">")
     titles, align = ["name", "shape", "dtype", "numbers", *more, "gradient"], f"<<<>{aligned}<"
-    table = _table(titles, rows, align, width)
+    lines = table(titles, rows, align, width)
     total = sum(w.size for w in report.weights)
-    count = len(report.weights)
-    return "\n".join(["Weights", *table, f"  {_plural(count, 'weight')}, {_plural(total, 'number')}"])
+    both = f"  {count(len(report.weights), 'weight')}, {count(total, 'number')}"
+    return "\n".join(["Weights", *lines, both])
 
 
 def _trained(weight: WeightRow) -> str:
@@ -198,9 +198,7 @@ def _left_out(report: GradientReport, width: int) -> str:
         groups.setdefault(row.reason, []).append(row.name)
     lines = ["Left out, since it is no weight"]
     for reason, names in groups.items():
-        more = len(names) - _SHOWN
-        shown = ", ".join(names[:_SHOWN]) + (f" and {more:,} more" if more > 0 else "")
-        lines += _wrap(f"{reason}: {shown}", width, 2)
+        lines += wrap(f"{reason}: {listed(names, _SHOWN, quoted=False)}", width, 2)
     return "\n".join(lines)
 
 
@@ -208,11 +206,9 @@ def _refused(report: GradientReport, width: int) -> str:
     lines = ["Refused"]
     for row in report.operators:
         if row.how in ("refused", "unknown"):
-            shown = ", ".join(map(repr, row.nodes[:_SHOWN]))
-            more = len(row.nodes) - _SHOWN
-            where = shown + (f" and {more:,} more" if more > 0 else "")
-            lines += _wrap(f"{_operator(row.op_type, row.domain)} ({where})", width, 2)
-            lines += _wrap(row.reason, width, 4)
+            nodes = listed(row.nodes, _SHOWN)
+            lines += wrap(f"{_operator(row.op_type, row.domain)} ({nodes})", width, 2)
+            lines += wrap(row.reason, width, 4)
     return "\n".join(lines)
 
 
@@ -220,7 +216,7 @@ def _engine(report: GradientReport, width: int) -> list[str]:
     why = report.why or "as asked for"
     if report.problem:
         why = f"not available: {report.problem}"
-    return _wrap(f"Engine {report.engine!r}: {why}", width, 0)
+    return wrap(f"Engine {report.engine!r}: {why}", width, 0)
 
 
 def _verdict(report: GradientReport, width: int) -> list[str]:
@@ -228,8 +224,8 @@ def _verdict(report: GradientReport, width: int) -> list[str]:
         return ["The model holds no weight that could be trained."]
     held = [w for w in report.weights if w.how not in ("trained", "unused")]
     if held:
-        text = f"{len(held):,} of {_plural(len(report.weights), 'weight')} cannot be trained"
-        return _wrap(f"{text}; the first is {held[0].name!r}: {held[0].reason}", width, 0)
+        text = f"{len(held):,} of {count(len(report.weights), 'weight')} cannot be trained"
+        return wrap(f"{text}; the first is {held[0].name!r}: {held[0].reason}", width, 0)
     return [f"Every weight can be trained{' by it, where it is available' if report.problem else ''}."]
 
 
@@ -238,38 +234,3 @@ def _verdict(report: GradientReport, width: int) -> list[str]:
 
 def _operator(op_type: str, domain: str) -> str:
     return f"{domain}.{op_type}" if domain else op_type
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
-def _wrap(text: str, width: int, indent: int) -> list[str]:
-    space = " " * indent
-    return textwrap.wrap(
-        text, width, initial_indent=space, subsequent_indent=f"{space}  ", break_on_hyphens=False
-    )
-
-
-def _table(titles: Sequence[str], rows: Iterable[Sequence[str]], align: str, width: int) -> list[str]:
-    """Lines of a table: the first column is shortened in the middle, the last wrapped, to fit `width`."""
-    rows = list(rows)
-    sizes = [max(len(row[k]) for row in (titles, *rows)) for k in range(len(titles))]
-    rest = width - 2 - sum(sizes[1:-1]) - 2 * (len(sizes) - 1)
-    sizes[-1] = min(sizes[-1], max(rest - sizes[0], 24))
-    sizes[0] = min(sizes[0], max(rest - sizes[-1], 16))
-    lines = []
-    for row in (titles, ["-" * size for size in sizes], *rows):
-        cells = [_shortened(row[0], sizes[0]), *row[1:-1]]
-        start = "  " + "  ".join(f"{c:{a}{n}}" for c, a, n in zip(cells, align, sizes, strict=False))
-        wrapped = textwrap.wrap(row[-1], sizes[-1], break_on_hyphens=False) or [""]
-        lines.append(f"{start}  {wrapped[0]}".rstrip())
-        lines += [" " * (len(start) + 2) + line for line in wrapped[1:]]
-    return lines
-
-
-def _shortened(text: str, size: int) -> str:
-    if len(text) <= size:
-        return text
-    left = (size - 1) // 2
-    return f"{text[:left]}…{text[len(text) - (size - 1 - left) :]}"

@@ -7,8 +7,9 @@ import sys
 
 import pytest
 
+from onnxcustom._text import shorten
 from onnxcustom.exceptions import MissingPackageError
-from onnxcustom.plotting.style import COLORS, plain, shorten
+from onnxcustom.plotting.style import COLORS, plain
 
 DRAW = """
 import sys

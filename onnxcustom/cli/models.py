@@ -13,6 +13,7 @@ import click
 import onnx
 import onnx_ir as ir
 
+from onnxcustom._text import count, listed
 from onnxcustom.exceptions import InvalidDataError, InvalidModelError, OnnxCustomError
 from onnxcustom.feed.specs import TensorSpec, input_specs
 from onnxcustom.graph import class_labels, find_logits, load, prepare
@@ -189,12 +190,11 @@ class Model:
             wanted, found = spec.width, widths.get(spec.name)
             if wanted is None or found is None or wanted == found:
                 continue
-            listed = names[spec.name]
-            text = ", ".join(map(repr, listed[:30])) + (", ..." if len(listed) > 30 else "")
             option = "--columns" if len(self.inputs) == 1 else f"--input {spec.name}="
             raise InvalidDataError(
-                f"{self.path}: input {spec} takes {wanted} column{'s' if wanted > 1 else ''}, and {where} "
-                f"has {found} for it: {text}. Name those it takes, in its order, with {option}."
+                f"{self.path}: input {spec} takes {count(wanted, 'column')}, and {where} "
+                f"has {found} for it: {listed(names[spec.name])}. Name those it takes, in its order, "
+                f"with {option}."
             )
 
 

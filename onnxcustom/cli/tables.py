@@ -12,6 +12,7 @@ import click
 import numpy as np
 
 from onnxcustom._registry import did_you_mean
+from onnxcustom._text import listed
 from onnxcustom.data import Stream
 from onnxcustom.data.blocks import Block, Key, row_bytes
 from onnxcustom.data.columns import Plan
@@ -84,9 +85,10 @@ class Table:
         """
         missing = [name for name in names if name not in self.names]
         if missing:
-            known = ", ".join(map(repr, self.names[:30])) + (", ..." if len(self.names) > 30 else "")
-            known += f".{did_you_mean(missing[0], self.names)}"
-            raise InvalidDataError(f"{option}: {self.path} has no column {missing[0]!r}; it has {known}")
+            meant = did_you_mean(missing[0], self.names)
+            raise InvalidDataError(
+                f"{option}: {self.path} has no column {missing[0]!r}; it has {listed(self.names)}.{meant}"
+            )
         twice = [name for name in names if self.names.count(name) > 1]
         if twice:
             raise InvalidDataError(f"{self.path} has several columns called {twice[0]!r}.")
@@ -198,7 +200,7 @@ def _columns(
             raise click.UsageError(f"--input is missing for {', '.join(map(repr, missing))}.")
         return {s.name: split_names([given[s.name]], table.names) for s in specs}, "--input"
     if columns and len(specs) > 1:
-        raise click.UsageError(f"The model has several inputs, {_listed(specs)}: give --input for each.")
+        raise click.UsageError(f"The model has several inputs, {_names(specs)}: give --input for each.")
     if columns:
         return {specs[0].name: split_names(columns, table.names)}, "--columns"
     known = model.columns
@@ -210,7 +212,7 @@ def _columns(
         if missing and not (table.by_position and len(missing) == len(names)):
             raise InvalidDataError(
                 f"The model was trained on column {missing[0]!r}, which {table.path} does not have; it has "
-                f"{', '.join(map(repr, table.names))}.{did_you_mean(missing[0], table.names)} Name the "
+                f"{listed(table.names)}.{did_you_mean(missing[0], table.names)} Name the "
                 "columns with --columns or --input, in the model's order."
             )
     if len(specs) > 1:
@@ -227,7 +229,7 @@ def _rest(model: Model, table: Table, others: Sequence[str]) -> list[str]:
             rest = without or rest
     if not rest:
         raise InvalidDataError(
-            f"{table.path} has the columns {', '.join(map(repr, table.names))}: none is left for the "
+            f"{table.path} has the columns {listed(table.names)}: none is left for the "
             f"features.{' --columns takes also the index of pandas.' if table.index else ''}"
         )
     return rest
@@ -237,14 +239,14 @@ def _by_name(specs: Sequence[TensorSpec], table: Table) -> dict[str, list[str]]:
     missing = [spec.name for spec in specs if spec.name not in table.names]
     if missing:
         raise click.UsageError(
-            f"The model has several inputs, {_listed(specs)}, and {table.path} has no column {missing[0]!r}: "
+            f"The model has several inputs, {_names(specs)}, and {table.path} has no column {missing[0]!r}: "
             f"say which columns they take, as --input {specs[0].name}=A,B."
         )
     return {spec.name: [spec.name] for spec in specs}
 
 
-def _listed(specs: Sequence[TensorSpec]) -> str:
-    return ", ".join(repr(spec.name) for spec in specs)
+def _names(specs: Sequence[TensorSpec]) -> str:
+    return listed(spec.name for spec in specs)
 
 
 def checked_head(model: Model, table: Table, features: Features, rows: Stream) -> Block:

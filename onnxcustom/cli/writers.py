@@ -13,7 +13,8 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from onnxcustom.exceptions import InvalidDataError, MissingPackageError
+from onnxcustom.data._optional import optional
+from onnxcustom.exceptions import InvalidDataError
 
 __all__ = ["ENDINGS", "Writer", "flat_columns", "open_writer"]
 
@@ -106,14 +107,8 @@ class _Csv(Writer):
 
 class _Parquet(Writer):
     def __init__(self, path: Path) -> None:
-        try:
-            import pyarrow
-            import pyarrow.parquet
-        except ImportError as exc:
-            raise MissingPackageError(
-                f'Writing Parquet needs pyarrow ({exc}): python -m pip install "onnxcustom[data]".'
-            ) from exc
-        self._pa, self._path = pyarrow, path
+        self._parquet = optional("pyarrow.parquet", "Writing Parquet")
+        self._pa, self._path = optional("pyarrow", "Writing Parquet"), path
         self._file: Any = None
 
     def write(self, columns: Mapping[str, np.ndarray]) -> None:
@@ -124,7 +119,7 @@ class _Parquet(Writer):
             }
         )
         if self._file is None:
-            self._file = self._pa.parquet.ParquetWriter(self._path, table.schema)
+            self._file = self._parquet.ParquetWriter(self._path, table.schema)
         self._file.write_table(table)
 
     def close(self) -> None:

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from onnxcustom._registry import did_you_mean
+from onnxcustom._text import listed
 from onnxcustom.exceptions import InvalidDataError
 
 from .blocks import Block, Key
 from .frames import UnfitError, as_array, joined, numbers
-from .naming import listed
 
 __all__ = ["Plan", "Selection"]
 

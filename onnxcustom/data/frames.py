@@ -18,6 +18,7 @@ __all__ = [
     "is_frame",
     "is_plain",
     "joined",
+    "library",
     "numbers",
     "refuse_masked",
     "select_columns",
@@ -61,7 +62,8 @@ def _origin(data: Any) -> tuple[str, str]:
     return "", ""
 
 
-def _library(data: Any) -> str:
+def library(data: Any) -> str:
+    """The package that data is of: 'pandas', 'polars' or 'pyarrow', and '' of others."""
     return _origin(data)[0]
 
 
@@ -72,28 +74,28 @@ def is_frame(data: Any) -> bool:
 
 def is_column(data: Any) -> bool:
     """Whether data is one column of such a table."""
-    library, name = _origin(data)
-    return name.endswith("Array") if library == "pyarrow" else name == "Series"
+    package, name = _origin(data)
+    return name.endswith("Array") if package == "pyarrow" else name == "Series"
 
 
 def column_names(frame: Any) -> list[str]:
     """Names of the columns of a frame, or of a dict of columns."""
     if isinstance(frame, Mapping):
         return [str(name) for name in frame]
-    names = frame.schema.names if _library(frame) == "pyarrow" else frame.columns
+    names = frame.schema.names if library(frame) == "pyarrow" else frame.columns
     return [str(name) for name in names]
 
 
 def text_names(frame: Any) -> list[str] | None:
     """Names of the columns of a frame, None where pandas has numbers or other things for them."""
-    if _library(frame) == "pandas" and not all(isinstance(name, str) for name in frame.columns):
+    if library(frame) == "pandas" and not all(isinstance(name, str) for name in frame.columns):
         return None
     return column_names(frame)
 
 
 def select_columns(frame: Any, names: Sequence[str]) -> Any:
     """Some columns of a frame, each of which is there once, in this order."""
-    return frame[list(names)] if _library(frame) == "pandas" else frame.select(list(names))
+    return frame[list(names)] if library(frame) == "pandas" else frame.select(list(names))
 
 
 def column_getter(frame: Any) -> Callable[[str], Any]:
@@ -102,10 +104,10 @@ def column_getter(frame: Any) -> Callable[[str], Any]:
     if isinstance(frame, Mapping):
         keys = list(frame)
         return lambda name: frame[keys[places[name]]]
-    library = _library(frame)
-    if library == "pyarrow":
+    package = library(frame)
+    if package == "pyarrow":
         return lambda name: frame.column(places[name])
-    if library == "pandas":
+    if package == "pandas":
         return lambda name: frame.iloc[:, places[name]]
     return lambda name: frame.to_series(places[name])
 
@@ -114,10 +116,10 @@ def slice_rows(data: Any, start: int, stop: int) -> Any:
     """Rows of a frame, a column, an array or a dict of them, without a copy where there is a way."""
     if isinstance(data, Mapping):
         return {name: slice_rows(part, start, stop) for name, part in data.items()}
-    library = _library(data)
-    if library == "pandas":
+    package = library(data)
+    if package == "pandas":
         return data.iloc[start:stop]
-    return data.slice(start, stop - start) if library in ("polars", "pyarrow") else data[start:stop]
+    return data.slice(start, stop - start) if package in ("polars", "pyarrow") else data[start:stop]
 
 
 def as_array(data: Any) -> np.ndarray:
@@ -139,12 +141,12 @@ def as_array(data: Any) -> np.ndarray:
         A null, lists of different lengths, a type that is neither numbers nor text.
     """
     refuse_masked(data)
-    library = _library(data)
-    if library == "pyarrow":
+    package = library(data)
+    if package == "pyarrow":
         return _from_arrow(data)
-    if library == "polars":
+    if package == "polars":
         return _from_polars(data)
-    array = _from_pandas(data) if library == "pandas" else np.asarray(data)
+    array = _from_pandas(data) if package == "pandas" else np.asarray(data)
     if array.dtype.kind == "O" and array.ndim == 1:
         array = _stacked(array)
     if array.dtype.kind in "mMV":
@@ -195,15 +197,15 @@ def find_unfit(data: Any, dtype: np.dtype | None = None) -> UnfitError | None:
 
 def _columns(frame: Any) -> Iterator[Any]:
     """Columns of a frame, of which several may have one name."""
-    if _library(frame) == "pandas":
+    if library(frame) == "pandas":
         return (frame.iloc[:, i] for i in range(frame.shape[1]))
-    return iter(frame.columns if _library(frame) == "pyarrow" else frame.get_columns())
+    return iter(frame.columns if library(frame) == "pyarrow" else frame.get_columns())
 
 
 def _unfit_in(column: Any, name: str | None, dtype: np.dtype | None) -> UnfitError | None:
     try:
         # Of plain numbers, NaN is told from what is missing.
-        plain = _library(column) == "pandas" and is_plain(column)
+        plain = library(column) == "pandas" and is_plain(column)
         array = numbers(np.asarray(column) if plain else as_array(column), name)
     except UnfitError as exc:
         return UnfitError(exc.what, exc.row, name)

@@ -8,14 +8,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from onnxcustom._registry import did_you_mean
+from onnxcustom._text import listed
 from onnxcustom.exceptions import InvalidDataError
 
-from .frames import column_names, is_frame, select_columns, text_names
+from .frames import column_names, is_frame, library, select_columns, text_names
 
-__all__ = ["ColumnCountError", "check_names", "in_order", "index_names", "listed", "naming", "without_index"]
-
-# Names of a table that a message has room for.
-_MOST = 20
+__all__ = [
+    "ColumnCountError",
+    "check_names",
+    "frame_index",
+    "in_order",
+    "index_names",
+    "naming",
+    "without_index",
+]
 
 
 class ColumnCountError(InvalidDataError):
@@ -28,18 +34,6 @@ class ColumnCountError(InvalidDataError):
     """
 
     input: str = ""
-
-
-def listed(names: Sequence[str]) -> str:
-    """Names of columns for a message.
-
-    Examples
-    --------
-    >>> listed(["a", "b"])
-    "'a', 'b'"
-    """
-    text = ", ".join(map(repr, names[:_MOST]))
-    return f"{text}, ... ({len(names)} columns)" if len(names) > _MOST else text or "none"
 
 
 def check_names(found: Sequence[str], wanted: Sequence[str], where: str, way_out: str = "") -> None:
@@ -116,11 +110,15 @@ def index_names(metadata: Mapping[bytes, bytes] | None) -> list[str]:
     return [name for name in found if isinstance(name, str)] if isinstance(found, list) else []
 
 
+def frame_index(frame: Any) -> list[str]:
+    """Columns of a frame of pyarrow that pandas takes for its index; none of others."""
+    of_arrow = library(frame) == "pyarrow" and is_frame(frame)
+    return index_names(frame.schema.metadata) if of_arrow else []
+
+
 def without_index(frame: Any) -> Any:
     """A frame of pyarrow without the columns that pandas takes for its index; others as they are."""
-    if type(frame).__module__.partition(".")[0] != "pyarrow" or not is_frame(frame):
-        return frame
-    index = index_names(frame.schema.metadata)
+    index = frame_index(frame)
     names = column_names(frame) if index else []
     kept = [name for name in names if name not in index]
     return select_columns(frame, kept) if kept and len(kept) < len(names) else frame

@@ -10,7 +10,7 @@ import numpy as np
 
 from .columns import Plan
 from .files import FileSource, find_files
-from .frames import is_frame
+from .frames import is_frame, library
 from .owned import owned_parts
 from .sources import ArraySource, FrameSource, IterableSource, Source
 
@@ -31,7 +31,7 @@ def as_source(source: Any, plan: Plan) -> Source:
         return ArraySource(owned_parts(source, watched=False))
     if is_frame(source) or isinstance(source, Mapping):
         return FrameSource(owned_parts([source], watched=False)[0], plan)
-    if _is_dataset(source):
+    if library(source) == "pyarrow" and hasattr(source, "scanner"):
         from .arrow_files import DatasetSource
 
         return DatasetSource(source, plan)
@@ -47,7 +47,3 @@ def _all_paths(source: Any) -> bool:
     """Whether a list or tuple holds paths."""
     listed = isinstance(source, (list, tuple)) and len(source) > 0
     return listed and all(isinstance(item, (str, os.PathLike)) for item in source)
-
-
-def _is_dataset(source: Any) -> bool:
-    return type(source).__module__.startswith("pyarrow") and hasattr(source, "scanner")

@@ -16,7 +16,7 @@ from .blocks import Block, Key
 from .columns import Plan, Selection
 from .fingerprints import hash_array, hash_rows
 from .frames import UnfitError, as_array, column_getter, column_names, is_frame, slice_rows
-from .naming import index_names
+from .naming import frame_index
 from .owned import owned
 from .sparse import SparseRows, is_sparse
 
@@ -260,7 +260,7 @@ class FrameSource(Source):
     def __init__(self, frame: Any, plan: Plan, rows: int = 4096) -> None:
         super().__init__(plan)
         self._frame = frame
-        self._selection = plan.select(column_names(frame), self.name, _index(frame))
+        self._selection = plan.select(column_names(frame), self.name, frame_index(frame))
         column = column_getter(frame)
         lengths = {name: len(column(name)) for name in self._selection.names}
         if len(set(lengths.values())) > 1:
@@ -285,11 +285,6 @@ class FrameSource(Source):
 
     def fingerprint(self) -> dict[str, str]:
         return hash_rows(block for part in self._parts for block in self.read(part, 1 << 30))
-
-
-def _index(frame: Any) -> list[str]:
-    """Columns of a table of pyarrow that pandas takes for its index."""
-    return index_names(frame.schema.metadata) if type(frame).__module__.startswith("pyarrow") else []
 
 
 def from_frame(selection: Selection, frame: Any, source: Source, part: Part, row: int = 0) -> Block:
@@ -436,7 +431,7 @@ class IterableSource(Source):
             return block.map(lambda a: a[:] if isinstance(a, SparseRows) else a)
         if is_frame(batch) or (isinstance(batch, Mapping) and self.plan.said):
             if self._selection is None:
-                self._selection = self.plan.select(column_names(batch), where, _index(batch))
+                self._selection = self.plan.select(column_names(batch), where, frame_index(batch))
             self._selection.check(column_names(batch), where)
             return from_frame(self._selection, batch, self, part, row)
         raise InvalidDataError(

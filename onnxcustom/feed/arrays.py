@@ -21,6 +21,7 @@ from onnxcustom.data.frames import (
     is_frame,
     is_plain,
     joined,
+    library,
     numbers,
     refuse_masked,
 )
@@ -179,7 +180,7 @@ def _plain(data: Any, spec: TensorSpec, what: str) -> Any:
         raise _text_error(what, first)
     if not (is_frame(data) or is_column(data) or hasattr(data, "__array__")):
         return data
-    if _is_pandas(data) and (is_plain(data) or not _are_unique(data)) and not _holds_lists(data):
+    if library(data) == "pandas" and (is_plain(data) or not _are_unique(data)) and not _holds_lists(data):
         return data
     try:
         if not is_frame(data):
@@ -196,10 +197,6 @@ def _plain(data: Any, spec: TensorSpec, what: str) -> Any:
 
 def _text_error(what: str, first: Any) -> InvalidDataError:
     return InvalidDataError(f"{capital(what)} is text, such as {str(first)!r}: convert it to numbers first.")
-
-
-def _is_pandas(data: Any) -> bool:
-    return type(data).__module__.partition(".")[0] == "pandas" and (is_frame(data) or is_column(data))
 
 
 def _are_unique(data: Any) -> bool:

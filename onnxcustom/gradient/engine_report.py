@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
+from onnxcustom._text import listed
 from onnxcustom.graph import Prepared, find_logits
 from onnxcustom.graph.analysis.links import Links
 from onnxcustom.graph.analysis.operands import is_float
@@ -290,9 +291,7 @@ def _tied(model: ir.Model, shared: Sequence[ir.Value]) -> list[str]:
             names.append(value.name or "")
     if not names:
         return []
-    shown = ", ".join(map(repr, names[:_SHOWN])) + (
-        f" and {len(names) - _SHOWN} more" * (len(names) > _SHOWN)
-    )
+    shown = listed(names, _SHOWN)
     return [
         f"several nodes read {shown}, all zeros or all ones: PyTorch's exporter keeps one of equal tensors, "
         "so that weights of a model that was never trained are tied, and training moves them together. "

@@ -13,12 +13,11 @@ import onnx_ir as ir
 from onnxcustom.graph.analysis.operands import is_float
 from onnxcustom.graph.analysis.operators import is_op
 from onnxcustom.graph.analysis.traversal import all_nodes, reads, subgraphs
-from onnxcustom._text import count
+from onnxcustom._text import count, listed, shorten
 from onnxcustom.exceptions import OnnxCustomError
 from onnxcustom.graph import weights as weights_of
 
 from .phases import PHASES, Phase, Roles, node_phases
-from .style import shorten
 
 __all__ = ["DETAILS", "Arrow", "Box", "Detail", "Diagram", "Frame", "draw_diagram"]
 
@@ -433,17 +432,14 @@ def _typed(value: ir.Value) -> str:
 
 def _describe(node: ir.Node, phase: Phase) -> str:
     operator = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
-    names = [_listed("" if v is None else v.name or "" for v in vs) for vs in (node.inputs, node.outputs)]
+    names = [
+        listed((shorten(v.name, _LONG) if v and v.name else "-" for v in values), _TENSORS, quoted=False)
+        for values in (node.inputs, node.outputs)
+    ]
     title = shorten(f"{operator} {node.name or ''}".strip(), _LONG)
     lines = [title, phase, f"{names[0]} → {names[1]}"]
     lines += [f"{a.name} = {shorten(_attribute(a))}" for a in node.attributes.values()]
     return "\n".join(lines + [_typed(v) for v in node.outputs[:_TENSORS] if v.shape is not None])
-
-
-def _listed(given: Iterable[str]) -> str:
-    names = [shorten(name, _LONG) or "-" for name in given]
-    more = len(names) - _TENSORS
-    return ", ".join(names[:_TENSORS]) + (f" and {more} more" if more > 0 else "")
 
 
 def _attribute(attribute: ir.Attr) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from onnxcustom._text import shorten
 from onnxcustom.exceptions import MissingPackageError
 
 from .phases import Phase
@@ -17,7 +18,6 @@ __all__ = [
     "new_axes",
     "plain",
     "save",
-    "shorten",
 ]
 
 #: M. Okabe and K. Ito, Color Universal Design, 2008, https://jfly.uni-koeln.de/color/, without yellow,
@@ -82,14 +82,6 @@ def save(axes: list[Any], path: str | os.PathLike[str] | None) -> None:
     """Write the figure of axes to a file, if there is a path, in the format of its ending."""
     if path is not None:
         axes[0].figure.savefig(path, dpi=150)
-
-
-def shorten(text: str, longest: int = 30) -> str:
-    """A name, its middle left out if it is long."""
-    if len(text) <= longest:
-        return text
-    left = longest // 2
-    return f"{text[: left - 1]}…{text[left - longest :]}"
 
 
 def plain(text: str) -> str:
