@@ -26,6 +26,7 @@ CODES = {
     "GradientNotImplementedError": 1,
     "InvalidDataError": 2,
     "InvalidModelError": 2,
+    "InvalidParameterError": 2,
     "MissingPackageError": 1,
     "MissingRuntimeError": 1,
     "NoTrainableWeightError": 1,
@@ -95,6 +96,8 @@ def test_one_line_is_safe_to_print() -> None:
         ("output, as loss={'p': 'log_loss'}.", "output, as --output-name p --loss log_loss."),
         ("weights_to_train=['a', 'b'] leaves", "--weights a,b leaves"),
         ("class_weight='balanced' is", "--class-weight balanced is"),
+        ("y holds the labels ['a'], and y has 2", "The target holds the labels ['a'], and the target has 2"),
+        ("'y has' of my y", "'y has' of my y"),
         ("loss=0.5, columns={x}", "--loss 0.5, --columns {x}"),
     ],
 )

@@ -538,3 +538,15 @@ def test_spaces_and_other_letters(folder: Path, command) -> None:
         "run 1",
     }
     assert command("predict", out, place / "maisons été.csv").output.startswith("prediction\n")
+
+
+def test_what_a_stranger_mistypes(folder: Path, fails) -> None:
+    Path("latin.csv").write_bytes("gr\xf6\xdfe,rooms,age,price\n1,2,3,4\n".encode("latin-1"))
+    assert "latin.csv cannot be read as CSV: it is not in UTF-8 (byte 0xf6)" in fails(
+        "train", "house.onnx", "latin.csv", "--target", "price"
+    )
+    np.savez("rows.npz", x=np.ones((10, 3), np.float32), price=np.ones(9))
+    said = fails("train", "house.onnx", "rows.npz", "--target", "price")
+    assert "The columns of rows.npz differ in length" in said
+    assert "Did you mean 'cosine'?" in fails(*HOUSE, "--schedule", "cosin")
+    assert "Did you mean 'max_error'?" in fails(*HOUSE, "--metric", "maxerror")

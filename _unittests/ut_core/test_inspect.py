@@ -225,4 +225,4 @@ def test_rows_in_doubt(tmp_path: Path) -> None:
     text = " ".join(result.output.split())
     assert result.exit_code == 0
     assert "x: axis 0 (T) y: none, it is one row for the whole batch Warning: The rows of a batch" in text
-    assert "say batch_axis={'x': 1};" in text
+    assert "say --batch-axis x=1;" in text

@@ -95,6 +95,7 @@ _VALUE = r"""\{[^{}]*\}|\[[^\[\]]*\]|'[^']*'|"[^"]*"|True\b|False\b|None\b|[\d.]
 _PARAMETER = re.compile(
     rf"(?<![\w'\"-])(?:({'|'.join(_OPTIONS)})=(?:({_VALUE})|(?=[\s.,;:]|$))|({'|'.join(_ALWAYS)})\b(=?))"
 )
+_TARGET = re.compile(r"(?<![\w'\"(=])y (holds|has|contains|wants|must)\b")
 _PHRASES = {
     "OnnxRegressor predicts": "--task regression predicts",
     "OnnxRegressor trains": "--task regression trains",
@@ -158,6 +159,7 @@ def in_options(text: str) -> str:
     """
     for words, ours in _PHRASES.items():
         text = text.replace(words, ours)
+    text = _TARGET.sub(lambda found: f"{'the' if found.start() else 'The'} target {found[1]}", text)
     return _PARAMETER.sub(_as_option, text)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from onnxcustom import optim
+from onnxcustom._registry import did_you_mean
 from onnxcustom.exceptions import OnnxCustomError
 from onnxcustom.objective import (
     BaseLearningLoss,
@@ -162,7 +163,9 @@ def make_schedule(text: str | None, rate: float | None, warmup: int, epochs: int
     name, options = parse_phrase(text, "--schedule")
     cls = SCHEDULES.get(name.lower())
     if cls is None:
-        raise click.UsageError(f"--schedule {name!r} is none of {', '.join(SCHEDULES)}.")
+        raise click.UsageError(
+            f"--schedule {name!r} is none of {', '.join(SCHEDULES)}.{did_you_mean(name, SCHEDULES)}"
+        )
     if warmup and cls is optim.ReduceOnPlateau:
         raise click.UsageError("--warmup does not go with --schedule plateau.")
     fields = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]

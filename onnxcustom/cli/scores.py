@@ -10,6 +10,7 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.metrics import get_scorer, get_scorer_names, log_loss
 
+from onnxcustom._registry import did_you_mean
 from onnxcustom.exceptions import InvalidDataError, UnknownNameError
 from onnxcustom.graph.analysis.decision import Decision
 
@@ -81,7 +82,8 @@ def check_metrics(names: Sequence[str]) -> None:
     known = get_scorer_names()
     for name in names:
         if name not in known:
-            raise UnknownNameError(f"scikit-learn has no score {name!r}; it has {', '.join(known)}.")
+            meant = did_you_mean(name, known)
+            raise UnknownNameError(f"scikit-learn has no score {name!r}.{meant} It has {', '.join(known)}.")
 
 
 def scored(collected: Collected, metrics: Sequence[str], model: Model) -> dict[str, float]:

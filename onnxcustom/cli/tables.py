@@ -72,7 +72,7 @@ class Table:
         if self._arrays is not None:
             from onnxcustom.data.sources import FrameSource
 
-            return Stream(FrameSource(self._arrays, plan))
+            return Stream(FrameSource(self._arrays, plan, name=self.path))
         return Stream(FileSource(self._files, plan))
 
     def require(self, names: Sequence[str], option: str) -> None:

@@ -194,7 +194,12 @@ def _reading(path: str) -> Iterator[None]:
         yield
     except OnnxCustomError:
         raise
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error, zlib.error) as exc:
+    except UnicodeDecodeError as exc:
+        raise InvalidDataError(
+            f"{path} cannot be read as CSV: it is not in UTF-8 (byte {exc.object[exc.start]:#04x}); "
+            "save it so."
+        ) from exc
+    except (OSError, EOFError, csv.Error, zlib.error) as exc:
         raise InvalidDataError(f"{path} cannot be read as CSV: {exc}") from exc
 
 

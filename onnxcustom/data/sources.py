@@ -253,13 +253,18 @@ class FrameSource(Source):
         Columns of one length.
     plan : Plan
         Which of them are read.
+    rows : int, default=4096
+        Rows of a part.
+    name : str, optional
+        What to call it in messages, such as the file that it was read from.
     """
 
     _selection: Selection
+    _name: str | None = None
 
-    def __init__(self, frame: Any, plan: Plan, rows: int = 4096) -> None:
+    def __init__(self, frame: Any, plan: Plan, rows: int = 4096, name: str | None = None) -> None:
         super().__init__(plan)
-        self._frame = frame
+        self._frame, self._name = frame, name
         self._selection = plan.select(column_names(frame), self.name, frame_index(frame))
         column = column_getter(frame)
         lengths = {name: len(column(name)) for name in self._selection.names}
@@ -269,7 +274,8 @@ class FrameSource(Source):
 
     @property
     def name(self) -> str:
-        return f"the {'dict' if isinstance(self._frame, Mapping) else type(self._frame).__name__}"
+        kind = "dict" if isinstance(self._frame, Mapping) else type(self._frame).__name__
+        return f"the {kind}" if self._name is None else self._name
 
     def parts(self) -> Sequence[Part]:
         return self._parts
