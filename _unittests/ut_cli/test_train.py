@@ -549,4 +549,4 @@ def test_what_a_stranger_mistypes(folder: Path, fails) -> None:
     said = fails("train", "house.onnx", "rows.npz", "--target", "price")
     assert "The columns of rows.npz differ in length" in said
     assert "Did you mean 'cosine'?" in fails(*HOUSE, "--schedule", "cosin")
-    assert "Did you mean 'max_error'?" in fails(*HOUSE, "--metric", "maxerror")
+    assert "Did you mean 'f1_macro' or" in fails(*HOUSE, "--metric", "f1_makro")

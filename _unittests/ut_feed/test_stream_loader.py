@@ -121,7 +121,7 @@ def test_other_devices_get_copies_of_every_block(monkeypatch):
 
     loader = make(53, {"block_rows": 20})
     wanted = [rows_of(loader, epoch) for epoch in range(2)]
-    monkeypatch.setattr("onnxcustom.feed.stream_loader.to_ortvalue", somewhere_else)
+    monkeypatch.setattr("onnxcustom.feed.batch_buffers.to_ortvalue", somewhere_else)
     loader = make(53, {"block_rows": 20})
     loader.device = SimpleNamespace(type="elsewhere", name="elsewhere")
     for epoch in range(2):
@@ -284,7 +284,7 @@ def changed(array, place, value):
         ((X,), "no expected values: name their column with target="),
         (({"x": X, "k": X}, Y), r"has the inputs \['x'\]; \['k'\] unknown"),
         ((X[:0], Y[:0]), "There are no rows in the arrays"),
-        ((X, np.array(["a"] * 10)), "could not convert string"),
+        ((X, np.array(["a"] * 10)), "is text, such as"),
     ],
 )  # fmt: skip
 def test_rows_that_do_not_fit(source, message, shuffle):

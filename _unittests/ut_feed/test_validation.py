@@ -120,7 +120,7 @@ BAD_X = [
     ("three dimensions", np.zeros((2, 3, 1)), "Input 'X' wants 2 dimensions .N, 3., the data has 3"),
     ("no rows", np.zeros((0, 3)), r"0 sample\(s\) \(shape=\(0, 3\)\)"),
     ("no columns", np.zeros((3, 0)), r"0 feature\(s\) \(shape=\(3, 0\)\)"),
-    ("text", [["a", "b", "c"]], "Input 'X': could not convert string"),
+    ("text", [["a", "b", "c"]], "Input 'X' is text, such as"),
     ("complex", np.zeros((2, 3), complex), "Complex data not supported"),
     ("none", None, "Input 'X'"),
     ("scalar", 3.0, "Input 'X'"),
@@ -361,7 +361,7 @@ def test_several_targets():
         ([1, np.nan], "Y: Input y contains NaN"),
         ([np.inf, 1], "Y: Input y contains infinity"),
         (np.zeros((2, 2)), "Y wants 1 column, the data has 2"),
-        (["a", "b"], "Y: could not convert string"),
+        (["a", "b"], "Y is text, such as"),
         (3.0, "Y: "),
     ],
 )
@@ -408,7 +408,7 @@ def test_some_weights_may_be_zero():
         ([1, np.inf], "contains infinity"),
         ([1], "X has 2 rows, sample_weight has 1 row"),
         ([[1, 2], [3, 4]], "wants 1 dimension "),
-        (["a", "b"], "could not convert string"),
+        (["a", "b"], "is text, such as"),
     ],
 )
 def test_bad_sample_weights(weight, message):
