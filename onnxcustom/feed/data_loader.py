@@ -12,7 +12,7 @@ from onnxcustom._versioning import check_version, stamp_version
 from onnxcustom.data.fingerprints import hash_array
 from onnxcustom.data.owned import owned_parts, sealed
 from onnxcustom.data.sparse import SparseRows
-from onnxcustom.exceptions import InvalidDataError
+from onnxcustom.exceptions import InvalidDataError, InvalidParameterError
 from onnxcustom.runtime import owned_copy, parse_device, plain_array, to_ortvalue
 
 from .arrays import dense

@@ -10,12 +10,12 @@ from typing import Literal
 
 import onnx_ir as ir
 
-from onnxcustom.graph.analysis.operands import is_float
-from onnxcustom.graph.analysis.operators import is_op
-from onnxcustom.graph.analysis.traversal import all_nodes, reads, subgraphs
 from onnxcustom._text import count, listed, shorten
 from onnxcustom.exceptions import OnnxCustomError
 from onnxcustom.graph import weights as weights_of
+from onnxcustom.graph.analysis.operands import is_float
+from onnxcustom.graph.analysis.operators import is_op
+from onnxcustom.graph.analysis.traversal import all_nodes, reads, subgraphs
 
 from .phases import PHASES, Phase, Roles, node_phases
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from onnxcustom._parameters import check_number
+from onnxcustom._text import listed
 from onnxcustom.exceptions import CheckpointError, InvalidDataError
 from onnxcustom.graph import constants
 from onnxcustom.optim.clock import Clock
@@ -102,7 +103,7 @@ def _checked_tensors(
         name: buffer.values[buffer.front][own].numpy() for name, (buffer, own) in state.tensors().items()
     }
     if missing := sorted(set(likes) - set(arrays)):
-        raise _unfit(f"it has no {_listed(missing)}")
+        raise _unfit(f"it has no {listed(missing, 5)}")
     # Constants that another step has handed on come in addition, or don't.
     moved = _part(arrays, "constants/")
     likes.update({f"constants/{name}": array for name, array in _constants(recipe, moved).items()})
@@ -215,8 +216,3 @@ def _check_number(what: str, value: Any, interval: str) -> None:
 
 def _unfit(what: str) -> CheckpointError:
     return CheckpointError(f"The checkpoint does not fit this training step: {what}.")
-
-
-def _listed(names: list[str]) -> str:
-    shown = ", ".join(map(repr, names[:5]))
-    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
