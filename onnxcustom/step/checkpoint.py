@@ -108,7 +108,7 @@ def _checked_tensors(
     moved = _part(arrays, "constants/")
     likes.update({f"constants/{name}": array for name, array in _constants(recipe, moved).items()})
     if extra := sorted(set(arrays) - set(likes)):
-        raise _unfit(f"it has {_listed(extra)}, which this step does not keep")
+        raise _unfit(f"it has {listed(extra, 5)}, which this step does not keep")
     for name, array in arrays.items():
         _check_array(name, array, likes[name])
     try:
