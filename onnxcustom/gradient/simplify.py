@@ -19,7 +19,7 @@ from onnxcustom.graph.building.builder import Var
 
 from .emit import GradientBuilder
 
-__all__ = ["fuse_biases", "simplify"]
+__all__ = ["become", "fuse_biases", "simplify"]
 
 Step = Callable[[ir.Node, GradientBuilder], ir.Node | ir.Value | None]
 # What is computed from constants before the graph runs, and up to how many numbers.
@@ -256,7 +256,7 @@ def _scaled_product(node: ir.Node, op: GradientBuilder) -> ir.Node | None:
         if not np.isfinite(rounded).all() or (factor.dtype == np.float64 and rounded != scales):
             continue
         attributes |= dict(zip(("alpha", "beta"), rounded, strict=True))
-        return _become(node, "Gemm", before.inputs, attributes)
+        return become(node, "Gemm", before.inputs, attributes)
     return None
 
 
@@ -301,7 +301,7 @@ def _squeezed_reduction(node: ir.Node, op: GradientBuilder) -> ir.Node | None:
         return None
     if {int(a) % rank for a in axes} != {int(a) % rank for a in gone}:
         return None
-    return _become(node, before.op_type, before.inputs, {**attributes, "keepdims": 0})
+    return become(node, before.op_type, before.inputs, {**attributes, "keepdims": 0})
 
 
 def _summed_rows(node: ir.Node, op: GradientBuilder) -> ir.Node | None:
@@ -319,10 +319,10 @@ def _summed_rows(node: ir.Node, op: GradientBuilder) -> ir.Node | None:
         return None
     if x.dtype not in (ir.DataType.FLOAT, ir.DataType.DOUBLE):
         return None
-    return _become(node, "MatMul", [op.const(np.ones(rows), x.dtype).value, x], {})
+    return become(node, "MatMul", [op.const(np.ones(rows), x.dtype).value, x], {})
 
 
-def _become(
+def become(
     node: ir.Node, op_type: str, inputs: Sequence[ir.Value | None], attributes: Mapping[str, Any]
 ) -> ir.Node:
     """Make another operator of a node, whose output stays."""

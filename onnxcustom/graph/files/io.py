@@ -17,7 +17,7 @@ from onnx.external_data_helper import uses_external_data
 from onnxcustom.exceptions import InvalidModelError
 from onnxcustom.graph.files.conversion import PROTOBUF_LIMIT, copied, represented, to_proto
 from onnxcustom.graph.files.external import check_external, read_external
-from onnxcustom.graph.files.limits import Contents, Limits, current_limits, size_of, survey
+from onnxcustom.graph.files.limits import Contents, Limits, current_limits, data_size, survey
 from onnxcustom.graph.files.outline import outline
 from onnxcustom.graph.files.repairs import repaired, type_outputs
 from onnxcustom.graph.files.wire import count_parts
@@ -33,7 +33,7 @@ _PARTS, _PARTS_OF_A_NODE = 10_000, 32
 # Shapes and axes stay in the model file: shape inference does not read external data.
 EXTERNAL_TENSOR_BYTES = 256
 
-# Bytes of a model from which it is checked without its numbers, whose sizes were looked at before.
+# Bytes of tensors from which a model is checked without them, whose sizes were looked at before.
 _LARGE = 2**20
 
 
@@ -173,7 +173,7 @@ def save(model: ModelLike, path: str | os.PathLike[str], external_data: bool | s
         )
     data_name = _data_name(target, external_data)
     proto = load(model)
-    if external_data is None and sum(map(_nbytes, survey(proto, "the model").tensors)) > PROTOBUF_LIMIT:
+    if external_data is None and sum(map(data_size, survey(proto, "the model").tensors)) > PROTOBUF_LIMIT:
         external_data = True
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
         part = Path(folder) / target.name
@@ -310,12 +310,13 @@ def _check(
     source: bytes | str | None, proto: onnx.ModelProto, contents: Contents, label: str, changed: bool
 ) -> None:
     """Run onnx.checker on a model, through its bytes or its file if these are at hand and say the same."""
-    if not isinstance(source, str) and sum(map(_nbytes, contents.tensors)) > PROTOBUF_LIMIT:
+    size = sum(map(data_size, contents.tensors))
+    if not isinstance(source, str) and size > PROTOBUF_LIMIT:
         return  # The checker reads serialized models only, and this one cannot be.
     shapeless = [info.name for info in (*proto.graph.input, *proto.graph.output) if _shapeless(info)]
     try:
         checked: onnx.ModelProto | bytes | str = source if source is not None else proto
-        if not isinstance(source, str) and proto.ByteSize() > _LARGE:
+        if not isinstance(source, str) and size > _LARGE:
             checked = proto = outline(proto)
         if shapeless or changed:
             # The checker wants a type and a shape where onnxruntime and the specification want none.
@@ -338,13 +339,6 @@ def _check(
 
 def _shapeless(info: onnx.ValueInfoProto) -> bool:
     return info.type.HasField("tensor_type") and not info.type.tensor_type.HasField("shape")
-
-
-def _nbytes(tensor: onnx.TensorProto) -> int:
-    """Size of the data, from the shape: reading the field itself would copy it."""
-    if tensor.data_type == onnx.TensorProto.STRING:
-        return sum(len(s) for s in tensor.string_data)
-    return size_of(tensor.dims, tensor.data_type)
 
 
 # -- writing ---------------------------------------------------------------------------------

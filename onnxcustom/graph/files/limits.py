@@ -19,7 +19,17 @@ from onnx import TensorProto
 from onnxcustom.exceptions import InvalidModelError, InvalidParameterError
 from onnxcustom.graph.analysis.operators import normal_domain
 
-__all__ = ["Contents", "Limits", "check_values", "current_limits", "shown", "size_of", "survey", "use_limits"]
+__all__ = [
+    "Contents",
+    "Limits",
+    "check_values",
+    "current_limits",
+    "data_size",
+    "shown",
+    "size_of",
+    "survey",
+    "use_limits",
+]
 
 # NumPy below version 2 has no more dimensions.
 _LARGEST_RANK = 32
@@ -458,6 +468,13 @@ def _identity(domain: str, name: str, overload: str) -> _Call:
 
 
 # -- sizes -------------------------------------------------------------------------------------------
+
+
+def data_size(tensor: TensorProto) -> int:
+    """Bytes of a tensor's data, from its shape: reading the field itself would copy it."""
+    if tensor.data_type == TensorProto.STRING:
+        return sum(map(len, tensor.string_data))
+    return size_of(tensor.dims, tensor.data_type)
 
 
 def size_of(dims: Iterable[int], kind: int) -> int:

@@ -6,6 +6,8 @@ from typing import Any
 
 import onnx
 
+from onnxcustom.graph.files.limits import data_size
+
 __all__ = ["outline"]
 
 # Bytes of a tensor that are worth leaving out.
@@ -30,7 +32,7 @@ def outline(proto: onnx.ModelProto) -> onnx.ModelProto:
     _copy_fields(proto, made, but="graph")
     _copy_fields(proto.graph, made.graph, but="initializer")
     for tensor in proto.graph.initializer:
-        if tensor.HasField("raw_data") and tensor.ByteSize() > _LARGE:
+        if tensor.HasField("raw_data") and data_size(tensor) > _LARGE:
             made.graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=[0])
         else:
             made.graph.initializer.add().CopyFrom(tensor)
