@@ -10,7 +10,11 @@ import pytest
 
 from onnxcustom import OnnxClassifier, TrainingStep
 from onnxcustom.exceptions import InvalidModelError
-from onnxcustom.objective import BinaryCrossEntropyLearningLoss, SoftmaxCrossEntropyLearningLoss
+from onnxcustom.objective import (
+    BinaryCrossEntropyLearningLoss,
+    PoissonLearningLoss,
+    SoftmaxCrossEntropyLearningLoss,
+)
 
 W = np.array([1, 2, 0, -1, 0, 1, 2, 1, -1, 0.5, 0.5, 1], np.float32).reshape(4, 3)
 CONSTANTS = (
@@ -237,6 +241,19 @@ def test_other_probabilities_are_refused(name, loss):
     assert "'p' holds probabilities: it comes from" in text
     assert re.search(words, text), text
     assert "from_logits=False" in text
+
+
+@pytest.mark.parametrize("end", ["p = Exp(z)", "p = Softplus(z)", "e = Exp(z)  p = Identity(e)"])
+def test_the_mean_is_no_logarithm_of_itself(end):
+    X, y = data()
+    counts = np.eye(3, dtype=np.float32)[y]
+    with pytest.raises(InvalidModelError, match=r"link='identity', or let the model end in 'z'"):
+        TrainingStep(model(end), "poisson")
+    z = X.astype(np.float64) @ W
+    mean = np.log1p(np.exp(z)) if "Softplus" in end else np.exp(z)
+    wanted = (mean - counts * np.log(mean)).sum(1).mean()
+    found = TrainingStep(model(end), PoissonLearningLoss(link="identity")).run(X, counts)
+    np.testing.assert_allclose(found, wanted, rtol=1e-4)
 
 
 @pytest.mark.parametrize("end", ["p = Softmax(z)", "p = Sigmoid(z)", "s = Softmax(z)  p = Mul(s, mask)"])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from onnxcustom.graph.analysis.classifier import Logits, class_axis, class_labels, find_logits, hidden_logits
+from onnxcustom.graph.analysis.class_labels import class_labels
+from onnxcustom.graph.analysis.classifier import Logits, class_axis, find_logits, hidden_logits, last_operator
 from onnxcustom.graph.building.builder import Builder, Var
 from onnxcustom.graph.files.io import ModelLike, load, save, to_ir, to_proto
 from onnxcustom.graph.files.limits import Limits, use_limits
@@ -38,6 +39,7 @@ __all__ = [
     "find_logits",
     "hidden_logits",
     "initialize_weights",
+    "last_operator",
     "layers",
     "load",
     "prepare",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -97,6 +98,8 @@ class Loss(Parameters, ABC):
     on: str = "output"
     # Whether what is expected are classes that the prediction has scores of.
     of_classes: bool = False
+    # Operators at the end of a model whose results are something else, and the option for those.
+    not_behind: Mapping[str, str] = MappingProxyType({})
     # Whether what it is taken on has to be logarithms of probabilities.
     of_logarithms: bool = False
     # Whether every label counts as a row of the objective, where a row has several (tokens, pixels).

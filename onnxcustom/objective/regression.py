@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import onnx_ir as ir
 
@@ -234,6 +236,11 @@ class PoissonLearningLoss(Loss):
         self.link = link
         self.deviance = deviance
         self.eps = eps
+
+    @property
+    def not_behind(self) -> Mapping[str, str]:  # type: ignore[override]
+        """What ends in Exp or Softplus is the mean, not its logarithm."""
+        return dict.fromkeys(("Exp", "Softplus"), "link='identity'") if self.link == "log" else {}
 
     def check(self) -> None:
         """Check the parameters."""

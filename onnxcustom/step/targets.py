@@ -14,7 +14,7 @@ import onnx_ir as ir
 from onnxcustom._warnings import warn_user
 from onnxcustom.exceptions import InvalidModelError, InvalidParameterError, UnknownNameError
 from onnxcustom.feed.specs import TensorSpec
-from onnxcustom.graph import Logits, class_axis, find_logits, hidden_logits
+from onnxcustom.graph import Logits, class_axis, find_logits, hidden_logits, last_operator
 from onnxcustom.graph.shapes.batch_axis import BatchAxes
 from onnxcustom.objective import BaseLearningLoss
 
@@ -257,6 +257,7 @@ def _check_logits(
     if loss.on == "output":
         if loss.of_logarithms:
             _check_logarithms(model, output, loss, trained)
+        _check_end(model, output, loss)
         return
     as_they_are = "from_logits=False, or " if hasattr(loss, "from_logits") else ""
     if logits is not None and logits.kind != loss.on:
@@ -284,6 +285,19 @@ def _check_logarithms(model: ir.Model, output: str, loss: BaseLearningLoss, trai
             f"{type(loss).__name__} is taken on logarithms of probabilities, but output {output!r} holds "
             f"probabilities: it {why}. Take the cross-entropy, or let the model end in their logarithms."
         )
+
+
+def _check_end(model: ir.Model, output: str, loss: BaseLearningLoss) -> None:
+    """Refuse a model whose last operator makes something else of what the loss is taken on."""
+    node = last_operator(model, output)
+    option = None if node is None else loss.not_behind.get(node.op_type)
+    before = None if node is None else node.inputs[0]
+    if node is None or option is None or before is None:
+        return
+    raise InvalidModelError(
+        f"{loss!r} is taken on what node {node.name!r} ({node.op_type}) reads, but output {output!r} is what "
+        f"comes of that: take {option}, or let the model end in {before.name!r}."
+    )
 
 
 def _said_axis(model: ir.Model, output: str, loss: BaseLearningLoss, logits: Logits | None) -> int | None:
