@@ -749,3 +749,21 @@ def test_predictions_say_what_was_taken_for_rows():
         net.predict(more)
     with pytest.raises(EvaluationError, match=r"'x' of shape .* has 3 along axis 0.*batch_axis="):
         net.step_.scores(more, np.zeros((3, 2)))
+
+
+def test_scores_of_tokens_weigh_rows_or_labels():
+    model = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["": 17]>
+    g (float[N, T, 3] x) => (float[N, T, 3] p) <float[3, 3] w = {1, 0, 0, 0, 2, 0, 0, 0, 1}> {
+        z = MatMul(x, w) p = Softmax(z) }""")
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(6, 4, 3)).astype(np.float32)
+    y = rng.integers(0, 3, size=(6, 4))
+    net = OnnxClassifier(model, max_iter=1, random_state=0).fit(X, y)
+    hits = net.predict(X) == y
+    rows, labels = rng.uniform(size=6), rng.uniform(size=(6, 4))
+    assert net.score(X, y) == pytest.approx(hits.mean())
+    assert net.score(X, y, sample_weight=rows) == pytest.approx(np.average(hits.mean(axis=1), weights=rows))
+    assert net.score(X, y, sample_weight=labels) == pytest.approx(np.average(hits, weights=labels))
+    for wrong in (-rows, -labels, labels[:, :3], np.full((6, 4), np.nan)):
+        with pytest.raises(InvalidDataError, match=r"(?i)sample_weight"):
+            net.score(X, y, sample_weight=wrong)

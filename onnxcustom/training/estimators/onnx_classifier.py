@@ -335,7 +335,13 @@ class OnnxClassifier(ClassifierMixin, OnnxEstimator):
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Accuracy: the part of the rows whose label, or labels, are predicted.
 
-        With several labels along further axes (tokens, pixels), the mean over the rows of the part that is.
+        With several labels along further axes (tokens, pixels), the mean over the rows of the part that is,
+        or, of a weight for each label, the mean over the labels.
+
+        Raises
+        ------
+        InvalidDataError
+            No labels, or weights that :meth:`fit` would refuse.
         """
         check_in_memory(X)
         if y is None:
@@ -349,8 +355,12 @@ class OnnxClassifier(ClassifierMixin, OnnxEstimator):
         axis = coding.spec.axis
         if axis is None and hits.ndim == coding.spec.rank:
             return float(hits.mean())
-        hits = np.moveaxis(hits, axis or 0, 0).reshape(hits.shape[axis or 0], -1)
-        return float(np.average(hits.mean(axis=1), weights=_weights(sample_weight, len(hits))))
+        hits = np.moveaxis(hits, axis or 0, 0)
+        if np.shape(sample_weight) == predicted.shape:  # a weight for each label
+            weights = _weights(np.moveaxis(np.asarray(sample_weight), axis or 0, 0), len(hits), hits)
+            return float(np.average(hits, weights=weights))
+        each = hits.reshape(len(hits), -1).mean(axis=1)
+        return float(np.average(each, weights=_weights(sample_weight, len(hits))))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -360,6 +370,8 @@ class OnnxClassifier(ClassifierMixin, OnnxEstimator):
             self._meaning = LabelCoding(own.pop("_labels"), decision, own.pop("_labelled"))
 
 
-def _weights(sample_weight: Any, rows: int) -> np.ndarray | None:
-    """Weights of rows, as :meth:`OnnxClassifier.fit` would take them."""
-    return None if sample_weight is None else as_sample_weight(sample_weight, rows, np.float64)
+def _weights(sample_weight: Any, rows: int, labels: np.ndarray | None = None) -> np.ndarray | None:
+    """Weights of rows, or of labels, as :meth:`OnnxClassifier.fit` would take them."""
+    if sample_weight is None:
+        return None
+    return as_sample_weight(sample_weight, rows, np.float64, labels=labels)
