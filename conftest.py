@@ -25,8 +25,9 @@ def _doctest_sandbox(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """``--no-passes``: every test with step graphs as they are composed."""
+    """``--no-passes``: step graphs as they are composed, always; ``--exhaustive``: every combination."""
     parser.addoption("--no-passes", action="store_true", help="train with TrainingStep(passes=False)")
+    parser.addoption("--exhaustive", action="store_true", help="also what is tested for releases only")
 
 
 @pytest.fixture(autouse=True)

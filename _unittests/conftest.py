@@ -15,6 +15,21 @@ settings.register_profile("default", deadline=None, max_examples=25)
 settings.register_profile("ci", parent=settings.get_profile("default"), derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
 
+# Files of few but long tests: begun last, they would keep one process busy when the others are done.
+LONG = (
+    "test_real_models_train.py",
+    "test_light_models.py",
+    "test_ort.py",
+    "test_real_models.py",
+    "test_benchmarks.py",
+    "test_example_optimizers.py",
+    "test_resuming.py",
+    "test_random_graphs.py",
+    "test_parallel.py",
+    "test_fuzz.py",
+    "test_public_api.py",
+    "test_examples.py",
+)
 ORACLES = ("torch", "jax", "optax")
 
 
@@ -27,12 +42,23 @@ def pytest_configure(config: pytest.Config) -> None:
     """Marks of the test suite."""
     config.addinivalue_line("markers", "ort: needs gradient engine 'ort', hence onnxruntime-training")
     config.addinivalue_line("markers", "oracle: compares with PyTorch, JAX or optax, see below")
+    config.addinivalue_line("markers", "exhaustive: combinations beyond one of each kind; with --exhaustive")
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False  # files are handed out in the order of LONG
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skip what needs the training build where plain onnxruntime, or none, is installed."""
     from onnxcustom.runtime import training_available
 
+    if not config.getoption("--exhaustive"):
+        left_out = [item for item in items if item.get_closest_marker("exhaustive")]
+        if left_out:
+            config.hook.pytest_deselected(items=left_out)
+            items[:] = [item for item in items if not item.get_closest_marker("exhaustive")]
+    if hasattr(config, "workerinput"):  # one of several processes
+        place = {name: i for i, name in enumerate(LONG)}
+        items.sort(key=lambda item: place.get(item.path.name, len(place)))
     # What imports another framework is marked; CI installs all of them for one stage.
     for item in items:
         if _asks_for_an_oracle(item):

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 #: What takes longer hangs.
-SECONDS = 120
+SECONDS = 600
 
 
 def needs_fork(test: Callable[..., Any]) -> Callable[..., Any]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import shlex
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -159,17 +161,19 @@ def test_a_bar_on_a_terminal_only(folder: Path, process) -> None:
     )
     os.close(slave)
     assert done.stdout is not None
+    parts: list[bytes] = []
+
+    def look() -> None:  # while it is drawn: what nobody reads fills the terminal, and the program waits
+        with contextlib.suppress(OSError):
+            while part := os.read(master, 65536):
+                parts.append(part)
+
+    looking = threading.Thread(target=look)
+    looking.start()
     told = done.stdout.read().decode()
-    drawn = b""
-    while True:
-        try:
-            part = os.read(master, 65536)
-        except OSError:
-            break
-        if not part:
-            break
-        drawn += part
+    looking.join()
     os.close(master)
+    drawn = b"".join(parts)
     done.stdout.close()
     assert done.wait() == 0
     assert "epoch 1/30" in drawn.decode()

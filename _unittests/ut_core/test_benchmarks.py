@@ -48,7 +48,13 @@ def quick(benchmarks: ModuleType, subject: str) -> list[dict]:
     return result.rows
 
 
-@pytest.mark.parametrize("subject", list(KEYS))
+# Many sessions, and children that each import everything: for releases, with --exhaustive.
+LONG = ("bench_recompute", "bench_settings", "bench_streaming")
+
+
+@pytest.mark.parametrize(
+    "subject", [pytest.param(s, marks=pytest.mark.exhaustive) if s in LONG else s for s in KEYS]
+)
 def test_subject(
     subject: str, benchmarks: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

@@ -1,4 +1,8 @@
-"""The examples of the documentation run."""
+"""The examples of the documentation run.
+
+Those that take long are left to the documentation itself, which CI builds for every change, with its pictures
+and with warnings as errors: an example that fails ends that. Here they run with ``--exhaustive``.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,14 @@ EXAMPLES = sorted(
 )
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
+LONG = ("plot_finetune_text_direction", "plot_partial_training")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=pytest.mark.exhaustive) if path.stem in LONG else path for path in EXAMPLES],
+    ids=lambda p: p.stem,
+)
 def test_example(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     matplotlib = pytest.importorskip("matplotlib")
     pytest.importorskip("onnxruntime")

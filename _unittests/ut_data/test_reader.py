@@ -260,9 +260,9 @@ def test_what_was_begun_before_a_fork_says_so():
 
         process = context.Process(target=run)
         process.start()
-    assert parent.poll(30)
+    assert parent.poll(600)
     assert "another process" in parent.recv()
-    process.join(30)
+    process.join()
     assert process.exitcode == 0
     assert next(items) == 1
     items.close()
@@ -288,7 +288,5 @@ def test_the_interpreter_ends_while_something_is_read():
         "items = read_ahead(itertools.count, 2)\n"
         "print(next(items))\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "0\n", "")

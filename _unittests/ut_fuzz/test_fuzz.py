@@ -1,6 +1,6 @@
 """Mutated models and files of rows: only errors of this library come out, and no process ends.
 
-``run_fuzz.py`` beside this file does as many cases as wanted.
+Twice as many cases with ``--exhaustive``; ``run_fuzz.py`` beside this file does as many as wanted.
 """
 
 import contextlib
@@ -29,10 +29,12 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 @pytest.mark.parametrize(
-    ("kind", "cases"), [("models", 100), ("operators", 100), ("data", 150), ("checkpoints", 80)]
+    ("kind", "cases"), [("models", 50), ("operators", 50), ("data", 75), ("checkpoints", 40)]
 )
-def test_only_our_errors(kind, cases):
+def test_only_our_errors(request, kind, cases):
     pytest.importorskip("onnxruntime")
+    if request.config.getoption("--exhaustive"):
+        cases *= 2
     fuzz = Fuzz(kind, seed=0)
     results = list(run_cases(fuzz, range(cases), batch=50))
     assert [r.number for r in results] == list(range(cases))

@@ -7,6 +7,7 @@ does so for the variants of the cases.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import sys
@@ -56,18 +57,44 @@ def runner(model: onnx.ModelProto) -> Any:
         return lambda feeds: evaluator.run(None, feeds)
 
 
+class Forward:
+    """The outputs of a case, and how it is evaluated in float64; raises where it cannot be evaluated."""
+
+    def __init__(self, case: Case, opset: int, dtype: Any, shapes: str) -> None:
+        self.model, self.feeds = case.model(opset, dtype, shapes), case.inputs(dtype, shapes)
+        # The reference evaluator computes in types that ONNX does not allow, such as Celu in float64.
+        onnx.shape_inference.infer_shapes(self.model, check_type=True, strict_mode=True)
+        self.outputs = runner(self.model)(self.feeds)
+        self._exact = functools.partial(case.model, opset, np.float64, shapes)
+
+    @functools.cached_property
+    def exact(self) -> Any:
+        """A function from feeds to outputs."""
+        return runner(self._exact())
+
+
+# The next check often is of other operands of the same.
+LAST: dict[tuple[str, int, str, str], Forward] = {}
+
+
+def forward(case: Case, opset: int, dtype: Any, shapes: str) -> Forward:
+    """The forward pass of a check."""
+    key = (case.id, opset, np.dtype(dtype).name, shapes)
+    if key not in LAST:
+        LAST.clear()
+        LAST[key] = Forward(case, opset, dtype, shapes)
+    return LAST[key]
+
+
 def check(
     engine: str, case: Case, opset: int, dtype: Any, shapes: str, diff: tuple[int, ...]
 ) -> tuple[str, str]:
     """('ok' | 'refused' | 'wrong' | 'failed' | 'noforward', detail)."""
-    model = case.model(opset, dtype, shapes)
-    feeds = case.inputs(dtype, shapes)
     try:
-        # The reference evaluator computes in types that ONNX does not allow, such as Celu in float64.
-        onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
-        outputs = runner(model)(feeds)
+        found = forward(case, opset, dtype, shapes)
     except Exception as exc:
         return "noforward", str(exc)[-200:]
+    model, feeds, outputs = found.model, found.feeds, found.outputs
     floats = [o.name for o in model.graph.output if o.type.tensor_type.elem_type in (1, 11)]
     try:
         gradient = gradient_graph(model, wrt=[], inputs=[f"x{i}" for i in diff], engine=engine)
@@ -86,7 +113,6 @@ def check(
     for name, k in position.items():
         if not np.allclose(got[name], outputs[k], rtol=1e-4, atol=1e-5):
             return "wrong", f"output {name} changed"
-    exact = runner(case.model(opset, np.float64, shapes))
     step = _step(case)
     for i in diff:
         name = f"x{i}"
@@ -98,7 +124,7 @@ def check(
         for sign in (1, -1):
             moved = case.inputs(np.float64, shapes)
             moved[name] = np.asarray(moved[name] + sign * step * direction)
-            values.append(exact(moved))
+            values.append(found.exact(moved))
         numeric = 0.0
         for out, seed in seeds.items():
             change = np.asarray(values[0][position[out]], np.float64) - np.asarray(values[1][position[out]])

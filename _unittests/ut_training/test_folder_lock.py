@@ -75,7 +75,6 @@ def test_this_process_holds_it_once(tmp_path):
             input="",
             capture_output=True,
             text=True,
-            timeout=60,
         )
         assert f"(process {os.getpid()} on" in refused.stderr
     with locked_folder(tmp_path):
