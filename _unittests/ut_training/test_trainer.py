@@ -239,6 +239,7 @@ def test_overrides_of_a_classifier_are_asked(mlp_model):
 
         def weigher(self, X, y):
             calls.append("weigher")
+            assert super().weigher(X, y) is None
             return lambda y, given: np.ones(len(y)) if given is None else given
 
         def sample(self, stream):

@@ -195,7 +195,8 @@ class OnnxClassifier(ClassifierMixin, OnnxEstimator):
 
     def weigher(self, X: Any, y: Any) -> Callable[[Any, Any], Any] | None:
         """Weights of the rows times those of their classes, which are those of the training data."""
-        self._check_fitted()
+        if self.class_weight is not None:  # of the labels that training found
+            self._check_fitted()
         return self._class_weigher(X, y, self._meaning)
 
     def _weigher(self, X: Any, y: Any, meaning: Any) -> Callable[[Any, Any], Any] | None:
