@@ -189,8 +189,9 @@ def train_diabetes(epochs: int = 40, verbose: int = 0) -> Comparison:
         Coefficient of determination and mean squared error on 111 held-out rows.
     """
     X, y = load_diabetes(return_X_y=True)
-    X = StandardScaler().fit_transform(X).astype(np.float32)
-    data = _split(X, ((y - y.mean()) / y.std()).astype(np.float32))
+    data = _split(
+        StandardScaler().fit_transform(X).astype(np.float32), ((y - y.mean()) / y.std()).astype(np.float32)
+    )
     start = MLPRegressor(
         hidden_layer_sizes=(16,),
         solver="sgd",

@@ -76,8 +76,7 @@ def loss_lines(model: ir.Model) -> list[str]:
     for output, value in prediction_tensors(model).items():
         logits = find_logits(model, output, trained)
         if logits is not None:
-            loss = {"sigmoid": "binary_crossentropy", "softmax": "softmax_crossentropy"}[logits.kind]
-            lines.append(f"{output}: {loss} {where(output, logits.name, logits.kind.capitalize())}")
+            lines.append(f"{output}: {logits.loss} {where(output, logits.name, logits.kind.capitalize())}")
         elif (why := hidden_logits(model, output, trained)) is not None:
             lines.append(f"{output}: no loss on scores, since it {why}; others {where(output, value, None)}")
         elif class_axis(model, output) is not None:

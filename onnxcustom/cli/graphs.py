@@ -7,7 +7,6 @@ from typing import Any
 import onnx
 
 from onnxcustom.graph import find_logits
-from onnxcustom.objective import BinaryCrossEntropyLearningLoss, SoftmaxCrossEntropyLearningLoss
 
 from .models import Model
 from .rules import classifies
@@ -62,9 +61,5 @@ def fitting_name(model: Model, output: str | None, loss: Any) -> Any:
     name = output if output is not None else model.score_output
     logits = None if name is None or name not in model.outputs else find_logits(model.prepared, name)
     if logits is not None:
-        return (
-            BinaryCrossEntropyLearningLoss()
-            if logits.kind == "sigmoid"
-            else SoftmaxCrossEntropyLearningLoss()
-        )
-    return "squared_error" if loss is None else SoftmaxCrossEntropyLearningLoss()
+        return logits.loss
+    return "squared_error" if loss is None else "softmax_crossentropy"

@@ -84,12 +84,10 @@ def step(
     from .phrases import split_names
     from .rules import loss_name, make_loss, make_optimizer, make_penalty
 
-    penalties, rule = make_penalty(penalty), make_optimizer(optimizer)
-    chosen = None if loss is None else make_loss(loss)
-    found = Model(model)
+    penalties, rule, found = make_penalty(penalty), make_optimizer(optimizer), Model(model)
     names = list(graph_weights(found.proto)) if weights or freeze else []
     with of_file(model):
-        fitting = fitting_name(found, output_name, chosen)
+        fitting = fitting_name(found, output_name, None if loss is None else make_loss(loss))
         made = TrainingStep(
             found.proto,
             fitting if output_name is None else {output_name: fitting},

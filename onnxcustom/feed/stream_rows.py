@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -63,12 +62,10 @@ def _unflattened(block: Block, inputs: Sequence[TensorSpec], targets: Sequence[T
             wanted[Key(role)] = specs[0]
 
     def shaped(array: np.ndarray, spec: TensorSpec | None) -> np.ndarray:
-        if spec is None or spec.shape is None or array.ndim != 2:
+        if spec is None or spec.of_row is None or array.ndim != 2:
             return array
-        sizes = [d for i, d in enumerate(spec.shape) if i != spec.axis]
-        fixed = [d for d in sizes if isinstance(d, int)]
-        fits = len(sizes) == len(fixed) > 1 and math.prod(fixed) == array.shape[1]
-        return array.reshape(len(array), *fixed) if fits else array
+        fits = len(spec.of_row) > 1 and spec.width == array.shape[1]
+        return array.reshape(len(array), *spec.of_row) if fits else array
 
     return Block({key: shaped(array, wanted.get(key)) for key, array in block.arrays.items()})
 

@@ -60,6 +60,11 @@ class Logits:
     normalized: bool = False
 
     @property
+    def loss(self) -> str:
+        """Name of the cross-entropy that is taken on them."""
+        return "binary_crossentropy" if self.kind == "sigmoid" else "softmax_crossentropy"
+
+    @property
     def independent(self) -> bool:
         """Whether each column is a question of its own: a sigmoid, not made to sum to 1."""
         return self.kind == "sigmoid" and not self.normalized

@@ -138,8 +138,7 @@ def fitting_loss(model: ir.Model, output: str, first_scores: Callable[[], np.nda
     """The cross-entropy that fits an output; `first_scores` computes it for some rows."""
     logits = find_logits(model, output)
     if logits is not None:
-        sigmoid = logits.kind == "sigmoid"
-        return BinaryCrossEntropyLearningLoss() if sigmoid else SoftmaxCrossEntropyLearningLoss()
+        return BaseLearningLoss.select(logits.loss)
     scores = first_scores()
     if scores.ndim > 2:  # classes on axis 1: of (n, tokens, classes) nothing tells the last from the second
         return SoftmaxCrossEntropyLearningLoss() if scores.shape[1] > 1 else BinaryCrossEntropyLearningLoss()
