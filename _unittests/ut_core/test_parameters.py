@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxcustom._parameters import check_number
+from onnxcustom._parameters import check_count, check_number, is_count
 
 
 @pytest.mark.parametrize(
@@ -39,3 +39,27 @@ def test_only_numbers(value):
 def test_only_integers(value):
     with pytest.raises(TypeError, match="x must be an integer in"):
         check_number("x", value, "[0, 9]", integral=True)
+
+
+@pytest.mark.parametrize(
+    ("value", "least", "fits"),
+    [
+        (0, 0, True),
+        (0, 1, False),
+        (np.int64(3), 1, True),
+        (np.array(3), 1, True),
+        (3.0, 0, False),
+        ("3", 0, False),
+        (True, 0, False),
+        (np.True_, 0, False),
+        (None, 0, False),
+        (np.array([3, 4]), 0, False),
+    ],
+)
+def test_counts(value, least, fits) -> None:
+    assert is_count(value, least) == fits
+    if fits:
+        assert type(check_count("n", value, least)) is int
+    else:
+        with pytest.raises(ValueError, match=f"n must be an integer of at least {least}, not"):
+            check_count("n", value, least)
