@@ -32,8 +32,8 @@ ROOMS = {
 }
 # For every room; they import nothing else.
 HELPERS = {
-    *("_hooks", "_lazy", "_parameters", "_phrases", "_registry", "_text", "_version", "_versioning"),
-    *("_warnings", "exceptions"),
+    *("_garbage", "_hooks", "_lazy", "_parameters", "_phrases", "_registry", "_text", "_version"),
+    *("_versioning", "_warnings", "exceptions"),
 }
 PACKAGE = "onnxcustom.__init__"
 

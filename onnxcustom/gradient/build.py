@@ -9,6 +9,7 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedOpsetsPass
 
+from onnxcustom._garbage import collected_later
 from onnxcustom.exceptions import (
     DifferentiationError,
     InvalidModelError,
@@ -102,6 +103,7 @@ def gradient_graph(
     return to_proto(gradient_model(Prepared.of(model), wrt, inputs, outputs, engine))  # type: ignore[arg-type]
 
 
+@collected_later()
 def gradient_model(
     model: Prepared,
     wrt: Sequence[str] | None = None,

@@ -105,17 +105,17 @@ def create_session(
 
 def _check_kernels(model: onnx.ModelProto | bytes | ir.Model) -> None:
     """Refuse what a kernel ends the process on: Attention of com.microsoft reads a bias that is not there."""
-    if isinstance(model, ir.Model):
-        nodes = [(n.op_type, n.domain, n.name, [v is not None for v in n.inputs]) for n in model.graph]
-    elif isinstance(model, onnx.ModelProto):
-        nodes = [(n.op_type, n.domain, n.name, [bool(v) for v in n.input]) for n in model.graph.node]
-    else:
+    if isinstance(model, bytes):
         return
-    for op_type, domain, name, given in nodes:
-        if (op_type, domain) == ("Attention", "com.microsoft") and (len(given) < 3 or not given[2]):
+    nodes: Any = model.graph if isinstance(model, ir.Model) else model.graph.node
+    for node in nodes:
+        if node.op_type != "Attention" or node.domain != "com.microsoft":
+            continue
+        inputs = node.inputs if isinstance(node, ir.Node) else node.input
+        if len(inputs) < 3 or not (inputs[2] if isinstance(inputs[2], str) else inputs[2] is not None):
             raise EvaluationError(
-                f"Node {name!r} (com.microsoft.Attention) has no bias, and onnxruntime no kernel for that: "
-                "give it one of zeros."
+                f"Node {node.name!r} (com.microsoft.Attention) has no bias, and onnxruntime no kernel for "
+                "that: give it one of zeros."
             )
 
 

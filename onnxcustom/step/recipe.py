@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from onnxcustom._garbage import collected_later
 from onnxcustom._warnings import warn_user
 from onnxcustom.exceptions import (
     InvalidDataError,
@@ -189,6 +190,7 @@ class Recipe:
 
     # -- graphs --------------------------------------------------------------------------------------
 
+    @collected_later()
     def compose(self, weighted: Weighted, phase: Phase = "update", lean: bool = True) -> ComposedStep:
         """A graph of the step.
 
@@ -304,6 +306,7 @@ _DERIVED_FROM: Mapping[str, frozenset[str]] = {
 }
 
 
+@collected_later()
 def make_recipe(
     prepared: Prepared,
     loss: Any,

@@ -55,7 +55,10 @@ def captured(node: ir.Node, beside: Callable[[ir.Node], Iterable[ir.Value]] | No
         What a node inside reads besides its inputs.
     """
     found: dict[ir.Value, None] = {}
-    for graph in subgraphs(node):
+    graphs = subgraphs(node)
+    if not graphs:
+        return []
+    for graph in graphs:
         own = {*graph.inputs, *graph.initializers.values()}
         for inner in graph:
             more = () if beside is None else beside(inner)

@@ -8,6 +8,7 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from onnxcustom._garbage import collected_later
 from onnxcustom.exceptions import InvalidModelError
 from onnxcustom.graph.analysis.traversal import all_nodes
 from onnxcustom.graph.files.io import ModelLike, load_both, to_ir, to_proto
@@ -136,6 +137,7 @@ class Prepared:
         return self._proto
 
     @classmethod
+    @collected_later()
     def of(cls, model: ModelLike | Prepared) -> Prepared:
         """A model in any form, prepared; one that is, as it is.
 
