@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,12 @@ import onnx
 import onnx.parser
 import pandas as pd
 import pytest
+from sklearn.exceptions import ConvergenceWarning
 
 from onnxcustom import OnnxClassifier, OnnxRegressor, load, weights
 from onnxcustom.cli.card import read_card
+from onnxcustom.cli.last_good import LastGood
+from onnxcustom.optim import Exp
 
 IRIS = ("train", "iris.onnx", "iris.csv", "--target", "species", "--epochs", "3")
 HOUSE = ("train", "house.onnx", "house.parquet", "--target", "price", "--epochs", "3")
@@ -426,6 +430,33 @@ def test_loss_that_is_infinite(folder: Path, fails, command) -> None:
     result = command(*HOUSE, "--lr", "1e30", "--nonfinite", "stop", "--quiet")
     assert result.stderr.startswith("Warning: ")
     assert all(np.isfinite(w).all() for w in trained("house_trained.onnx").values())
+
+
+def test_good_weights_are_kept_in_checkpoints(tmp_path) -> None:
+    """A training that goes on where it was, and then diverges, ends on the weights of one in one go."""
+    x = np.linspace(0.5, 1.5, 8, dtype=np.float32)[:, None]
+    y = (x + 0.1 * (-1) ** np.arange(8)[:, None]).astype(np.float32)
+    text = "g (float[N,1] x) => (float[N,1] y) <float[1,1] w = {0.5}> { y = MatMul(x, w) }"
+    proto = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]> {text}')
+    found = []
+    for name, lengths in (("one", (40,)), ("two", (3, 40)), ("late", (5, 40))):
+        for epochs in lengths:
+            net = OnnxRegressor(
+                proto,
+                learning_rate=Exp(0.02, gamma=4.0),
+                batch_size=1,
+                random_state=0,
+                max_iter=epochs,
+                callbacks=[LastGood()],
+                checkpoint_dir=tmp_path / name,
+            )
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ConvergenceWarning)
+                net.fit(x, y)
+        found.append((float(net.weights_["w"][0, 0]), net.callbacks_[0].told_))
+    assert found[0] == found[1] == found[2]
+    assert "at the beginning of epoch" in found[0][1]
+    assert 0.6 < found[0][0] < 1.1
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,7 +35,8 @@ class LastGood(StopOnNonFinite):
         """The weights before training are good as long as there are no others."""
         self._name = "val_loss" if "val_loss" in trainer.run.measures else "loss"
         self._kept = self._now = _weights_of(trainer)
-        self._epoch, self._lowest = 0, math.inf
+        self._epoch: int = 0
+        self._lowest: float | None = None
         self.told_ = ""
 
     def on_epoch_begin(self, trainer: Any) -> None:
@@ -46,7 +46,7 @@ class LastGood(StopOnNonFinite):
     def on_epoch_end(self, trainer: Any) -> None:
         """Keep the weights if there are none better."""
         value = trainer.history_[self._name][-1]
-        if value < self._lowest:
+        if self._lowest is None or value < self._lowest:
             self._kept = _weights_of(trainer) if self._name == "val_loss" else self._now
             self._epoch, self._lowest = trainer.n_iter_, float(value)
 
