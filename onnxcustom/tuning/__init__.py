@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .heads import replace_head
 from .ties import untie
 
-__all__ = ["untie"]
+__all__ = ["replace_head", "untie"]
