@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from .small_models import linear_model, mlp_model  # noqa: F401
 
-# Building a session can take longer than hypothesis' deadline; CI draws the same examples in every run.
-settings.register_profile("default", deadline=None, max_examples=25)
+# On a slow machine a session takes longer than hypothesis' deadline, and drawing than it finds healthy;
+# CI draws the same examples in every run.
+settings.register_profile(
+    "default", deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.register_profile("ci", parent=settings.get_profile("default"), derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
 
@@ -69,6 +73,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("ort"):
             item.add_marker(skip)
+
+
+def pytest_collection_finish() -> None:
+    """Keep the garbage collector from looking at modules and thousands of tests again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def _asks_for_an_oracle(item: pytest.Item) -> bool:
