@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from onnxcustom.exceptions import InvalidDataError
 from onnxcustom.graph import to_ir
-from onnxcustom.graph.analysis.lookups import Places, lookups
+from onnxcustom.graph.analysis.lookups import IndexRange, lookups
 from onnxcustom.graph.files.feature_names import read_feature_names
 
 __all__ = [
@@ -51,7 +51,7 @@ class TensorSpec:
         Whether weights may have its shape rather than one number a row.
     columns : tuple of str, optional
         Names of the columns, if the model knows them: a frame has these, in any order.
-    places : Places, optional
+    places : IndexRange, optional
         The integers that it may hold, where they are looked up in a table.
     """
 
@@ -62,7 +62,7 @@ class TensorSpec:
     each: bool = False
     weighed: bool = False
     columns: tuple[str, ...] | None = None
-    places: Places | None = None
+    places: IndexRange | None = None
 
     @property
     def rank(self) -> int | None:
@@ -156,7 +156,7 @@ def input_specs(model: onnx.ModelProto | ir.Model) -> list[TensorSpec]:
 
 
 def with_limits(
-    specs: Iterable[TensorSpec], names: Mapping[str, tuple[str, ...]], places: Mapping[str, Places]
+    specs: Iterable[TensorSpec], names: Mapping[str, tuple[str, ...]], places: Mapping[str, IndexRange]
 ) -> list[TensorSpec]:
     """Specifications with names of columns and with what is looked up, by tensor."""
     return [replace(s, columns=names.get(s.name), places=places.get(s.name)) for s in specs]

@@ -241,7 +241,7 @@ def _call_body(model: ir.Model, node: ir.Node, taken: set[str]) -> bool:
     proto.domain, proto.name = _FUNCTIONS, call
     del proto.opset_import[:]
     proto.opset_import.extend(onnx.helper.make_opsetid(d, v) for d, v in model.opset_imports.items())
-    _make_namesunique_name(proto, taken, node.name or node.op_type)
+    _rename_body(proto, taken, node.name or node.op_type)
     function = ir.serde.deserialize_function(proto)
     model.functions[function.identifier()] = function
     node.domain, node.op_type = _FUNCTIONS, call
@@ -309,7 +309,7 @@ def _valid_at(proto: onnx.FunctionProto, model: ir.Model) -> bool:
     return True
 
 
-def _make_namesunique_name(proto: onnx.FunctionProto, taken: set[str], prefix: str) -> None:
+def _rename_body(proto: onnx.FunctionProto, taken: set[str], prefix: str) -> None:
     """Names of a body become unique in the model, subgraphs included."""
     new: dict[str, str] = {name: name for name in (*proto.input, *proto.output)}
 

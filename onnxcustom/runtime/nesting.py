@@ -8,7 +8,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxcustom.exceptions import EvaluationError
-from onnxcustom.graph.analysis.traversal import subgraphs
+from onnxcustom.graph.analysis.traversal import proto_subgraphs, subgraphs
 from onnxcustom.graph.files.limits import current_limits
 
 __all__ = ["check_nesting"]
@@ -71,10 +71,4 @@ def _visits(model: onnx.ModelProto | bytes | ir.Model) -> tuple[int, int, int]:
 
 
 def _within(node: onnx.NodeProto | ir.Node) -> Iterable[onnx.GraphProto | ir.Graph]:
-    if isinstance(node, ir.Node):
-        yield from subgraphs(node)
-        return
-    for attribute in node.attribute:
-        if attribute.HasField("g"):
-            yield attribute.g
-        yield from attribute.graphs
+    return subgraphs(node) if isinstance(node, ir.Node) else proto_subgraphs(node)

@@ -8,14 +8,14 @@ import numpy as np
 import onnx
 
 from onnxcustom.exceptions import InvalidDataError
-from onnxcustom.graph.analysis.lookups import Places
+from onnxcustom.graph.analysis.lookups import IndexRange
 
-__all__ = ["PlaceError", "check_against", "check_places", "listed"]
+__all__ = ["PlaceError", "as_list", "check_against", "check_places"]
 
 _TYPES = {onnx.TensorProto.DataType.Name(t).lower(): t for t in onnx.TensorProto.DataType.values() if t != 0}
 
 
-def listed(values: Any) -> list[Any]:
+def as_list(values: Any) -> list[Any]:
     """A list of what came in; an OrtValueVector is read element by element."""
     if isinstance(values, np.ndarray) or hasattr(values, "data_ptr"):
         raise InvalidDataError("A list of tensors is expected, not a single tensor: put it into a list.")
@@ -64,7 +64,7 @@ class PlaceError(InvalidDataError):
         return made
 
 
-def check_places(array: np.ndarray, places: Places, name: str, axis: int | None = 0) -> None:
+def check_places(array: np.ndarray, places: IndexRange, name: str, axis: int | None = 0) -> None:
     """Look for integers that are no places of the table in which they are looked up.
 
     Raises

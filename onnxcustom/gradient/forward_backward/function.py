@@ -11,9 +11,9 @@ import numpy as np
 import onnx
 
 from onnxcustom.exceptions import InvalidDataError, OnnxCustomError
-from onnxcustom.graph.analysis.lookups import Places
+from onnxcustom.graph.analysis.lookups import IndexRange
 from onnxcustom.runtime import OrtValues, owned_copy, parse_device, run_values, to_ortvalue, to_vector
-from onnxcustom.runtime.tensors import check_against, check_places, listed
+from onnxcustom.runtime.tensors import as_list, check_against, check_places
 
 from .graph_files import save_graphs
 
@@ -40,7 +40,7 @@ class OrtGradientForwardBackwardFunction:
     _grad_input_names: list[str]
     _bw_fetches_names: list[str]
     _infos: dict[str, onnx.ValueInfoProto]
-    _lookups: dict[str, Places]
+    _lookups: dict[str, IndexRange]
     _device: Any
     _run_options: Any
     _ends_on_nothing: str | None
@@ -153,7 +153,7 @@ class OrtGradientForwardBackwardFunction:
     # -- what comes in -------------------------------------------------------------------------
 
     def _checked_inputs(self, inputs: Any) -> list[Any]:
-        values = listed(inputs)
+        values = as_list(inputs)
         names = self._grad_input_names
         if len(values) != len(names):
             raise InvalidDataError(
@@ -178,7 +178,7 @@ class OrtGradientForwardBackwardFunction:
             )
 
     def _checked_gradients(self, grad_outputs: Any) -> dict[str, Any]:
-        values = listed(grad_outputs)
+        values = as_list(grad_outputs)
         seeds = self._split.names.seeds
         names = self._output_names
         if len(values) == len(seeds) != len(names):
@@ -232,7 +232,7 @@ class OrtGradientForwardBackwardFunction:
 
     def save_for_backward(self, inputs: Any) -> None:
         """Keep the inputs, for :attr:`saved_tensors`; the list is copied, the tensors are not."""
-        self._saved_tensors = listed(inputs)
+        self._saved_tensors = as_list(inputs)
 
     @property
     def saved_tensors(self) -> list[Any]:
@@ -255,7 +255,7 @@ class OrtGradientForwardBackwardFunction:
     @staticmethod
     def input_to_ort(tensors: Any, devices: Sequence[Any] | None = None, debug: bool = False) -> Any:
         """An ``OrtValueVector`` of OrtValues or arrays, each on the device at its place in `devices`."""
-        values = listed(tensors)
+        values = as_list(tensors)
         places = [parse_device(d) for d in devices] if devices else [parse_device(None)] * len(values)
         if len(places) != len(values):
             raise InvalidDataError(f"{len(values)} tensors came with {len(places)} devices.")

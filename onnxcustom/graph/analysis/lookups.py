@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-__all__ = ["Places", "lookups"]
+__all__ = ["IndexRange", "lookups"]
 
 # What hands integers on as they are, in another shape, type or order.
 _MOVES = frozenset("Cast Expand Flatten Identity Reshape Squeeze Tile Transpose Unsqueeze".split())
@@ -15,7 +15,7 @@ _INTEGERS = frozenset({ir.DataType.INT32, ir.DataType.INT64})
 
 
 @dataclasses.dataclass(frozen=True)
-class Places:
+class IndexRange:
     """Which integers an input may hold.
 
     Attributes
@@ -31,7 +31,7 @@ class Places:
     node: str
 
 
-def lookups(model: ir.Model) -> dict[str, Places]:
+def lookups(model: ir.Model) -> dict[str, IndexRange]:
     """Integer inputs whose numbers are looked up in a table of known size, whatever else is done with them.
 
     Parameters
@@ -41,7 +41,7 @@ def lookups(model: ir.Model) -> dict[str, Places]:
 
     Returns
     -------
-    dict of str to Places
+    dict of str to IndexRange
         By input; of several tables the one that allows least.
     """
     found = {}
@@ -52,7 +52,7 @@ def lookups(model: ir.Model) -> dict[str, Places]:
         if places:
             low, high = max(p.low for p in places), min(p.high for p in places)
             least = next(p for p in places if p.high == high)
-            found[str(value.name)] = Places(low, high, least.node)
+            found[str(value.name)] = IndexRange(low, high, least.node)
     return found
 
 
@@ -71,7 +71,7 @@ def _readers(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
                 yield node, position
 
 
-def _places(node: ir.Node, position: int) -> Places | None:
+def _places(node: ir.Node, position: int) -> IndexRange | None:
     """The places of the table that a node looks up, if it does that."""
     table = node.inputs[0]
     if node.op_type != "Gather" or position != 1 or table is None or table.shape is None:
@@ -80,4 +80,4 @@ def _places(node: ir.Node, position: int) -> Places | None:
     size = table.shape[axis] if -rank <= axis < rank else None
     if not isinstance(size, int) or size < 1:
         return None
-    return Places(-size, size - 1, node.name or f"Gather of {table.name!r}")
+    return IndexRange(-size, size - 1, node.name or f"Gather of {table.name!r}")

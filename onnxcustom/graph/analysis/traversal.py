@@ -13,6 +13,7 @@ __all__ = [
     "captured",
     "dependents",
     "proto_nodes",
+    "proto_subgraphs",
     "reads",
     "rename_twins",
     "sort_nodes",
@@ -36,9 +37,9 @@ def subgraphs(node: ir.Node) -> list[ir.Graph]:
 _GRAPH, _GRAPHS = ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS
 
 
-def all_nodes(graph: ir.Graph | ir.Function) -> Iterator[ir.Node]:
-    """Nodes of a graph and of the graphs inside it, each before those inside it."""
-    for node in graph:
+def all_nodes(nodes: Iterable[ir.Node]) -> Iterator[ir.Node]:
+    """Nodes, those of a graph for instance, and those of the graphs inside them, which follow them."""
+    for node in nodes:
         yield node
         for inner in subgraphs(node):
             yield from all_nodes(inner)
@@ -163,6 +164,13 @@ def proto_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
     """Nodes and those of the graphs inside them."""
     for node in nodes:
         yield node
-        for attribute in node.attribute:
-            for graph in (attribute.g, *attribute.graphs):
-                yield from proto_nodes(graph.node)
+        for graph in proto_subgraphs(node):
+            yield from proto_nodes(graph.node)
+
+
+def proto_subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """Graphs in the attributes of a node."""
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs

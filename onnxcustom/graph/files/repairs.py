@@ -9,6 +9,7 @@ import onnx
 
 from onnxcustom._hooks import output_types
 from onnxcustom.exceptions import InvalidModelError, MissingRuntimeError
+from onnxcustom.graph.analysis.traversal import proto_subgraphs
 from onnxcustom.graph.shapes.inference import infer_shapes
 
 from .outline import outline
@@ -68,11 +69,10 @@ def repaired(proto: onnx.ModelProto, own: bool) -> tuple[onnx.ModelProto, bool]:
 def _reads(node: onnx.NodeProto) -> Iterator[str]:
     """Names that a node reads, those that its subgraphs make themselves included."""
     yield from node.input
-    for attribute in node.attribute:
-        for graph in [attribute.g] if attribute.HasField("g") else attribute.graphs:
-            yield from (info.name for info in graph.output)
-            for inner in graph.node:
-                yield from _reads(inner)
+    for graph in proto_subgraphs(node):
+        yield from (info.name for info in graph.output)
+        for inner in graph.node:
+            yield from _reads(inner)
 
 
 def _unordered(graph: onnx.GraphProto) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NoReturn
 
 import numpy as np
@@ -18,7 +18,7 @@ import onnx_ir as ir
 from onnxcustom.exceptions import InvalidModelError
 from onnxcustom.graph.analysis.constants import constant_array
 from onnxcustom.graph.analysis.operators import is_op, operator_schema
-from onnxcustom.graph.analysis.traversal import subgraphs
+from onnxcustom.graph.analysis.traversal import all_nodes
 from onnxcustom.graph.files.limits import current_limits, shown, size_of
 from onnxcustom.graph.preparation.ml_checks import ML_CHECKS, ngrams_problem
 
@@ -135,7 +135,7 @@ def check_made(nodes: Iterable[ir.Node], opsets: Mapping[str, int]) -> None:
 
 
 def _check_all_attributes(nodes: Iterable[ir.Node], opsets: Mapping[str, int]) -> None:
-    for node in _nodes(nodes):
+    for node in all_nodes(nodes):
         if node.domain in _DOMAINS:
             check_arity(node, opsets.get(node.domain, 1))
             _check_attributes(node)
@@ -149,7 +149,7 @@ def check_operands(graph: Iterable[ir.Node]) -> None:
     InvalidModelError
         Naming the node.
     """
-    for node in _nodes(graph):
+    for node in all_nodes(graph):
         if node.domain == "ai.onnx.ml" and node.op_type in ML_CHECKS:
             problem = ML_CHECKS[node.op_type](node)
             if problem:
@@ -174,7 +174,7 @@ def check_sizes(graph: ir.Graph) -> None:
         Naming the value.
     """
     limits = current_limits()
-    for node in _nodes(graph):
+    for node in all_nodes(graph):
         for value in node.outputs:
             if value.shape is None:
                 continue
@@ -188,13 +188,6 @@ def check_sizes(graph: ir.Graph) -> None:
                     f"output {shown(value.name)} takes {nbytes:,} bytes: refused, Limits.tensor_bytes is "
                     f"{limits.tensor_bytes:,} (see onnxcustom.graph.use_limits)",
                 )
-
-
-def _nodes(graph: Iterable[ir.Node]) -> Iterator[ir.Node]:
-    for node in graph:
-        yield node
-        for inner in subgraphs(node):
-            yield from _nodes(inner)
 
 
 def _refuse(node: ir.Node, what: str) -> NoReturn:

@@ -17,6 +17,7 @@ import onnx
 from onnx import GraphProto, ModelProto, NodeProto
 
 from onnxcustom.graph.analysis.operators import normal_domain, operator_schema
+from onnxcustom.graph.analysis.traversal import proto_nodes, proto_subgraphs
 
 __all__ = ["infer_with_values"]
 
@@ -95,7 +96,7 @@ def _dims(graph: GraphProto) -> Iterator[onnx.TensorShapeProto.Dimension]:
     for info in (*graph.input, *graph.value_info, *graph.output):
         yield from info.type.tensor_type.shape.dim
     for node in graph.node:
-        for inner in _subgraphs(node):
+        for inner in proto_subgraphs(node):
             yield from _dims(inner)
 
 
@@ -103,7 +104,7 @@ def _inferred_without(proto: ModelProto, hidden: Sequence[int], infer: Any) -> M
     """What is inferred with values where some nodes are not what they are."""
     made = ModelProto()
     made.CopyFrom(proto)
-    nodes = list(_nodes(made.graph))
+    nodes = list(proto_nodes(made.graph.node))
     kept = [(i, nodes[i].op_type, nodes[i].domain) for i in hidden]
     for i in hidden:
         twin = _TWINS.get(nodes[i].op_type)
@@ -111,26 +112,11 @@ def _inferred_without(proto: ModelProto, hidden: Sequence[int], infer: Any) -> M
         nodes[i].domain = nodes[i].domain if twin else _HIDDEN
     made.opset_import.add(domain=_HIDDEN, version=1)
     found: ModelProto = infer(made, data_prop=True)
-    nodes = list(_nodes(found.graph))
+    nodes = list(proto_nodes(found.graph.node))
     for i, op_type, domain in kept:
         nodes[i].op_type, nodes[i].domain = op_type, domain
     del found.opset_import[-1]
     return found
-
-
-def _nodes(graph: GraphProto) -> Iterator[NodeProto]:
-    """All nodes, those of subgraphs included."""
-    for node in graph.node:
-        yield node
-        for inner in _subgraphs(node):
-            yield from _nodes(inner)
-
-
-def _subgraphs(node: NodeProto) -> Iterator[GraphProto]:
-    for attribute in node.attribute:
-        if attribute.HasField("g"):
-            yield attribute.g
-        yield from attribute.graphs
 
 
 def _hidden(proto: ModelProto) -> list[int]:
@@ -165,7 +151,7 @@ class _Lengths:
             self.number += 1
             number = self.number
             read = [known.get(name) for name in _values_of(node, self.opset) if name]
-            for inner in _subgraphs(node):
+            for inner in proto_subgraphs(node):
                 self.walk(inner, ChainMap({}, known))
             made = _made(node, [known.get(name) for name in node.input])
             if made is not None and len(node.output) == 1 and known.get(node.output[0]) is None:
