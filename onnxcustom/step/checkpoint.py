@@ -11,6 +11,7 @@ import numpy as np
 
 from onnxcustom._parameters import check_number
 from onnxcustom._text import listed
+from onnxcustom._warnings import warn_user
 from onnxcustom.exceptions import CheckpointError, InvalidDataError
 from onnxcustom.graph import constants
 from onnxcustom.optim.clock import Clock
@@ -21,7 +22,7 @@ from .recipe import Recipe
 from .state import State
 from .targets import divided_as
 
-__all__ = ["COUNT", "export_state", "import_state"]
+__all__ = ["COUNT", "export_state", "import_state", "leave_out_older"]
 
 _COUNTS = ("iteration", "skipped", "pending", "pending_rows")
 _KEYS = frozenset({"born", "clock", "learning_rate", "modes", "optimizer", *_COUNTS})
@@ -29,6 +30,8 @@ _KEYS = frozenset({"born", "clock", "learning_rate", "modes", "optimizer", *_COU
 _POSITIONS = "positions"
 # Labels or rows of every output in the batches that are accumulated; not there in older checkpoints.
 _UNITS = "pending_units"
+# Whether penalties have no part in what is accumulated; not there in older checkpoints, where they have.
+_APART = "penalties_apart"
 # Counts in files: what a float64 holds exactly.
 COUNT = "[0, 9e15]"
 
@@ -47,6 +50,7 @@ def export_state(recipe: Recipe, state: State) -> tuple[dict[str, np.ndarray], d
         "born": recipe.ages,
         "modes": {**dataclasses.asdict(recipe.modes), "seed": int(recipe.modes.seed)},
         _POSITIONS: {t.output: t.positions for t in recipe.targets},
+        _APART: True,
     }
 
 
@@ -82,7 +86,20 @@ def import_state(
         setattr(state, name, int(data[name]))
     units = data.get(_UNITS)
     state.pending_units = None if units is None else list(units)
+    if _APART not in data:
+        leave_out_older(recipe, state)
     return recipe, state
+
+
+def leave_out_older(recipe: Recipe, state: State) -> None:
+    """Leave out what an older version has accumulated, with the gradient of penalties in it."""
+    if state.pending and recipe.penalties:
+        warn_user(
+            f"The gradients of {state.pending} batches that were accumulated by an older version are left "
+            "out: the penalty would count twice. Training goes on with the weights and the state that were saved.",
+            UserWarning,
+        )
+        state.forget_accumulated()
 
 
 def _part(tensors: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
@@ -148,7 +165,7 @@ def _check_units(recipe: Recipe, state: Mapping[str, Any]) -> None:
 
 def _checked_state(recipe: Recipe, present: State, state: Mapping[str, Any]) -> Clock:
     """The saved clock; the rest of the state is as it should be."""
-    if not isinstance(state, Mapping) or set(state) - {_POSITIONS, _UNITS} != _KEYS:
+    if not isinstance(state, Mapping) or set(state) - {_POSITIONS, _UNITS, _APART} != _KEYS:
         found = sorted(map(str, state)) if isinstance(state, Mapping) else repr(state)
         raise _unfit(f"the state of a step has {sorted(_KEYS)}, not {found}")
     name = type(recipe.rule).__name__

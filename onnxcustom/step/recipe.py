@@ -198,7 +198,7 @@ class Recipe:
         ----------
         weighted : bool or 'labels'
             Whether it takes one weight per row, or one per label.
-        phase : {'update', 'accumulate', 'apply'}
+        phase : {'update', 'gradient', 'accumulate', 'apply'}
             What it does: see :func:`~onnxcustom.step.compose.compose_step`.
         lean : bool, default=True
             Whether it may be one that is read with its plan of scalars only.

@@ -19,7 +19,7 @@ from onnxcustom.optim import BaseLearningRate
 from onnxcustom.runtime import Device, options_from, options_state, require_runtime
 
 from .carrying import placed, taken_over
-from .checkpoint import COUNT, export_state, import_state
+from .checkpoint import COUNT, export_state, import_state, leave_out_older
 from .evaluator import Evaluator
 from .inference import loadable
 from .modes import ModeSettings
@@ -257,6 +257,7 @@ class StoredStep:
             "counts": (state.iteration, state.skipped, state.pending, state.pending_rows),
             "units": state.pending_units,
             "clock": state.clock,
+            "penalties_apart": True,
             "device": self.device,
             "threads": self.threads,
             "sess_options": options_state(self._sess_options),
@@ -276,6 +277,8 @@ class StoredStep:
         made = State(recipe, self.device, state["arrays"], clock)
         made.iteration, made.skipped, made.pending, made.pending_rows = state["counts"]
         made.pending_units = state.get("units")
+        if "penalties_apart" not in state:
+            leave_out_older(recipe, made)
         self._set_up(recipe, made)
 
     def __repr__(self) -> str:

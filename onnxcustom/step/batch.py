@@ -1,0 +1,110 @@
+"""What comes with every batch beside the model's inputs: expected values, weights of rows, losses of both."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxcustom.graph.building.builder import Builder, Var
+from onnxcustom.objective.base import LossTerms
+
+from .layout import Layout
+from .targets import Target
+
+__all__ = ["Batch", "Weighted", "cast", "scaled"]
+
+# Whether there is a weight for each row, or for each label where a row has several.
+Weighted = bool | Literal["labels"]
+
+
+class Batch:
+    """Graph inputs that come with every batch: expected values and row weights."""
+
+    def __init__(self, op: Builder, dtype: ir.DataType, weighted: Weighted) -> None:
+        self.op = op
+        self.dtype = dtype
+        self.expected: dict[str, Var] = {}
+        # Where the rows of these inputs are.
+        self.axes: dict[str, int | None] = {}
+        self.weighted = weighted
+        self._counts: dict[str, Var] = {}
+        # Taken either way: weighted and unweighted graphs of a model share the names of their buffers.
+        self._weight_name = op.unique("sample_weight")
+        self.sample_weight: Var | None = None
+        if weighted is True:
+            self._weigh(["rows"], 0)
+
+    def _weigh(self, shape: Sequence | None, axis: int | None) -> None:
+        self.sample_weight = self.op.input(self._weight_name, self.dtype, shape)
+        self.axes[self._weight_name] = axis
+
+    @property
+    def inputs(self) -> list[Var]:
+        """Graph inputs, in their order."""
+        return [*self.expected.values(), *([] if self.sample_weight is None else [self.sample_weight])]
+
+    def positions(self, target: Target) -> Var | None:
+        """Number of labels of a target, if it is divided by that; None for rows of the batch."""
+        return self._counts.get(target.output)
+
+    def terms(self, target: Target, predicted: Var) -> LossTerms:
+        """Scores and gradient of a target's loss."""
+        op = self.op
+        layout = Layout(op, target, predicted)
+        wanted = target.loss.target(layout.moved.dtype, layout.moved.rank, layout.moved.shape)
+        kind = layout.kind(wanted)
+        name = op.unique(f"{target.output}_expected")
+        expected = op.input(name, wanted.dtype, layout.expected_shape(wanted, kind))
+        self.expected[target.output], self.axes[name] = expected, layout.axis(kind)
+        moved = layout.forward(expected, kind)
+        several = kind == "labels" and moved.rank is not None and moved.rank > 1
+        if several:
+            moved = _one_label_each(op, moved, layout.moved)
+            if target.counts_positions:
+                self._counts[target.output] = op.Size(expected)
+        if self.weighted == "labels" and self.sample_weight is None:
+            self._weigh(expected.shape, layout.axis(kind))
+        terms = target.loss.build(op, layout.moved, moved, self._weight_of(layout, kind))
+        return dataclasses.replace(terms, gradient=layout.back(terms.gradient))
+
+    def _weight_of(self, layout: Layout, kind: str) -> Var | None:
+        """Weights as a loss takes them: of the rows, or of labels with the rows first."""
+        if self.sample_weight is None:
+            return None
+        weight = cast(self.op, self.sample_weight, layout.moved.dtype)
+        if self.weighted == "labels":
+            return layout.forward(weight, kind)
+        return weight if layout.target.rows is not None else _mean(self.op, weight)
+
+
+def _mean(op: Builder, weight: Var) -> Var:
+    """The weight of an output that is one row for all rows of the batch, shape [1]."""
+    total = op.ReduceSum(weight, [0], keepdims=1)
+    made = total / op.Cast(op.Size(weight), to=weight.dtype)
+    made.value.shape = ir.Shape([1])
+    return made
+
+
+def _one_label_each(op: Builder, labels: Var, predicted: Var) -> Var:
+    """Labels for every token or pixel: picking scores by too few of them would go unnoticed."""
+    if labels.shape is not None and all(isinstance(d, int) for d in labels.shape[1:]):
+        return labels  # the step's own check of shapes does
+    shape = op.Shape(predicted)
+    wanted = op.Concat(op.Gather(shape, [0]), op.Slice(shape, [2], [np.iinfo(np.int64).max]), axis=0)
+    made = op.Reshape(labels, wanted)
+    made.value.shape = labels.value.shape
+    return made
+
+
+def cast(op: Builder, var: Var, dtype: ir.DataType | None) -> Var:
+    """A tensor in a dtype."""
+    return var if dtype is None or var.dtype == dtype else op.Cast(var, to=dtype)
+
+
+def scaled(var: Var, factor: float) -> Var:
+    """A tensor times a number."""
+    return var if factor == 1.0 else var * factor
