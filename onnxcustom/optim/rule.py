@@ -132,23 +132,10 @@ class Rule(SharedOptions):
     ) -> tuple[Var, dict[str, Var]]:
         """Emit everything that happens to one weight: the shared options, and :meth:`update`.
 
-        Parameters
-        ----------
-        op, w, g, s, lr, t
-            As for :meth:`update`, before anything was done to the gradient; learning rate and step are
-            cast to the dtype of the weight where it differs.
-        name, role, index
-            What :meth:`multipliers` takes.
-        values : mapping of str to Var, optional
-            Scalars that stand for hyper-parameters with a schedule.
-        prescaled : bool, default=False
-            Whether the gradient was multiplied by the learning rate already, which only a rule that is
-            :attr:`proportional` understands.
-
-        Returns
-        -------
-        tuple of (Var, dict of str to Var)
-            The new weight, and the new state under the names of :meth:`create_state`.
+        It takes what :meth:`update` does, before anything was done to the gradient, what :meth:`multipliers`
+        takes, scalars that stand for hyper-parameters with a schedule, and whether the gradient was
+        multiplied by the learning rate already, which only a rule that is :attr:`proportional` understands.
+        It gives the new weight, and the new state under the names of :meth:`create_state`.
         """
         low = w.dtype
         if "master" in s:
@@ -159,16 +146,12 @@ class Rule(SharedOptions):
         hyper: dict[str, Any] = {k: scalar(op, v, w.dtype) for k, v in (values or {}).items()}
         for decay in self.decays:
             hyper[decay] = _times(op, hyper.get(decay, getattr(self, decay)), wd_mult)
-        wd, l1, decoupled = hyper["wd"], hyper["l1"], self.decoupled_weight_decay
-        if decoupled:
-            hyper["wd"] = 0.0
-        elif prescaled and not is_zero(wd):
-            hyper["wd"] = op.once(("times", lr.value, once_key(wd)), lambda: lr * wd)
-        hyper.update(_kept_from_zero(self, w))
+        wd, l1 = hyper["wd"], hyper["l1"]
+        hyper.update(self._inner_decay(op, wd, lr, prescaled), **_kept_from_zero(self, w))
         view = self.bound(role=role, stream=_stream(name, index), bound_lr_mult=lr_mult, **hyper)
 
         g = _prepared(view, op, w, g)
-        if decoupled:
+        if self.decoupled_weight_decay:
             w = shrink(op, w, lr, wd)
         factor: Any = Unit() if prescaled else lr
         new, state = view.update(op, w, g, s, factor, t)
@@ -180,6 +163,14 @@ class Rule(SharedOptions):
         if "master" in s:
             return op.Cast(new, to=low), {**state, "master": new}
         return new, dict(state)
+
+    def _inner_decay(self, op: Builder, wd: Any, lr: Var, prescaled: bool) -> dict[str, Any]:
+        """What the decay is to the formula."""
+        if self.decoupled_weight_decay:
+            return {"wd": 0.0}
+        if prescaled and not is_zero(wd):
+            return {"wd": op.once(("times", lr.value, once_key(wd)), lambda: lr * wd)}
+        return {}
 
     def init_state(self, weight: np.ndarray) -> dict[str, np.ndarray]:
         """The state of a weight that was never updated: zeros of its shape and dtype.

@@ -55,13 +55,8 @@ def select_optimizer(optimizer: Any = None, learning_rate: Any = None) -> BaseLe
     InverseScaling(eta0=0.001, power_t=0.25)
     """
     named = isinstance(learning_rate, str) and learning_rate in _NAMES
-    if optimizer is None and named:
-        return LearningRateSGD(learning_rate=learning_rate)
     if optimizer is None:
-        if isinstance(learning_rate, str):
-            return rate_named(learning_rate)
-        chosen = create("sgd") if learning_rate is None else BaseLearningRate.select(learning_rate)
-        return copy.deepcopy(chosen)
+        return _by_rate(learning_rate)
     if isinstance(optimizer, BaseLearningRate):
         rule = copy.deepcopy(optimizer)
     elif isinstance(optimizer, type) and issubclass(optimizer, BaseLearningRate):
@@ -71,6 +66,17 @@ def select_optimizer(optimizer: Any = None, learning_rate: Any = None) -> BaseLe
     if named:
         learning_rate = LearningRateSGD(_base_rate(rule, learning_rate), learning_rate=learning_rate)
     return rule if learning_rate is None else rule.set_learning_rate(learning_rate)
+
+
+def _by_rate(learning_rate: Any) -> BaseLearningRate:
+    """The rule that a learning rate means alone."""
+    if isinstance(learning_rate, str):
+        return (
+            LearningRateSGD(learning_rate=learning_rate)
+            if learning_rate in _NAMES
+            else rate_named(learning_rate)
+        )
+    return copy.deepcopy(create("sgd") if learning_rate is None else BaseLearningRate.select(learning_rate))
 
 
 def _base_rate(rule: BaseLearningRate, name: str) -> float:

@@ -107,20 +107,21 @@ def rule_entry(cls: type[BaseLearningRate]) -> RuleEntry:
         _decay(cls),
         _order(cls),
     )
-    lacks = [
-        what
-        for what, there in {
-            "a first line": bool(re.fullmatch(r"[^\n]+", entry.summary)),
-            "a '.. math::' block": ".. math::" in entry.formula,
-            "exactly one paragraph that begins with 'Variant:'": len(variants) == 1 and bool(entry.variant),
-            "References with author and year": bool(references)
-            and all(re.match(_INITIALS, r) and re.search(r", \d{4}\b", r) for r in references),
-        }.items()
-        if not there
-    ]
-    if lacks:
-        raise ValueError(f"The docstring of {cls.__name__} lacks {', and '.join(lacks)}.")
+    _check_entry(entry, len(variants))
     return entry
+
+
+def _check_entry(entry: RuleEntry, variants: int) -> None:
+    """Refuse a rule whose docstring lacks something."""
+    there = {
+        "a first line": bool(re.fullmatch(r"[^\n]+", entry.summary)),
+        "a '.. math::' block": ".. math::" in entry.formula,
+        "exactly one paragraph that begins with 'Variant:'": variants == 1 and bool(entry.variant),
+        "References with author and year": bool(entry.references)
+        and all(re.match(_INITIALS, r) and re.search(r", \d{4}\b", r) for r in entry.references),
+    }
+    if lacks := [what for what, found in there.items() if not found]:
+        raise ValueError(f"The docstring of {entry.cls.__name__} lacks {', and '.join(lacks)}.")
 
 
 def rule_entries() -> list[RuleEntry]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ import safetensors
 import safetensors.numpy
 
 from onnxcustom._versioning import check_version, stamp_version
-from onnxcustom.exceptions import CheckpointError, ConvergenceError, InvalidDataError
+from onnxcustom.exceptions import ConvergenceError, InvalidDataError
 from onnxcustom.graph.trainable.roles import Role, weight_roles
 from onnxcustom.runtime import owned_copy, parse_device, to_ortvalue
 from onnxcustom.runtime.binding import plain_array
@@ -23,12 +23,9 @@ from .in_place import InPlaceUpdates, Target, shape_dtype
 from .registry import create
 from .serialization import rule_from_dict, rule_to_dict
 from .timed import TimedRule
+from .updater_file import FORMAT, VERSION, Index, parsed, restored
 
 __all__ = ["Updater", "get_updater"]
-
-_FORMAT = "onnxcustom.updater"
-_VERSION = 1
-Index = int | str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,17 +182,7 @@ class Updater:
         -----
         After an error nothing has changed, whichever of several weights is at fault.
         """
-        given = (index, gradient, weight)
-        if not isinstance(index, (list, tuple)):
-            indices, gradients, weights = [index], [gradient], [weight]
-        elif all(isinstance(part, (list, tuple)) for part in given):
-            indices, gradients, weights = given
-        else:
-            raise InvalidDataError("A list of indices needs a list of gradients and one of weights.")
-        if not len(indices) == len(gradients) == len(weights):
-            raise InvalidDataError(
-                f"There are {len(indices)} indices, {len(gradients)} gradients and {len(weights)} weights."
-            )
+        indices, gradients, weights = _listed(index, gradient, weight)
         with self._lock:
             self._follow()
             items = [self._item(i, g, w) for i, g, w in zip(indices, gradients, weights, strict=True)]
@@ -344,7 +331,7 @@ class Updater:
                 if mean is not None:
                     tensors[f"{k}:mean"] = mean
             header = {
-                "version": _VERSION,
+                "version": VERSION,
                 "rule": type(self._rule).__name__,
                 "entries": entries,
                 "skipped": self.skipped,
@@ -353,7 +340,7 @@ class Updater:
         # Not ascontiguousarray, which makes vectors of scalars.
         tensors = {name: np.asarray(array, order="C") for name, array in tensors.items()}
         # One entry: safetensors writes several in any order.
-        return safetensors.numpy.save(tensors, {_FORMAT: json.dumps(header)})
+        return safetensors.numpy.save(tensors, {FORMAT: json.dumps(header)})
 
     def set_states(self, states: bytes) -> None:
         """Take over what :meth:`get_states` has saved, the rule included if it was.
@@ -370,26 +357,11 @@ class Updater:
         CheckpointError
             Something else, states of another rule, or of a newer version; nothing is changed.
         """
-        header, tensors = _parsed(states)
+        header, tensors = parsed(states)
         saved, rule = header["optimizer"], self._rule
         if saved is not None:
             rule = rule_from_dict(saved, sym=rule.sym, param_dict=rule.param_dict)
-        if header["rule"] != type(rule).__name__:
-            raise CheckpointError(f"These are states of {header['rule']}, not of {type(rule).__name__}.")
-        kept: dict[Index, dict[str, Any]] = {}
-        counts: dict[Index, int] = {}
-        means: dict[Index, tuple[int, np.ndarray]] = {}
-        for k, (index, count, names, seen) in enumerate(header["entries"]):
-            if names is not None:
-                if not set(rule.state) <= set(names) <= {*rule.state, "master"}:
-                    raise CheckpointError(
-                        f"The state of {index!r} holds {names}; {type(rule).__name__} with these options "
-                        f"keeps {list(rule.state)}."
-                    )
-                kept[index] = {name: tensors[f"{k}.{name}"] for name in names}
-                counts[index] = count
-            if seen:
-                means[index] = (seen, tensors[f"{k}:mean"])
+        kept, counts, means = restored(rule, header, tensors)
         with self._lock:
             self.states, self.counts, self._means = kept, counts, means
             self.skipped = header["skipped"]
@@ -433,6 +405,20 @@ class Updater:
         return f"Updater({self._rule!r}, device={self.device.name!r}, weights={len(self.states)})"
 
 
+def _listed(*given: Any) -> Any:
+    """Indices, gradients and weights as lists of one length."""
+    if not isinstance(given[0], (list, tuple)):
+        return [[part] for part in given]
+    if not all(isinstance(part, (list, tuple)) for part in given):
+        raise InvalidDataError("A list of indices needs a list of gradients and one of weights.")
+    indices, gradients, weights = given
+    if not len(indices) == len(gradients) == len(weights):
+        raise InvalidDataError(
+            f"There are {len(indices)} indices, {len(gradients)} gradients and {len(weights)} weights."
+        )
+    return given
+
+
 def _host(value: Any) -> np.ndarray:
     return np.asarray(value) if isinstance(value, (np.ndarray, np.generic)) else value.numpy()
 
@@ -448,50 +434,3 @@ def _roles(rule: TimedRule) -> dict[str, Role]:
     catalog = Catalog(model)
     rule.bind_words(catalog)
     return weight_roles(model.model, catalog.names)
-
-
-def _parsed(states: bytes) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Header and tensors of saved states."""
-    try:
-        if not isinstance(states, (bytes, bytearray, memoryview)):
-            raise TypeError(f"bytes are needed, not {type(states).__name__}")
-        states = bytes(states)
-        tensors = safetensors.numpy.load(states)
-        size = int.from_bytes(states[:8], "little")
-        metadata = json.loads(states[8 : 8 + size]).get("__metadata__", {})
-        if _FORMAT not in metadata:
-            raise ValueError(f"their metadata have no {_FORMAT!r}")
-        header = json.loads(metadata[_FORMAT])
-        if header["version"] > _VERSION:
-            raise ValueError(
-                f"they have version {header['version']!r}, made by a newer onnxcustom; this one reads up to "
-                f"{_VERSION}"
-            )
-        _check_entries(header, tensors)
-    except KeyError as exc:
-        raise CheckpointError(f"These are no saved states of an updater: {exc} is missing.") from exc
-    except (safetensors.SafetensorError, TypeError, ValueError, AttributeError) as exc:
-        raise CheckpointError(f"These are no saved states of an updater: {exc}.") from exc
-    return {"optimizer": None, "skipped": 0, **header}, tensors
-
-
-def _check_entries(header: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
-    """Refuse a header that does not describe the tensors."""
-    if not isinstance(header["rule"], str):
-        raise ValueError(f"their rule is {header['rule']!r}")
-    _check_counts("skipped", header.get("skipped", 0))
-    indices = [entry[0] for entry in header["entries"]]
-    if len(set(indices)) < len(indices):
-        raise ValueError(f"an index is there twice: {indices}")
-    for k, (index, count, names, seen) in enumerate(header["entries"]):
-        if type(index) not in (int, str):
-            raise ValueError(f"entry {k} has index {index!r}")
-        _check_counts(f"entry {k}", count, seen)
-        wanted = [f"{k}.{name}" for name in names or ()] + ([f"{k}:mean"] if seen else [])
-        if missing := [name for name in wanted if name not in tensors]:
-            raise ValueError(f"the tensors {missing} of {index!r} are missing")
-
-
-def _check_counts(what: str, *counts: Any) -> None:
-    if any(type(count) is not int or count < 0 for count in counts):
-        raise ValueError(f"{what} has counts {counts}")

@@ -96,7 +96,8 @@ def leave_out_older(recipe: Recipe, state: State) -> None:
     if state.pending and recipe.penalties:
         warn_user(
             f"The gradients of {state.pending} batches that were accumulated by an older version are left "
-            "out: the penalty would count twice. Training goes on with the weights and the state that were saved.",
+            "out: the penalty would count twice. Training goes on with the weights and the state that were "
+            "saved.",
             UserWarning,
         )
         state.forget_accumulated()
