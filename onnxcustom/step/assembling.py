@@ -20,16 +20,8 @@ __all__ = ["assemble", "scalar_sources"]
 def assemble(part: Gradients, cut: Cut, updated: Updates, hyper: dict[str, Var]) -> ComposedStep:
     """Put everything into the graph, in topological order and without dead nodes.
 
-    Parameters
-    ----------
-    part : Gradients
-        From the batch to the gradients.
-    cut : Cut
-        What is handed on there.
-    updated : Updates
-        From the gradients to new weights and states.
-    hyper : dict of str to Var
-        Hyper-parameters that have a schedule.
+    It comes from the batch to the gradients, from the cut there to new weights and states, and reads `hyper`,
+    the hyper-parameters that have a schedule.
     """
     assert part.loss is not None
     outputs = _Outputs(part.op)

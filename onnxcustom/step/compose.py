@@ -104,16 +104,9 @@ def compose_step(
     ----------
     model : onnx_ir.Model
         Prepared model (see :func:`onnxcustom.graph.prepare`); consumed.
-    engine : Engine
-        Gradient engine.
-    targets : sequence of Target
-        Outputs and their losses.
-    weights : sequence of str
-        Names of the weights to train.
-    optimizer : BaseLearningRate
-        Update rule.
-    penalties : mapping of str to BaseLearningPenalty
-        Penalty per weight; weights without one are not penalised.
+    engine, targets, weights, optimizer, penalties
+        Gradient engine, outputs and their losses, names of the weights to train, update rule, and the
+        penalty of those weights that have one.
     options : StepOptions
         How.
 

@@ -322,26 +322,8 @@ def make_recipe(
 ) -> tuple[Recipe, dict[str, np.ndarray]]:
     """The recipe that a user's arguments mean, and the weights to begin with.
 
-    Parameters
-    ----------
-    prepared : Prepared
-        The user's model.
-    loss, engine, weights, freeze, penalty, loss_weights, batch_axis
-        As for :class:`~onnxcustom.TrainingStep`.
-    rule : BaseLearningRate
-        Of the step's own.
-    **settings
-        Fields of :class:`Recipe` that need no model to be understood.
-
-    Raises
-    ------
-    InvalidModelError, UnknownNameError, NoTrainableWeightError, DifferentiationError, MissingRuntimeError
-        What is wrong, and where.
-
-    Warns
-    -----
-    RowsWarning, UserWarning
-        What the rows are is in doubt; a mode has no operator that it would be for.
+    Arguments, errors and warnings are those of :class:`~onnxcustom.TrainingStep`; `rule` is of the step's
+    own, and `settings` are fields of :class:`Recipe` that need no model to be understood.
     """
     model = prepared.take()
     if not model.graph.inputs:

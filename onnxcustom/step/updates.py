@@ -101,30 +101,14 @@ def compose_updates(
     dense = {w: weights[w] for w in gradients} if packed and not prescaled else {}
     index = {name: k for k, name in enumerate(weights)}
     packs = plan_packs(optimizer, dense, roles, born, index)
-    states = {
-        name: {
-            s: op.input(op.unique(f"{name}_{s}"), ir.DataType.from_numpy(like.dtype), like.shape)
-            for s, like in state_layout(optimizer, w).items()
-        }
-        for name, w in weights.items()
-    }
+    states = {name: _state_inputs(op, optimizer, name, w) for name, w in weights.items()}
 
     def apply(name: str, w: Var, g: Var, state: dict[str, Var]) -> tuple[Var, dict[str, Var]]:
         age = born.get(name, 0)
         step = scalars.step if age == 0 else op.once(("step", age), lambda: scalars.step - age)
-        return optimizer.apply(
-            op,
-            w,
-            g,
-            State(state),
-            scalars.learning_rate,
-            step,
-            name=name,
-            role=roles.get(name, "unknown"),
-            index=index[name],
-            values=scalars.hyper,
-            prescaled=prescaled,
-        )
+        about = {"name": name, "role": roles.get(name, "unknown"), "index": index[name]}
+        given = {"values": scalars.hyper, "prescaled": prescaled}
+        return optimizer.apply(op, w, g, State(state), scalars.learning_rate, step, **about, **given)  # type: ignore[arg-type]
 
     for members in packs:
         shapes = [weights[name].static_shape or () for name in members]
@@ -141,6 +125,14 @@ def compose_updates(
             updates.rows[name], new_state = apply(name, rows.take(w), rows.gradient, taken)
         updates.state[name] = {s: (state[s], new_state[s]) for s in state}
     return updates
+
+
+def _state_inputs(op: Builder, optimizer: BaseLearningRate, name: str, w: Var) -> dict[str, Var]:
+    """Graph inputs for the state of a weight."""
+    return {
+        s: op.input(op.unique(f"{name}_{s}"), ir.DataType.from_numpy(like.dtype), like.shape)
+        for s, like in state_layout(optimizer, w).items()
+    }
 
 
 def _pack(
