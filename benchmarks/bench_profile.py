@@ -62,8 +62,7 @@ def nodes_of(case: Case, optimizer: str, seconds: float) -> list[dict[str, Any]]
         while runs < 10 or (time.perf_counter() < end and runs < 10_000):
             step.run_batch(values)
             runs += 1
-        (program,) = step._programs.values()
-        path = program._session.end_profiling()
+        path = step._runs.program(False, "update")._session.end_profiling()
         events = json.loads(Path(path).read_text())
     times: dict[str, list[float]] = collections.defaultdict(list)
     operators: dict[str, str] = {}

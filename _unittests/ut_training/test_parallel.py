@@ -23,7 +23,7 @@ from onnxcustom import OnnxClassifier, OnnxRegressor, OrtGradientForwardBackward
 from onnxcustom.graph import to_ir
 from onnxcustom.graph.preparation.passes import InferShapesPass
 from onnxcustom.optim import Adam
-from onnxcustom.step import training_step as step_module
+from onnxcustom.step import evaluator as step_module
 from onnxcustom.step.passes.folding import fold_updates
 
 from ..processes import SECONDS, in_child, needs_fork

@@ -48,9 +48,9 @@ class StoredStep:
         """Be these, with no program so far."""
         self._recipe, self._state = recipe, state
         self._optimizer = recipe.rule.on(state.clock)
-        self._start_anew()
+        self._forget_sessions()
 
-    def _start_anew(self) -> None:
+    def _forget_sessions(self) -> None:
         self._runs = Runs(self._recipe, self._state, self._optimizer, self.threads, self._sess_options)
         self._evaluator = Evaluator(self._recipe, self._state, self.threads)
 
@@ -60,7 +60,7 @@ class StoredStep:
         if recipe is self._recipe and state is self._state:
             return
         self._recipe, self._state = recipe, state
-        self._start_anew()
+        self._forget_sessions()
 
     # -- what it is made of ----------------------------------------------------------------------
 
