@@ -329,6 +329,7 @@ STEP = Subject(
         "model": Call(),
         "penalty": Call(),
         "head_losses": Call(),
+        "head_units": Call(),
         "apply_accumulated": Call(),
         "set_weights": Call(nothing, other_step("set_weights")),
         "set_state": Call(nothing, other_step("set_state")),
@@ -428,6 +429,9 @@ def estimator(cls: type, model: Callable[[], Any], calls: Mapping[str, Call], wi
             lambda net, given: net.make_step(given["X"], given["y"]).weights(),
         ),
         "weigher": Call(lambda: data_for(labels, 5), _weighed),
+        "try_step": Call(
+            lambda: data_for(labels, 5), lambda net, given: net.try_step(given["X"], given["y"])
+        ),
     }
     return Subject(
         cls,
@@ -435,9 +439,10 @@ def estimator(cls: type, model: Callable[[], Any], calls: Mapping[str, Call], wi
         {**shared, **calls},
         probe_estimator,
         names(
-            # numbers, words and objects
-            "callbacks checkpoint_dir random_state shuffle shuffles validation_fraction record",
-            "validation_due",
+            # numbers, words and objects: every parameter with a default is an attribute of the class
+            *(field.name for field in dataclasses.fields(cls) if hasattr(cls, field.name)),
+            "callbacks checkpoint_dir validation_fraction",
+            "model_parameter shuffles record validation_due",
             # scikit-learn's
             "get_params set_params get_metadata_routing",
             "set_fit_request set_partial_fit_request set_score_request",
@@ -466,6 +471,7 @@ CLASSIFIER = estimator(
     mlp,
     {
         "predict_proba": Call(lambda: {"X": numbers(12, 3, seed=5)}),
+        "decision": Call(),
         "decision_function": Call(lambda: {"X": numbers(12, 3, seed=5)}),
     },
     "",

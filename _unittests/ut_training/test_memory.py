@@ -14,6 +14,7 @@ from onnxcustom import OnnxClassifier, OnnxRegressor, TrainingStep
 from onnxcustom.data import stream
 from onnxcustom.feed.batch_buffers import Batch
 from onnxcustom.optim import Adam, ReduceOnPlateau
+from onnxcustom.training import beginning
 from onnxcustom.training.callbacks import Callback, EarlyStopping, HistoryFile, LearningRate, Score
 
 from .memory_cases import (
@@ -253,12 +254,16 @@ def test_what_is_large_is_copied_where_somebody_may_look(monkeypatch: pytest.Mon
     Looking(mlp(), batch_size=5, max_iter=1).fit(**data)
     for name, callbacks in {"watched": [lambda trainer: None], "alone": None}.items():
         net = OnnxRegressor(mlp(), batch_size=5, max_iter=1, callbacks=callbacks)
-        loader = net._loader
-        monkeypatch.setattr(
-            net, "_loader", lambda *a, loader=loader: shared.update(x=loader(*a)) or shared["x"]
-        )
-        net.fit(**data)
-        shared[name] = np.shares_memory(shared.pop("x").arrays["x"], data["X"])
+        taken: list[Any] = []
+
+        def kept(*given: Any, taken: list[Any] = taken, make: Any = beginning.make_loader) -> Any:
+            taken.append(make(*given))
+            return taken[0]
+
+        with monkeypatch.context() as patch:
+            patch.setattr(beginning, "make_loader", kept)
+            net.fit(**data)
+        shared[name] = np.shares_memory(taken[0].arrays["x"], data["X"])
     assert shared == {"overridden": False, "watched": False, "alone": True}
 
 
