@@ -47,7 +47,7 @@ def table(counts: Counts) -> str:
 
 
 PAGE = """Every model by every way
-=======================
+========================
 
 ``python _unittests/ut_fuzz/run_sweep.py --engine onnx --table`` takes every operator of the tests' tables,
 its inputs of known, symbolic and unknown shapes, and whole models through forward and backward,
