@@ -323,11 +323,13 @@ class TrainingStep(StoredStep):
         Their mean is the objective of these rows. So where every label counts as a row, the loss of a row is
         the mean over its labels; a model whose outputs are one row for the whole batch has one loss for it.
         """
-        return self._evaluator.scores(self._feeds(X, y, sample_weight))[0]
+        feeds = self._feeds(X, y, sample_weight)  # first: labels may settle what the evaluator computes
+        return self._evaluator.scores(feeds)[0]
 
     def head_scores(self, X: Any, y: Any, sample_weight: Any = None) -> dict[str, np.ndarray]:
         """Loss of every row for every output that is trained, without its factor: shape (n,) each."""
-        found = self._evaluator.scores(self._feeds(X, y, sample_weight))
+        feeds = self._feeds(X, y, sample_weight)
+        found = self._evaluator.scores(feeds)
         names = [target.output for target in self.targets]
         return dict(zip(names, found[1:] if len(names) > 1 else found, strict=True))
 
