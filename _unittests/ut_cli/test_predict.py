@@ -85,9 +85,9 @@ def test_numbers(folder: Path, command) -> None:
 
 def test_small_blocks_are_as_one(folder: Path, command, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = command("predict", "iris.onnx", "flowers.csv", "--proba").output
-    from onnxcustom.data import streams
+    from onnxcustom.data import reading
 
-    monkeypatch.setattr(streams, "_BLOCK_BYTES", 300)
+    monkeypatch.setattr(reading, "_BLOCK_BYTES", 300)
     parts = command("predict", "iris.onnx", "flowers.csv", "--proba").output
     pd.testing.assert_frame_equal(read(parts), read(whole), rtol=1e-5)
 
