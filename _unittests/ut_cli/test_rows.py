@@ -239,6 +239,6 @@ def test_what_is_wrong_is_said(empty: Path, fails) -> None:
         text = fails(name, "net.onnx", "rows.npz", *rest, "--batch-axis", "seq=x")
         assert "an axis or none" in text
         text = fails(name, "net.onnx", "rows.npz", *rest, "--batch-axis", "seq=3", code=None)
-        assert "batch_axis of 'seq' is 3; it has 3 dimensions" in text
+        assert "--batch-axis of 'seq' is 3; it has 3 dimensions" in text
         text = fails(name, "net.onnx", "rows.npz", *rest, *SAY[:2], "--batch-axis", "z=2", code=None)
         assert "--batch-axis z=AXIS" in text
