@@ -89,7 +89,7 @@ def test_description():
         (["a"], {"columns": ["b", "c"]}, r"has no columns 'b', 'c'"),
         (["y"], {"target": "y"}, "none is left for the features"),
         (["a", "a", "y"], {"target": "y"}, "several columns called 'a'"),
-        ([f"c{i}" for i in range(99)], {"target": "y"}, r"'c19', \.\.\. \(99 columns\)"),
+        ([f"c{i}" for i in range(99)], {"target": "y"}, r"'c19' and 79 more"),
     ],
 )
 def test_columns_that_are_not_there(names, words, message):
