@@ -79,6 +79,7 @@ def loss_name(loss: Any) -> str:
 
     Examples
     --------
+    >>> from onnxcustom.objective import SoftmaxCrossEntropyLearningLoss
     >>> loss_name(SoftmaxCrossEntropyLearningLoss())
     'softmax_crossentropy'
     """
