@@ -35,8 +35,8 @@ TENSORS = {
 X, Y = RNG.normal(size=(6, 4)).astype(np.float32), RNG.integers(0, 3, size=6)
 
 
-def network(opset: int, end: str | None = "Softmax") -> onnx.ModelProto:
-    """Gemm, normalization, Dropout, Tanh, product, and perhaps a Softmax of the opset."""
+def network(opset: int, end: str | None = "Softmax", dims: tuple[int, ...] = (3,)) -> onnx.ModelProto:
+    """Gemm, normalization, Dropout, Tanh, product, and perhaps a Softmax of the opset or other dimensions."""
     ratio = {"ratio": 0.25} if opset < 12 else {}
     nodes = [
         helper.make_node("Gemm", ["x", "w", "c"], ["g"]),
@@ -45,24 +45,29 @@ def network(opset: int, end: str | None = "Softmax") -> onnx.ModelProto:
         helper.make_node("Tanh", ["d"], ["t"]),
         helper.make_node("MatMul", ["t", "v"], ["z" if end else "p"]),
     ]
-    if end:
-        nodes.append(helper.make_node(end, ["z"], ["p"], **({"axis": 1} if end == "Softmax" else {})))
-    tensors = [numpy_helper.from_array(a.astype(np.float32), n) for n, a in TENSORS.items()]
+    if end == "Reshape":
+        nodes.append(helper.make_node(end, ["z", "dims"], ["p"]))
+    elif end:
+        nodes.append(helper.make_node(end, ["z"], ["p"], **({} if end == "Sigmoid" else {"axis": 1})))
+    arrays = {**TENSORS, "v": np.resize(TENSORS["v"], (5, int(np.prod(dims))))}
+    tensors = [numpy_helper.from_array(a.astype(np.float32), n) for n, a in arrays.items()]
+    if end == "Reshape":
+        tensors.append(numpy_helper.from_array(np.array([-1, *dims]), "dims"))
     if opset >= 12:
         tensors.append(numpy_helper.from_array(np.float32(0.25), "r"))
     graph = helper.make_graph(
         nodes,
         "net",
         [helper.make_tensor_value_info("x", 1, ["N", 4])],
-        [helper.make_tensor_value_info("p", 1, ["N", 3])],
+        [helper.make_tensor_value_info("p", 1, ["N", *dims])],
         tensors,
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
 
 
-def trained(opset: int, end: str | None = "Softmax", steps: int = 3, y=Y, w=None, **options):
+def trained(opset: int, end: str | None = "Softmax", steps: int = 3, y=Y, w=None, dims=(3,), **options):
     """Losses and what was trained, of a step whose graph is valid."""
-    step = TrainingStep(network(opset, end), **options)
+    step = TrainingStep(network(opset, end, dims), **options)
     onnx.checker.check_model(step.model, full_check=True)
     losses = [step.run(X, y, w) for _ in range(steps)]
     return [np.array(losses), step.scores(X, y), *step.weights().values(), *step.statistics().values()]
@@ -115,19 +120,35 @@ def test_rules(request, rule, engine):
             np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5, err_msg=f"opset {opset}")
 
 
+ONE_HOT = (Y[:, None] == np.arange(3)).astype(np.float32)
+# How the network ends for a loss, what is expected, and its own dimensions; all others take values of [N, 3].
+TAKEN = {
+    "BinaryCrossEntropyLearningLoss": ("Sigmoid", ONE_HOT),
+    "CTCLearningLoss": ("Reshape", np.array([[1, 2], [2, -1]] * 3), (4, 3)),
+    "ContrastiveLearningLoss": (None, Y),
+    "DiceLearningLoss": ("Sigmoid", ONE_HOT),
+    "FocalLearningLoss": ("Softmax", Y),
+    "GaussianLearningLoss": ("Reshape", ONE_HOT[:, :2], (4,)),
+    "HingeLearningLoss": (None, Y),
+    "KLDivergenceLearningLoss": ("Softmax", ONE_HOT),
+    "NLLLearningLoss": ("LogSoftmax", Y),
+    "NegLogLearningLoss": ("Sigmoid", ONE_HOT.astype(np.int64)),
+    "SoftmaxCrossEntropyLearningLoss": ("Softmax", Y),
+    "TripletLearningLoss": (None, Y),
+}
+OPTIONS = {"GaussianLearningLoss": {"eps": 1.0}}  # far from where it is steep
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("loss", sorted({cls.__name__ for cls in LOSSES.classes()} - {"CustomLoss"}))
 def test_losses(loss, engine):
-    (kind,) = [cls for cls in LOSSES.classes() if cls.__name__ == loss]
-    made = kind()
-    end = {"softmax": "Softmax", "sigmoid": "Sigmoid"}.get(made.on)
-    rank = 1 if made.on == "softmax" else 2
-    y = Y if rank == 1 else (Y[:, None] == np.arange(3)).astype(np.int64 if "NegLog" in loss else np.float32)
-    if "Hinge" in loss:
-        y = Y
+    """What a loss is made of may be newer than the model, which is converted then."""
+    end, y, *dims = TAKEN.get(loss, (None, ONE_HOT))
 
     def run(opset: int):
-        return trained(opset, end, y=y, loss=kind(), engine=engine, learning_rate=0.05)
+        made = LOSSES.find(loss)(**OPTIONS.get(loss, {}))
+        more = {"dims": dims[0]} if dims else {}
+        return trained(opset, end, y=y, loss=made, engine=engine, learning_rate=0.05, **more)
 
     reference = run(18)
     for opset in (7, 12, 13, 20) if engine == "onnx" else (7, 20):
