@@ -62,7 +62,7 @@ def test_example_of_the_help(example: str, folder: Path, command, monkeypatch) -
     if "ort" in arguments:
         pytest.importorskip("onnxruntime")
         if not training_available():
-            assert "onnxruntime-training" in command(*arguments, code=1).stderr
+            assert "onnxruntime-training" in command(*arguments, code=1).output
             return
     result = command(*arguments)
     for option in ("-o", "--output", "--plot", "--history"):

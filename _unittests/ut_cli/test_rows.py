@@ -164,7 +164,8 @@ def test_a_classifier_of_tokens(name: str, empty: Path, command) -> None:
     clf.fit(np.moveaxis(x, 0, place), np.moveaxis(y, 0, place))
     np.testing.assert_allclose(w, clf.weights_["w"], rtol=1e-5)
     command("predict", "new.onnx", "rows.npz", "--proba", "-o", "out.npz")
-    found = np.load("out.npz")
+    with np.load("out.npz") as file:
+        found = dict(file)
     e = np.exp(x @ w)
     np.testing.assert_allclose(found["probability"], e / e.sum(axis=-1, keepdims=True), rtol=1e-4)
     labels = np.array(["ant", "bee", "cow"])[(x @ w).argmax(axis=-1)]
