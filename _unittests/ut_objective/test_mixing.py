@@ -12,9 +12,9 @@ import pytest
 from onnxcustom import OnnxRegressor, RowsWarning
 from onnxcustom.data import stream
 from onnxcustom.exceptions import InvalidModelError
+from onnxcustom.graph.analysis.row_mixing import find_mixing
 from onnxcustom.objective import CustomLoss, Loss
 from onnxcustom.objective.base import LOSSES
-from onnxcustom.objective.mixing import find_mixing
 
 pytest.importorskip("onnxruntime")
 FLOAT = ir.DataType.FLOAT

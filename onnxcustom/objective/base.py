@@ -18,9 +18,9 @@ from onnxcustom._phrases import parse_phrase
 from onnxcustom._registry import Registry
 from onnxcustom.exceptions import InvalidModelError
 from onnxcustom.graph import to_ir
+from onnxcustom.graph.analysis.row_mixing import find_mixing
 from onnxcustom.graph.building.builder import Builder, Var
 
-from .mixing import find_mixing
 from .rows import match_shape, scale_rows, shaped, sum_rows
 from .standalone import loss_model, run_loss
 

@@ -14,13 +14,13 @@ from onnx_ir.traversal import RecursiveGraphIterator
 from onnxcustom.exceptions import InvalidDataError, InvalidModelError, UnknownNameError
 from onnxcustom.gradient import ENGINES, gradient_graph
 from onnxcustom.graph import prepare, to_ir
+from onnxcustom.graph.analysis.row_mixing import find_mixing
 from onnxcustom.graph.analysis.traversal import all_names
 from onnxcustom.graph.building.builder import Builder, Var
 from onnxcustom.graph.files.io import load_own
 
 from .base import Loss, LossTarget, LossTerms, flat_weight, register_loss
 from .classification import label_target
-from .mixing import find_mixing
 from .rows import match_shape, shaped, sum_rows
 from .standalone import make_model
 
