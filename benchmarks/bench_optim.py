@@ -151,6 +151,8 @@ class Ours:
         from onnxcustom.optim.base import BaseLearningRate
         from onnxcustom.runtime import create_session, parse_device
         from onnxcustom.step.buffers import DoubleBuffer, Scalar
+        from onnxcustom.step.passes.packing import plan_packs
+        from onnxcustom.step.plan import Plan
         from onnxcustom.step.updates import Scalars, compose_updates
 
         self.rule: BaseLearningRate = rule.init_learning_rate()
@@ -158,7 +160,10 @@ class Ours:
         w = {name: op.input(name, kind, array.shape) for name, array in weights.items()}
         g = {name: op.input(f"{name}_gradient", kind, array.shape) for name, array in gradients.items()}
         rate, step = op.input("learning_rate", kind, []), op.input("step", kind, [])
-        updates = compose_updates(op, rule, w, g, {}, {}, Scalars(rate, step, {}), {}, packed=True)
+        sizes = {name: ir.tensor(array) for name, array in weights.items()}
+        own = plan_packs(rule, sizes, {}, {}, {name: k for k, name in enumerate(weights)})
+        plan = Plan(tuple(weights), rule, packs=tuple(map(tuple, own)))
+        updates = compose_updates(op, plan, w, g, {}, Scalars(rate, step, {}))
         tensors, packs = dict(weights), {}
         self.outputs = {}
         inputs, outputs = [*w.values(), *g.values()], []

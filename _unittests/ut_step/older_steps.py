@@ -22,6 +22,7 @@ net (float[N, 3] x) => (float[N, 2] y) <float[3, 4] a = {1, 0, 2, 0, 1, 3, 0, 1,
   float[4] one = {1, 2, 1, 2}, float[4] zero = {0, 1, 0, 1}, float[4] mean = {0, 0, 1, 0},
   float[4] var = {1, 2, 1, 1}, float[4, 2] b = {1, 0, 0, 1, 1, 1, 0, 1}> {
     h = MatMul(x, a)  n = BatchNormalization(h, one, zero, mean, var)  t = Tanh(n)  y = MatMul(t, b) }"""
+DROPOUT = MODEL.replace("t = Tanh(n)", "r = Tanh(n) t = Dropout(r)")
 OPTIONS = {
     "plain": {"optimizer": "sgd", "learning_rate": 0.1},
     "adam, statistics": {"optimizer": "adam", "learning_rate": 0.01, "batch_norm": "update"},
@@ -73,6 +74,9 @@ def made() -> dict[str, TrainingStep]:
     left.take_over(joined)
     left.run(X, y)
     steps["left"] = left
+    dropped = TrainingStep(onnx.parser.parse_model(DROPOUT), optimizer=Adam(0.01), dropout="on", seed=5)
+    dropped.run(X, y)
+    steps["dropped"] = dropped
     return steps
 
 

@@ -14,6 +14,7 @@ from onnxcustom.graph import Prepared, prepare, to_proto, weights
 from onnxcustom.objective import L2LearningPenalty
 from onnxcustom.optim import create
 from onnxcustom.step.compose import StepOptions, compose_forward, compose_scores, compose_step, trunk
+from onnxcustom.step.plan import Plan
 from onnxcustom.step.targets import select_targets
 
 ort = pytest.importorskip("onnxruntime")
@@ -30,15 +31,9 @@ def run(model, feeds):
 def step_of(model, loss="squared_error", rule="adam", penalties=None, weighted=False):
     engine = select_engine("auto", model)
     targets = select_targets(prepare(model), loss)
-    return compose_step(
-        form_of(Prepared.of(model), engine),
-        engine,
-        targets,
-        list(weights(model)),
-        create(rule),
-        penalties or {},
-        StepOptions(weighted),
-    )
+    plan = Plan(tuple(weights(model)), create(rule))
+    own = trunk(form_of(Prepared.of(model), engine), [target.value for target in targets])
+    return compose_step(own, engine, targets, penalties or {}, plan, StepOptions(weighted))
 
 
 # -- forward and scores ------------------------------------------------------------------------

@@ -40,7 +40,7 @@ g (float[N, 3] x) => (float[N, 1] y) <float[3] s = {1, 2, 3}, float[3] b = {0, 1
 def dropped(step: int, seed: int = 0, shape: tuple[int, ...] = (5000, 4)) -> np.ndarray:
     """Ones after Dropout."""
     model = prepare(onnx.parser.parse_model(DROPPED))
-    modes = set_modes(model, ModeSettings(dropout="on", seed=seed))
+    modes = set_modes(model, ModeSettings(dropout="on"), seed)
     session = create_session(to_proto(model))
     feeds = {"x": np.ones(shape, dtype=np.float32), modes.step: np.array(step)}
     return session.run(None, feeds)[0]

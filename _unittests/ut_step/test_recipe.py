@@ -14,12 +14,12 @@ from onnxcustom import OnnxClassifier, OnnxRegressor, TrainingStep
 from onnxcustom.exceptions import UnknownNameError
 from onnxcustom.graph import Prepared, prepare, to_proto
 from onnxcustom.graph.preparation import prepare as preparation
-from onnxcustom.optim import Adam
+from onnxcustom.optim import SGD, Adam
 
 from .older_steps import MODEL, OPTIONS, batch, made
 
 onnxruntime = pytest.importorskip("onnxruntime")
-WRITTEN = [Path(__file__).with_name(f"older_{what}.pickle") for what in ("steps", "recipes")]
+WRITTEN = [Path(__file__).with_name(f"older_{what}.pickle") for what in ("steps", "recipes", "births")]
 
 
 def step_of(**options) -> TrainingStep:
@@ -46,6 +46,43 @@ def test_recipe_of_a_step_that_trains_stays() -> None:
     step.set_weights({name: 2 * array for name, array in step.weights().items()})
     step.optimizer.set_learning_rate(0.5)
     assert pickle.dumps(step.recipe) == before
+
+
+def test_what_a_training_counts_from_is_of_the_state() -> None:
+    """A step whose weights joined late, and whose masks have another seed, has the recipe it began with.
+
+    What lies side by side in its state does so in all of its graphs.
+    """
+    part, joined = step_of(optimizer=Adam(0.01, frozen=["a"])), step_of(optimizer=Adam(0.01))
+    recipe = joined.recipe
+    assert recipe.graph().packs
+    part.run(*batch())
+    joined.take_over(part)
+    assert pickle.dumps(joined.recipe) == pickle.dumps(recipe)
+    origin = joined._state.origin
+    plan = joined.recipe.plan(origin)
+    assert (dict(origin.born), plan.packs) == ({"a": 1}, (("one", "zero", "b"),))
+    for phase in ("update", "apply"):
+        packs = joined.recipe.graph(False, phase, origin).packs
+        assert next(tuple(names) for _, names in packs.values()) == plan.packs[0]
+    tensors, data = joined.state_dict()
+    recipe = joined.recipe
+    joined.load_state_dict(tensors, {**data, "modes": {**data["modes"], "seed": 7}})
+    assert joined.recipe is recipe
+    assert pickle.loads(pickle.dumps(joined)).state_dict()[1] == joined.state_dict()[1]
+    assert joined.state_dict()[1]["modes"]["seed"] == 7
+
+
+def test_a_scale_is_that_of_a_normalization_in_every_mode() -> None:
+    """Which does not decay; statistics of the batch are spelled out, without an operator that says so."""
+    X, y = batch()
+    for mode in ("frozen", "update"):
+        steps = [step_of(optimizer=SGD(0.01, wd=wd), batch_norm=mode) for wd in (0.0, 0.5)]
+        for step in steps:
+            step.run(X, y)
+        (plain, decayed) = (step.weights() for step in steps)
+        changed = {name for name in plain if not np.array_equal(plain[name], decayed[name])}
+        assert changed == {"a", "b"}, mode
 
 
 def test_what_does_not_change_is_derived_once() -> None:
@@ -77,11 +114,12 @@ def test_pickles_of_the_versions_before(file: Path) -> None:
                 np.testing.assert_allclose(found[key], array, rtol=1e-5, atol=1e-6, err_msg=f"{name}: {key}")
 
 
-def test_checkpoints_of_the_version_before() -> None:
+@pytest.mark.parametrize("file", WRITTEN[1:], ids=lambda file: file.stem)
+def test_checkpoints_of_the_versions_before(file: Path) -> None:
     """What `state_dict` gave goes on as the pickled step does, in a step made with the same arguments."""
     X, y = batch()
     steps = made()
-    for name, (written, weights, *_, saved) in pickle.loads(WRITTEN[1].read_bytes()).items():
+    for name, (written, weights, *_, saved) in pickle.loads(file.read_bytes()).items():
         step = steps[name]
         if name not in ("joined", "left"):
             assert pickle.loads(written).state_dict()[1] == {**saved[1], "penalties_apart": True}, name

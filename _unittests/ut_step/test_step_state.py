@@ -236,7 +236,7 @@ def test_a_seed_that_was_drawn_goes_with_the_state():
     drive.run(other, 0, 2)
     other.load_state_dict(*one.state_dict())
     assert drive.run(other, 2, 5) == drive.run(one, 2, 5)
-    assert other.modes.seed == 11
+    assert other.state_dict()[1]["modes"]["seed"] == 11
 
 
 def test_weights_that_are_not_trained_and_were_changed_are_part_of_it():

@@ -9,6 +9,7 @@ import pytest
 
 from onnxcustom import optim
 from onnxcustom.graph.building.builder import Builder
+from onnxcustom.step.plan import Plan
 from onnxcustom.step.updates import Scalars, compose_updates
 
 # Trust ratios, products of momenta, random numbers: what is each weight's own.
@@ -22,7 +23,7 @@ def nodes(rule: optim.BaseLearningRate, n_weights: int) -> list[ir.Node]:
     gradients = {name: op.input(f"{name}_g", kind, [3, 4]) for name in weights}
     hyper = {name: op.input(f"{name}_now", kind, []) for name in rule.scheduled}
     scalars = Scalars(op.input("rate", kind, []), op.input("t", kind, []), hyper)
-    compose_updates(op, rule, weights, gradients, {}, {}, scalars, {})
+    compose_updates(op, Plan(tuple(weights), rule), weights, gradients, {}, scalars)
     return op.nodes
 
 

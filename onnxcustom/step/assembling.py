@@ -54,7 +54,7 @@ def assemble(part: Gradients, cut: Cut, updated: Updates, hyper: dict[str, Var])
             w: outputs.add(f"{w}_indices", part.sparse[w].indices) for w in part.sparse if w in updated.rows
         },
         ones={},
-        plan=NOTHING,
+        scalars=NOTHING,
         batch_axis={n: part.axes.inputs[n] for n in inputs} | (batch.axes if reads else {}),
         gradients=_handed_on(cut, outputs),
     )

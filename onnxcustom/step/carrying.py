@@ -10,6 +10,7 @@ from onnxcustom._warnings import warn_user
 from onnxcustom.exceptions import UnknownNameError
 from onnxcustom.graph import constants, weights
 
+from .plan import Origin
 from .recipe import Recipe
 from .state import State
 from .targets import Target, divided_as
@@ -71,11 +72,12 @@ def taken_over(recipe: Recipe, state: State, other: Recipe, done: State) -> tupl
         return made, state
     kept = {w: states for w, states in done.of_rule().items() if w in made.weights}
     # The age of a weight is part of the graphs, and of what is updated as one.
-    born = {w: other.born.get(w, 0) if w in kept else done.iteration for w in made.weights}
-    made = made.replace(born=born)
+    ages = done.origin.ages(list(kept))
+    born = {w: ages.get(w, done.iteration) for w in made.weights}
     clock = made.rule.on(state.clock).begun()
     clock.follow(done.clock)
-    target = State(made, state.device, state.read(), clock)
+    origin = Origin.of(born, state.origin.seed)
+    target = State(made, state.device, state.read(), clock, origin)
     target.write(own)
 
     # Nothing below is refused.

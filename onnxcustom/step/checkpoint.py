@@ -18,6 +18,7 @@ from onnxcustom.optim.clock import Clock
 from onnxcustom.optim.serialization import clock_to_dict, load_clock, load_rate, rate_to_dict
 
 from .carrying import same_arrays
+from .plan import Origin
 from .recipe import Recipe
 from .state import State
 from .targets import divided_as
@@ -47,8 +48,8 @@ def export_state(recipe: Recipe, state: State) -> tuple[dict[str, np.ndarray], d
         "clock": clock_to_dict(rule),
         **{name: getattr(state, name) for name in _COUNTS},
         _UNITS: None if state.pending_units is None else list(state.pending_units),
-        "born": recipe.ages,
-        "modes": {**dataclasses.asdict(recipe.modes), "seed": int(recipe.modes.seed)},
+        "born": state.origin.ages(recipe.weights),
+        "modes": {**dataclasses.asdict(recipe.modes), "seed": int(state.origin.seed)},
         _POSITIONS: {t.output: t.positions for t in recipe.targets},
         _APART: True,
     }
@@ -63,23 +64,19 @@ def import_state(
     """
     arrays = _checked_tensors(recipe, state, tensors)
     clock = _checked_state(recipe, state, data)
-    wanted = {
-        "targets": tuple(divided_as(recipe.targets, data.get(_POSITIONS, {}))),
-        "modes": dataclasses.replace(recipe.modes, seed=int(data["modes"]["seed"])),
-        "born": {name: int(data["born"][name]) for name in recipe.weights},
-    }
-    present = {"targets": recipe.targets, "modes": recipe.modes, "born": recipe.ages}
-    changes: dict[str, Any] = {name: value for name, value in wanted.items() if value != present[name]}
+    origin = _origin(recipe, data)
+    targets = tuple(divided_as(recipe.targets, data.get(_POSITIONS, {})))
+    changes: dict[str, Any] = {} if targets == recipe.targets else {"targets": targets}
     moved = {name: np.array(array) for name, array in _part(arrays, "constants/").items()}
     if not same_arrays(moved, recipe.moved):
         changes["moved"] = moved
 
     # Nothing below is refused.
     state.clock.become(clock)
-    if changes:  # all of this is part of the graphs
+    if changes:
         recipe = recipe.replace(**changes)
-    if "born" in changes:  # what is updated as one lies side by side
-        state = State(recipe, state.device, state.read(), state.clock)
+    if origin != state.origin:
+        state = State(recipe, state.device, state.read(), state.clock, origin)
     for name, (buffer, own) in state.tensors().items():
         buffer.write({own: arrays[name]})
     for name in _COUNTS:
@@ -202,13 +199,17 @@ def _check_born(recipe: Recipe, state: Mapping[str, Any]) -> None:
 
 def _check_modes(recipe: Recipe, modes: Any) -> None:
     here = dataclasses.asdict(recipe.modes)
-    if not isinstance(modes, Mapping) or set(modes) != set(here):
-        raise _unfit(f"'modes' must have {sorted(here)}, it is {modes!r}")
-    for name in ("batch_norm", "dropout"):
-        if modes[name] != here[name]:
-            raise _unfit(f"it was trained with {name}={modes[name]!r}, this step has {here[name]!r}")
+    if not isinstance(modes, Mapping) or set(modes) != {*here, "seed"}:
+        raise _unfit(f"'modes' must have {sorted((*here, 'seed'))}, it is {modes!r}")
+    for name, mode in here.items():
+        if modes[name] != mode:
+            raise _unfit(f"it was trained with {name}={modes[name]!r}, this step has {mode!r}")
+
+
+def _origin(recipe: Recipe, state: Mapping[str, Any]) -> Origin:
+    """Where a training that was saved counts from."""
     try:
-        dataclasses.replace(recipe.modes, seed=modes["seed"])
+        return Origin.of({name: state["born"][name] for name in recipe.weights}, state["modes"]["seed"])
     except (TypeError, ValueError) as exc:
         raise _unfit(str(exc).rstrip(".")) from exc
 

@@ -14,16 +14,13 @@ import onnx_ir as ir
 from onnxcustom.gradient.build import differentiate
 from onnxcustom.gradient.interface import Engine
 from onnxcustom.graph.building.builder import Var
-from onnxcustom.graph.preparation.passes import BypassReshapePass, NameRowsPass
 from onnxcustom.graph.shapes.batch_axis import BatchAxes
-from onnxcustom.graph.trainable.roles import Role, weight_roles
 from onnxcustom.objective import BaseLearningPenalty
-from onnxcustom.optim import BaseLearningRate
 from onnxcustom.step.passes.folding import fold_updates
 from onnxcustom.step.passes.products import bias_products
 from onnxcustom.step.passes.recompute import recompute
 from onnxcustom.step.passes.scalars import plan_scalars
-from onnxcustom.step.passes.sparse import CutTable, cut_tables, gather_only
+from onnxcustom.step.passes.sparse import cut_tables
 
 from .assembling import assemble, scalar_sources
 from .batch import Weighted
@@ -31,6 +28,7 @@ from .cut import Cut, Phase, cut_at_gradients
 from .forward import compose_forward, compose_scores, trunk
 from .gradients import Gradients
 from .modes import ModeSettings, set_modes
+from .plan import Plan
 from .step_graph import ComposedStep
 from .targets import Target
 from .updates import Scalars, Updates, compose_updates
@@ -49,7 +47,7 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True)
 class StepOptions:
-    """How a step graph does what it does.
+    """Which step graph is meant, and how it does what it does.
 
     Parameters
     ----------
@@ -63,17 +61,11 @@ class StepOptions:
         Where the rows of the inputs are, by default what the model itself tells.
     modes : ModeSettings
         How BatchNormalization and Dropout behave.
-    born : mapping of str to int
-        Updates done when a weight joined, where it was not there from the beginning.
-    check : bool
-        Whether the graph says if the gradients are finite.
+    seed : int
+        Of the masks.
     fold : bool
-        Whether the graph is simplified, and the learning rate goes into the seeds and updates into the
-        products of matrices, where the optimizer allows it.
-    lean : bool
-        Whether small weights are updated together where the optimizer allows it, and who runs the graph does
-        arithmetic of scalars beside it and feeds it what only depends on the number of rows: it is then not
-        to be read without :attr:`ComposedStep.plan`.
+        Whether the graph is simplified, and updates go into the products of matrices, where the optimizer
+        allows it.
     again : bool
         Whether the backward pass computes cheap activations again in place of keeping them.
     """
@@ -82,10 +74,8 @@ class StepOptions:
     phase: Phase = "update"
     axes: BatchAxes | None = None
     modes: ModeSettings = ModeSettings()  # noqa: RUF009 - frozen
-    born: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    check: bool = False
+    seed: int = 0
     fold: bool = True
-    lean: bool = False
     again: bool = False
 
 
@@ -93,9 +83,8 @@ def compose_step(
     model: ir.Model,
     engine: Engine,
     targets: Sequence[Target],
-    weights: Sequence[str],
-    optimizer: BaseLearningRate,
     penalties: Mapping[str, BaseLearningPenalty],
+    plan: Plan,
     options: StepOptions = StepOptions(),
 ) -> ComposedStep:
     """Join everything one training step does into one graph.
@@ -103,12 +92,13 @@ def compose_step(
     Parameters
     ----------
     model : onnx_ir.Model
-        Prepared model (see :func:`onnxcustom.graph.prepare`); consumed.
-    engine, targets, weights, optimizer, penalties
-        Gradient engine, outputs and their losses, names of the weights to train, update rule, and the
-        penalty of those weights that have one.
+        What the targets are computed from, prepared (see :func:`trunk`); consumed.
+    engine, targets, penalties
+        Gradient engine, outputs and their losses, and the penalty of those weights that have one.
+    plan : Plan
+        What is trained, and how it is updated.
     options : StepOptions
-        How.
+        Which graph.
 
     Returns
     -------
@@ -117,94 +107,56 @@ def compose_step(
         weights, the state, the running statistics and scalars; outputs are the loss, the new weights,
         the new state and the new statistics.
     """
-    part, roles = _gradients(model, engine, targets, weights, optimizer, penalties, options)
+    optimizer, phase = plan.rule, options.phase
+    whole = optimizer.accumulate == 1 and phase == "update"
+    plan = plan if whole else plan.apart()
+    part = _gradients(model, engine, targets, plan, options)
     part.objective(targets)
     extra = part.add_penalties(penalties)
-    if optimizer.accumulate == 1 and options.phase == "update":
+    if whole:
         part.gradients.update(Cut(part.gradients).plus(part, extra))
         extra = {}
-    if options.phase == "apply":
+    if phase == "apply":
         part.without_batch()
-    elif options.check:
+    elif plan.checked:
         part.look_for_nan()
-    cut = cut_at_gradients(part, optimizer, options.phase)
+    cut = cut_at_gradients(part, optimizer, phase)
     updated, hyper = Updates(), dict[str, Var]()
-    if options.phase in ("update", "apply"):
+    if phase in ("update", "apply"):
         hyper = {name: part.op.input(part.op.unique(name), part.dtype, []) for name in optimizer.scheduled}
-        updated = _updates(part, cut.plus(part, extra), hyper, optimizer, roles, options)
-    return _rewritten(assemble(part, cut, updated, hyper), part, scalar_sources(part, cut, hyper), options)
+        scalars = Scalars(part.learning_rate, part.step, hyper)
+        updated = compose_updates(part.op, plan, part.weights, cut.plus(part, extra), part.sparse, scalars)
+    composed = assemble(part, cut, updated, hyper)
+    return _rewritten(composed, part, scalar_sources(part, cut, hyper), plan, options)
 
 
 def _gradients(
-    model: ir.Model,
-    engine: Engine,
-    targets: Sequence[Target],
-    weights: Sequence[str],
-    optimizer: BaseLearningRate,
-    penalties: Mapping[str, BaseLearningPenalty],
-    options: StepOptions,
-) -> tuple[Gradients, Mapping[str, Role]]:
-    """The gradient graph of a model, to be given an objective, and what its weights are."""
-    values = list(dict.fromkeys(t.value for t in targets))
+    model: ir.Model, engine: Engine, targets: Sequence[Target], plan: Plan, options: StepOptions
+) -> Gradients:
+    """The gradient graph of a model, to be given an objective."""
     axes = options.axes or BatchAxes(model)
-    if options.fold:
-        if axes.carrier is not None:
-            NameRowsPass(axes.carrier, axes.inputs[axes.carrier] or 0)(model)
-        BypassReshapePass()(model)
-    rewritten = set_modes(trunk(model, values), options.modes)
-    roles = weight_roles(model, weights)
+    rewritten = set_modes(model, options.modes, options.seed)
     made = {v.name: v for node in model.graph for v in node.outputs}
     model.graph.outputs.extend(made[new] for new in rewritten.statistics.values())
-    whole = optimizer.accumulate == 1 and options.phase == "update"
-    tables: dict[str, CutTable] = {}
-    if whole and optimizer.by_rows and getattr(optimizer, "lazy_update", False):
-        # A penalty has a gradient of its own in every row.
-        tables = cut_tables(model, gather_only(model, [w for w in weights if w not in penalties]))
-    dense = [w for w in weights if w not in tables]
+    tables = cut_tables(model, plan.by_rows)
+    dense = [w for w in plan.weights if w not in tables]
     rows = [rows for table in tables.values() for _, rows in table.reads]
+    values = list(dict.fromkeys(t.value for t in targets))
     gradient = differentiate(model, engine, dense, rows, values)
-    prescaled = whole and options.fold and optimizer.prescalable
-    return (
-        Gradients(gradient, options.weighted, axes, rewritten, weights, tables, prescaled, options.lean),
-        roles,
-    )
-
-
-def _updates(
-    part: Gradients,
-    gradients: Mapping[str, Var],
-    hyper: dict[str, Var],
-    optimizer: BaseLearningRate,
-    roles: Mapping[str, Role],
-    options: StepOptions,
-) -> Updates:
-    """New weight and new state of every weight."""
-    scalars = Scalars(part.learning_rate, part.step, hyper)
-    return compose_updates(
-        part.op,
-        optimizer,
-        part.weights,
-        gradients,
-        part.sparse,
-        roles,
-        scalars,
-        options.born,
-        part.prescaled,
-        options.lean,
-    )
+    return Gradients(gradient, options.weighted, axes, rewritten, plan, tables)
 
 
 def _rewritten(
-    composed: ComposedStep, part: Gradients, sources: Mapping[str, str], options: StepOptions
+    composed: ComposedStep, part: Gradients, sources: Mapping[str, str], plan: Plan, options: StepOptions
 ) -> ComposedStep:
     """A step as it should run."""
     reads_batch = options.phase != "apply"
     if options.again and reads_batch:
         recompute(composed.model, part.seeds)
-    if options.lean and reads_batch:
+    if plan.outside and reads_batch:
         composed.ones = bias_products(composed.model, part.batch_rows, part.dtype, part.op.unique)
     if options.fold:
         fold_updates(composed.model)
-    composed.plan = plan_scalars(composed.model, composed.loss, sources, hoist=options.lean)
+    composed.scalars = plan_scalars(composed.model, composed.loss, sources, hoist=plan.outside)
     composed.describe()
     return composed

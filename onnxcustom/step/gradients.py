@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import onnx_ir as ir
 
 from onnxcustom.gradient.names import GradientNames
-from onnxcustom.graph.analysis.traversal import all_names, all_nodes
+from onnxcustom.graph.analysis.traversal import all_names
 from onnxcustom.graph.building.builder import Builder, Var
 from onnxcustom.graph.shapes.batch_axis import BatchAxes
 from onnxcustom.objective import BaseLearningPenalty
@@ -16,11 +16,10 @@ from onnxcustom.step.passes.sparse import CutTable, reattach
 from .batch import Batch, Weighted, cast, scaled
 from .forward import scalar_dtype
 from .modes import Modes
+from .plan import Plan
 from .targets import Target
 
 __all__ = ["Gradients"]
-
-_HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 class Gradients:
@@ -44,10 +43,8 @@ class Gradients:
         weighted: Weighted,
         axes: BatchAxes,
         modes: Modes,
-        weights: Sequence[str],
+        plan: Plan,
         tables: dict[str, CutTable],
-        prescaled: bool,
-        fed: bool,
     ) -> None:
         self.model = model
         self.modes = modes
@@ -59,15 +56,14 @@ class Gradients:
         self.gradients = {w: gradients[w] for w in self.names.weights}
         cut, self.sparse = reattach(self.op, tables, self.values, gradients)
         found = {**{w: self.op.wrap(self.values[w]) for w in self.names.weights}, **cut}
-        self.weights = {w: found[w] for w in weights}
-        # Half precision would lose small gradients: they stay as they are.
-        self.prescaled = prescaled and not _computes_in_half(self.graph)
+        self.weights = {w: found[w] for w in plan.weights}
+        self.prescaled = plan.prescaled
         self.gathered = {rows for table in tables.values() for _, rows in table.reads}
         self.dtype = scalar_dtype([v.value for v in self.weights.values()])
         self.batch = Batch(self.op, self.dtype, weighted)
         self.axes = axes
         # Rows of a batch, as the first input that has some has them: a number, or the name of one.
-        self.batch_rows = _dimension(self.values, axes) if fed else None
+        self.batch_rows = _dimension(self.values, axes) if plan.outside else None
         self.rows: Var | None = None
         self.seeds: list[ir.Value] = []
         self.reads_batch = True
@@ -161,14 +157,6 @@ class Gradients:
         self.loss = self.op.const(0.0, self.dtype)
         self.heads, self.predicted, self.statistics = [], {}, {}
         self.reads_batch, self.rows = False, None
-
-
-def _computes_in_half(graph: ir.Graph) -> bool:
-    """Whether a tensor of the graph, or of a graph inside, is in half precision."""
-    nodes = all_nodes(graph)
-    return any(v.dtype in _HALF for v in graph.inputs) or any(
-        v.dtype in _HALF for node in nodes for v in node.outputs
-    )
 
 
 def _dimension(values: Mapping[str, ir.Value], axes: BatchAxes) -> int | str | None:

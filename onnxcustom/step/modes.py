@@ -11,7 +11,6 @@ import dataclasses
 import numpy as np
 import onnx_ir as ir
 
-from onnxcustom._parameters import check_number
 from onnxcustom.exceptions import InvalidModelError, UnknownNameError
 from onnxcustom.graph.analysis.constants import constant_array
 from onnxcustom.graph.analysis.traversal import all_names, all_nodes, sort_nodes
@@ -32,27 +31,21 @@ class ModeSettings:
         the model's statistics towards them by the node's momentum.
     dropout : {'off', 'on'}, default='off'
         Whether elements are dropped, at the node's own ratio.
-    seed : int, default=0
-        Seed of the masks.
 
     Raises
     ------
     UnknownNameError
         Another mode; the message lists those there are.
-    ValueError, TypeError
-        A seed that is no integer of 64 bits.
     """
 
     batch_norm: str = "frozen"
     dropout: str = "off"
-    seed: int = 0
 
     def __post_init__(self) -> None:
         for name, allowed in (("batch_norm", ("frozen", "update")), ("dropout", ("off", "on"))):
             value = getattr(self, name)
             if value not in allowed:
                 raise UnknownNameError(f"{name} must be one of {allowed}, not {value!r}.")
-        check_number("seed", self.seed, f"[{-(2**63)}, {2**64 - 1}]", integral=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +69,7 @@ class Modes:
         return {*self.statistics, *([] if self.step is None else [self.step])}
 
 
-def set_modes(model: ir.Model, settings: ModeSettings) -> Modes:
+def set_modes(model: ir.Model, settings: ModeSettings, seed: int = 0) -> Modes:
     """Put BatchNormalization and Dropout of a prepared model into the modes wanted, in place.
 
     Parameters
@@ -85,6 +78,8 @@ def set_modes(model: ir.Model, settings: ModeSettings) -> Modes:
         Prepared model.
     settings : ModeSettings
         What is wanted.
+    seed : int, default=0
+        Of the masks.
 
     Returns
     -------
@@ -108,7 +103,7 @@ def set_modes(model: ir.Model, settings: ModeSettings) -> Modes:
             else:
                 freeze_statistics(node)
         elif node.op_type == "Dropout" and (on or node.graph is graph):
-            rewriter.dropout(node, on=on, seed=settings.seed)
+            rewriter.dropout(node, on=on, seed=seed)
     return rewriter.finish()
 
 

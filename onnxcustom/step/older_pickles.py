@@ -7,6 +7,7 @@ from typing import Any
 
 from onnxcustom.graph import Prepared, constants
 
+from .plan import Origin
 from .recipe import Recipe
 
 __all__ = ["as_written_now"]
@@ -28,12 +29,12 @@ def as_written_now(state: Mapping[str, Any]) -> dict[str, Any]:
         recompute=state["recompute"],
         weighted=state["_weighted"],
         host=device.type == "cpu",
-        born=state["_born"],
         moved=constants(prepared, state.get("_moved", ())),
         columns=state.get("_columns", {}),
     )
     return {
         "recipe": recipe,
+        "origin": Origin.of(state["_born"], vars(state["modes"])["seed"]),
         "arrays": tuple(state["_saved"]),
         "counts": (state["iteration"], state["skipped"], state["_pending"], state["_pending_rows"]),
         "device": device,

@@ -58,8 +58,8 @@ class Program:
         self._loss = Scalar(dtype)
         self._scalars = _Scalars(graph)
         self._ones = _Ones(graph.ones, dtype) if graph.ones else None
-        self._plan = graph.plan
-        self._reads_rows = graph.plan.reads_rows or self._ones is not None
+        self._plan = graph.scalars
+        self._reads_rows = graph.scalars.reads_rows or self._ones is not None
         self._batch = graph.batch
         self._counted = graph.counted
         self._finite = np.zeros(len(graph.checked), dtype)
@@ -204,7 +204,7 @@ class _Scalars:
     """The scalars that a graph reads, set when they change."""
 
     def __init__(self, graph: ComposedStep) -> None:
-        self._plan = plan = graph.plan
+        self._plan = plan = graph.scalars
         inputs = {v.name: v for v in graph.model.graph.inputs}
         self._scalars = {}
         for name in plan.names:

@@ -27,6 +27,7 @@ from onnxcustom.graph import Prepared, Selection, constants, to_ir, with_constan
 from onnxcustom.graph.analysis.lookups import lookups
 from onnxcustom.graph.building.builder import Builder
 from onnxcustom.graph.files.feature_names import read_feature_names
+from onnxcustom.graph.preparation.passes import BypassReshapePass, NameRowsPass
 from onnxcustom.graph.shapes.batch_axis import BatchAxes
 from onnxcustom.graph.trainable.finding import array_of
 from onnxcustom.graph.trainable.selection import Catalog
@@ -47,6 +48,7 @@ from .compose import (
 from .inference import runnable, without_numbers
 from .layout import Layout
 from .modes import ModeSettings, idle_modes
+from .plan import BEGINNING, Origin, Plan, make_plan
 from .rows import doubtful_rows
 from .step_graph import ComposedStep
 from .targets import Target, prediction_tensors, select_targets
@@ -85,8 +87,6 @@ class Recipe:
         Whether the graph that training begins with takes weights of rows.
     host : bool
         Whether tensors live in host memory: only there a part of one can be seen as another.
-    born : mapping of str to int
-        Updates done when a weight joined, where it was not there from the beginning.
     moved : mapping of str to ndarray
         Constants of the model that another step has handed on, so that they are no longer the user's.
     columns : mapping of str to tuple of str
@@ -105,9 +105,11 @@ class Recipe:
     recompute: bool = False
     weighted: bool = False
     host: bool = True
-    born: Mapping[str, int] = dataclasses.field(default_factory=dict)
     moved: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     columns: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+
+    #: Where the training counts from, of a recipe that an older version has written, which had this in it.
+    older_origin = BEGINNING
 
     # -- another one ---------------------------------------------------------------------------------
 
@@ -131,6 +133,8 @@ class Recipe:
         if not isinstance(state["moved"], Mapping):  # of an older version, whose model has them already
             state["moved"] = constants(state["prepared"], state["moved"])
         vars(self).update({f.name: state[f.name] for f in dataclasses.fields(self)})
+        if "born" in state:
+            vars(self)["older_origin"] = Origin.of(state["born"], vars(state["modes"])["seed"])
 
     # -- the model -----------------------------------------------------------------------------------
 
@@ -173,11 +177,6 @@ class Recipe:
         """Axis of the rows in an output that is predicted, None if it has none."""
         return self.axes.of(self.predicted.get(name, name), name)
 
-    @property
-    def ages(self) -> dict[str, int]:
-        """The number of updates that were done when a weight joined, for every weight."""
-        return {name: self.born.get(name, 0) for name in self.weights}
-
     @functools.cached_property
     def axes(self) -> BatchAxes:
         """Where the rows of inputs and outputs are."""
@@ -186,12 +185,24 @@ class Recipe:
     @functools.cached_property
     def trunk(self) -> Prepared:
         """Of the model what the losses are computed from."""
-        return _trunk(self.base, self.targets)
+        return _trunk(self.base, self.targets, self.axes, self.passes)
 
     # -- graphs --------------------------------------------------------------------------------------
 
+    def plan(self, origin: Origin) -> Plan:
+        """How weights are updated: see :func:`~onnxcustom.step.plan.make_plan`."""
+        model = self.trunk.model
+        about = (self.weights, self.rule, self.penalties, origin)
+        return make_plan(model, *about, fast=self.passes, host=self.host)
+
     @collected_later()
-    def compose(self, weighted: Weighted, phase: Phase = "update", lean: bool = True) -> ComposedStep:
+    def compose(
+        self,
+        weighted: Weighted,
+        phase: Phase = "update",
+        lean: bool = True,
+        origin: Origin = BEGINNING,
+    ) -> ComposedStep:
         """A graph of the step.
 
         Parameters
@@ -202,33 +213,35 @@ class Recipe:
             What it does: see :func:`~onnxcustom.step.compose.compose_step`.
         lean : bool, default=True
             Whether it may be one that is read with its plan of scalars only.
+        origin : Origin, optional
+            Where the training counts from, by default from its first step.
         """
+        plan = self.plan(origin)
         options = StepOptions(
-            weighted,
-            phase,
-            self.axes,
-            self.modes,
-            self.born,
-            check=self.rule.hides_nonfinite or not self.host,
-            fold=self.passes,
-            lean=lean and self.passes and self.host,
-            again=self.recompute,
+            weighted, phase, self.axes, self.modes, origin.seed, self.passes, self.recompute
         )
         model = form_of(self.trunk, self.engine)
         return compose_step(
-            model, self.engine, self.targets, self.weights, self.rule, self.penalties, options
+            model, self.engine, self.targets, self.penalties, plan if lean else plan.plain(), options
         )
 
     @functools.cached_property
-    def _graphs(self) -> dict[tuple[Weighted, Phase], ComposedStep]:
+    def _graphs(self) -> dict[tuple[Weighted, Phase], tuple[Origin, ComposedStep]]:
         return {}
 
-    def graph(self, weighted: Weighted | None = None, phase: Phase = "update") -> ComposedStep:
-        """:meth:`compose`, once; by default the graph that training begins with."""
+    def graph(
+        self, weighted: Weighted | None = None, phase: Phase = "update", origin: Origin | None = None
+    ) -> ComposedStep:
+        """:meth:`compose`, once; by default the graph that training begins with.
+
+        Without an origin it is one of any: what comes with a batch does not depend on it.
+        """
         key = (self.weighted if weighted is None else weighted, phase)
-        if key not in self._graphs:
-            self._graphs[key] = self.compose(*key)
-        return self._graphs[key]
+        found = self._graphs.get(key)
+        if found is None or origin not in (None, found[0]):
+            origin = origin or BEGINNING
+            found = self._graphs[key] = (origin, self.compose(*key, origin=origin))
+        return found[1]
 
     def scores(self, weighted: Weighted) -> ir.Model:
         """The graph of one loss per row: see :func:`~onnxcustom.step.compose.compose_scores`."""
@@ -301,7 +314,7 @@ _DERIVED_FROM: Mapping[str, frozenset[str]] = {
     "base": frozenset({"prepared", "moved", "weights"}),
     "axes": frozenset({"prepared", "weights", "batch_axis"}),
     "predicted": frozenset({"prepared", "weights"}),
-    "trunk": frozenset({"prepared", "moved", "weights", "targets"}),
+    "trunk": frozenset({"prepared", "moved", "weights", "targets", "batch_axis", "passes"}),
     "_graphs": frozenset(f.name for f in dataclasses.fields(Recipe)) - {"columns"},
 }
 
@@ -338,7 +351,7 @@ def make_recipe(
     _check_types(model, initial, [target.output for target in targets])
     base = without_numbers(model, initial)
     penalties = select_penalties(penalty, model, list(initial))
-    trunk = _trunk(base, targets)
+    trunk = _trunk(base, targets, axes, settings.get("passes", True))
     recipe = Recipe(
         prepared,
         tuple(initial),
@@ -363,8 +376,13 @@ def _warn(recipe: Recipe) -> None:
         warn_user(text, UserWarning)
 
 
-def _trunk(base: ir.Model, targets: Sequence[Target]) -> Prepared:
-    return Prepared(trunk(to_ir(base), list(dict.fromkeys(t.value for t in targets))))
+def _trunk(base: ir.Model, targets: Sequence[Target], axes: BatchAxes, passes: bool) -> Prepared:
+    model = to_ir(base)
+    if passes:
+        if axes.carrier is not None:
+            NameRowsPass(axes.carrier, axes.inputs[axes.carrier] or 0)(model)
+        BypassReshapePass()(model)
+    return Prepared(trunk(model, list(dict.fromkeys(t.value for t in targets))))
 
 
 def _choose_weights(

@@ -47,7 +47,7 @@ class Runs:
         """A graph of the recipe, compiled."""
         if (weighted, phase) not in self._programs:
             self._check_options()
-            graph = self.recipe.graph(weighted, phase)
+            graph = self.recipe.graph(weighted, phase, self.state.origin)
             made = Program(graph, self.state, self.recipe.scalar_dtype, *self._settings)
             self._programs[weighted, phase] = made
         return self._programs[weighted, phase]

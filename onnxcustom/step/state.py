@@ -15,6 +15,7 @@ from onnxcustom.optim.clock import Clock
 from onnxcustom.runtime import Device
 
 from .buffers import DoubleBuffer
+from .plan import BEGINNING, Origin
 from .recipe import Recipe
 
 __all__ = ["Arrays", "State"]
@@ -40,11 +41,15 @@ class State:
         What they are; the third part may be empty for nothing accumulated so far.
     clock : Clock
         The state's own from now on.
+    origin : Origin, optional
+        What its counts and masks begin with.
 
     Attributes
     ----------
     kept, statistics, accumulated : DoubleBuffer
         The tensors.
+    origin : Origin
+        As given: other ones are those of another state.
     clock : Clock
         Step, epoch, and what the schedules of the rule give for them.
     iteration : int
@@ -61,9 +66,11 @@ class State:
     pending_rows: int
     pending_units: list[int] | None
 
-    def __init__(self, recipe: Recipe, device: Device, arrays: Arrays, clock: Clock) -> None:
-        graph = recipe.graph()
-        self.clock = clock
+    def __init__(
+        self, recipe: Recipe, device: Device, arrays: Arrays, clock: Clock, origin: Origin = BEGINNING
+    ) -> None:
+        graph = recipe.graph(origin=origin)
+        self.clock, self.origin = clock, origin
         self.device = device
         self.weight_names = list(recipe.weights)
         self._states = {w: {s: old for s, (old, _) in states.items()} for w, states in graph.state.items()}
@@ -82,15 +89,17 @@ class State:
         self.forget_accumulated()
 
     @classmethod
-    def begin(cls, recipe: Recipe, device: Device, weights: Mapping[str, np.ndarray]) -> State:
+    def begin(
+        cls, recipe: Recipe, device: Device, weights: Mapping[str, np.ndarray], origin: Origin
+    ) -> State:
         """The state of training that has not begun."""
-        graph = recipe.graph()
+        graph = recipe.graph(origin=origin)
         tensors = {**weights}
         for name, states in graph.state.items():
             first = recipe.rule.create_state(weights[name])
             tensors.update({old: first[s] for s, (old, _) in states.items()})
         arrays: Arrays = (tensors, constants(recipe.model, graph.statistics), {})
-        return cls(recipe, device, arrays, recipe.rule.begun())
+        return cls(recipe, device, arrays, recipe.rule.begun(), origin)
 
     # -- as training goes on -------------------------------------------------------------------------
 

@@ -67,7 +67,7 @@ class ComposedStep:
         Graph input that comes with every batch -> axis of its rows; None if it is given once a batch.
     gradients : dict of str to str
         Weight -> graph output with its gradient, or graph input for it, if the step is one part of an update.
-    plan : ScalarPlan
+    scalars : ScalarPlan
         What scalar inputs are, and how the loss becomes of what the graph hands out as such.
     """
 
@@ -91,7 +91,7 @@ class ComposedStep:
     accumulated: dict[str, tuple[str, str | None]]
     rows: dict[str, str]
     ones: dict[str, int]
-    plan: ScalarPlan
+    scalars: ScalarPlan
     batch_axis: dict[str, int | None] = dataclasses.field(default_factory=dict)
     gradients: dict[str, str] = dataclasses.field(default_factory=dict)
 
@@ -123,6 +123,6 @@ class ComposedStep:
 
     def describe(self) -> None:
         """Say in the model's metadata, in JSON, what its inputs and outputs are."""
-        private = ("model", "ones", "plan", *(() if self.gradients else ("gradients",)))
+        private = ("model", "ones", "scalars", *(() if self.gradients else ("gradients",)))
         description = {k: v for k, v in vars(self).items() if k not in private}
         self.model.metadata_props[METADATA_KEY] = json.dumps(description)

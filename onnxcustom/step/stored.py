@@ -128,7 +128,8 @@ class StoredStep:
         are the loss, the new weights and the new state. The metadata entry ``onnxcustom.step``
         says in JSON which is which.
         """
-        return to_proto(self._recipe.compose(self._recipe.weighted, lean=False).model)
+        recipe = self._recipe
+        return to_proto(recipe.compose(recipe.weighted, lean=False, origin=self._state.origin).model)
 
     def batch_axes(self) -> BatchAxes:
         """Where the rows of inputs and outputs are."""
@@ -257,6 +258,7 @@ class StoredStep:
             "counts": (state.iteration, state.skipped, state.pending, state.pending_rows),
             "units": state.pending_units,
             "clock": state.clock,
+            "origin": state.origin,
             "penalties_apart": True,
             "device": self.device,
             "threads": self.threads,
@@ -271,10 +273,11 @@ class StoredStep:
         self.device, self.threads = state["device"], state["threads"]
         self._sess_options = options_from(state["sess_options"], require_runtime().SessionOptions)
         recipe, clock = state["recipe"], state.get("clock")
+        origin = state.get("origin") or recipe.older_origin
         if clock is None:  # from an older version, where the rule had it
             clock = recipe.rule.clock
             recipe = recipe.replace(rule=recipe.rule.formula())
-        made = State(recipe, self.device, state["arrays"], clock)
+        made = State(recipe, self.device, state["arrays"], clock, origin)
         made.iteration, made.skipped, made.pending, made.pending_rows = state["counts"]
         made.pending_units = state.get("units")
         if "penalties_apart" not in state:

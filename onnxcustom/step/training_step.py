@@ -18,6 +18,7 @@ from onnxcustom.runtime import parse_device, to_ortvalue
 
 from .feeds import Feeds, check_expected, data_axes, feeds_of, settled_by, settled_by_shapes
 from .modes import ModeSettings
+from .plan import Origin
 from .recipe import make_recipe
 from .state import State
 from .stored import StoredStep
@@ -146,7 +147,7 @@ class TrainingStep(StoredStep):
         self.device = parse_device(device)
         self.threads = threads
         self._sess_options = sess_options
-        modes = ModeSettings(batch_norm, dropout, seed)
+        modes, origin = ModeSettings(batch_norm, dropout), Origin(seed=seed)
         recipe, first = make_recipe(
             Prepared.of(model),
             own_parameters(loss),
@@ -163,7 +164,7 @@ class TrainingStep(StoredStep):
             weighted=bool(sample_weight),
             host=self.device.type == "cpu",
         )
-        self._set_up(recipe, State.begin(recipe, self.device, first))
+        self._set_up(recipe, State.begin(recipe, self.device, first, origin))
 
     # -- training ------------------------------------------------------------------------------
 

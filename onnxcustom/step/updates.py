@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxcustom.graph.building.builder import Builder, Var
-from onnxcustom.graph.trainable.roles import Role
 from onnxcustom.optim import BaseLearningRate, State
 from onnxcustom.optim.transforms import global_norm_factor, scalar
-from onnxcustom.step.passes.packing import concatenate, plan_packs
+from onnxcustom.step.passes.packing import concatenate
 from onnxcustom.step.passes.sparse import RowGradient
+
+from .plan import Plan
 
 __all__ = ["Scalars", "Updates", "compose_accumulation", "compose_updates", "state_layout"]
 
@@ -79,38 +80,30 @@ def compose_accumulation(
 
 def compose_updates(
     op: Builder,
-    optimizer: BaseLearningRate,
+    plan: Plan,
     weights: Mapping[str, Var],
     gradients: Mapping[str, Var],
     sparse: Mapping[str, RowGradient],
-    roles: Mapping[str, Role],
     scalars: Scalars,
-    born: Mapping[str, int],
-    prescaled: bool = False,
-    packed: bool = False,
 ) -> Updates:
-    """Emit new weight and new state of every weight.
+    """Emit new weight and new state of every weight, as a plan says.
 
-    The step of a weight is counted from when it joined, after `born` updates: what a rule divides a
-    moment by depends on how many gradients are in it. Gradients that are `prescaled` were multiplied by
-    the learning rate. With `packed`, small weights are updated together.
+    The step of a weight is counted from when it joined: what a rule divides a moment by depends on how many
+    gradients are in it.
     """
-    updates = Updates()
+    updates, optimizer = Updates(), plan.rule
     gradients, sparse = _clipped(op, optimizer, gradients, sparse)
-    # Prescaled updates become part of the products that gradients come from, which is better still.
-    dense = {w: weights[w] for w in gradients} if packed and not prescaled else {}
     index = {name: k for k, name in enumerate(weights)}
-    packs = plan_packs(optimizer, dense, roles, born, index)
     states = {name: _state_inputs(op, optimizer, name, w) for name, w in weights.items()}
 
     def apply(name: str, w: Var, g: Var, state: dict[str, Var]) -> tuple[Var, dict[str, Var]]:
-        age = born.get(name, 0)
+        age = plan.ages.get(name, 0)
         step = scalars.step if age == 0 else op.once(("step", age), lambda: scalars.step - age)
-        about = {"name": name, "role": roles.get(name, "unknown"), "index": index[name]}
-        given = {"values": scalars.hyper, "prescaled": prescaled}
+        about = {"name": name, "role": plan.roles.get(name, "unknown"), "index": index[name]}
+        given = {"values": scalars.hyper, "prescaled": plan.prescaled}
         return optimizer.apply(op, w, g, State(state), scalars.learning_rate, step, **about, **given)  # type: ignore[arg-type]
 
-    for members in packs:
+    for members in plan.packs:
         shapes = [weights[name].static_shape or () for name in members]
         g = concatenate(op, [gradients[name] for name in members], shapes)
         _pack(op, updates, members, g, states, apply)
@@ -138,7 +131,7 @@ def _state_inputs(op: Builder, optimizer: BaseLearningRate, name: str, w: Var) -
 def _pack(
     op: Builder,
     updates: Updates,
-    members: list[str],
+    members: Sequence[str],
     g: Var,
     states: Mapping[str, dict[str, Var]],
     apply: Callable[[str, Var, Var, dict[str, Var]], tuple[Var, dict[str, Var]]],
@@ -148,7 +141,7 @@ def _pack(
     w = op.input(op.unique("packed_weights"), g.dtype, g.shape)
     state = {s: op.input(op.unique(f"packed_{s}"), g.dtype, g.shape) for s in states[members[0]]}
     new, new_state = apply(members[0], w, g, state)
-    updates.packs.append((w, new, members))
+    updates.packs.append((w, new, list(members)))
     for s, old in state.items():
         inside = [str(states[name][s].value.name) for name in members]
         updates.packs.append((old, new_state[s], inside))

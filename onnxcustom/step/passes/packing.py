@@ -36,9 +36,9 @@ _ROLES: tuple[Role, ...] = ("weight", "bias", "normalization", "unknown")
 
 def plan_packs(
     optimizer: BaseLearningRate,
-    weights: Mapping[str, Var],
+    weights: Mapping[str, ir.TensorProtocol],
     roles: Mapping[str, Role],
-    born: Mapping[str, int],
+    ages: Mapping[str, int],
     index: Mapping[str, int],
 ) -> list[list[str]]:
     """Which weights are updated together: small ones that the rule treats alike.
@@ -48,10 +48,12 @@ def plan_packs(
     optimizer : BaseLearningRate
         Update rule. Only one that works number by number can see several weights as one; its graph
         tells.
-    weights : mapping of str to Var
+    weights : mapping of str to onnx_ir.TensorProtocol
         Weights that have a gradient of their own shape.
-    roles, born
-        What :func:`~onnxcustom.step.updates.compose_updates` takes.
+    roles : mapping of str to Role
+        What each is to the model.
+    ages : mapping of str to int
+        Updates done when it joined.
     index : mapping of str to int
         Index of each weight among all that are trained.
 
@@ -64,10 +66,10 @@ def plan_packs(
     decays = any(getattr(optimizer, name) != 0 for name in optimizer.decays)
     groups: dict[tuple, list[str]] = {}
     for name, w in weights.items():
-        if w.dtype not in _DTYPES or w.static_shape is None or not 0 < math.prod(w.static_shape) <= _SMALL:
+        if w.dtype not in _DTYPES or not 0 < w.size <= _SMALL:
             continue
         lr_mult, wd_mult = optimizer.multipliers(name, roles.get(name, "unknown"), index[name])
-        key = (w.dtype, lr_mult, wd_mult if decays else 0.0, born.get(name, 0))
+        key = (w.dtype, lr_mult, wd_mult if decays else 0.0, ages.get(name, 0))
         groups.setdefault(key, []).append(name)
     packs = [members for members in groups.values() if len(members) > 1]
     return packs if packs and _number_by_number(optimizer) else []
