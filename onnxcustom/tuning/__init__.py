@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from .dequantizing import dequantize
 from .heads import replace_head
 from .ties import untie
 
-__all__ = ["replace_head", "untie"]
+__all__ = ["dequantize", "replace_head", "untie"]
