@@ -32,7 +32,7 @@ ROOMS = {
 }
 # For every room; they import nothing else.
 HELPERS = {
-    *("_garbage", "_hooks", "_lazy", "_parameters", "_phrases", "_registry", "_text", "_version"),
+    *("_garbage", "_hooks", "_lazy", "_parameters", "_phrases", "_plain", "_registry", "_text", "_version"),
     *("_versioning", "_warnings", "exceptions"),
 }
 PACKAGE = "onnxcustom.__init__"

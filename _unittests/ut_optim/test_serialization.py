@@ -443,6 +443,17 @@ def test_numbers_are_kept_to_the_bit(rate, beta, accumulate):
     assert (again.learning_rate, again.beta1, again.accumulate) == (rate, beta, accumulate)
 
 
+def test_what_older_versions_wrote():
+    """Lists and mappings each had a key of their own."""
+    rule = optim.SGD(optim.MultiStep(0.1, milestones=[3, 5]), lr_mult={"w*": 0.5, 1: 2.0}, frozen=["b"])
+    data = rule_to_dict(rule)
+    options = data["options"]
+    options["learning_rate"]["fields"]["milestones"] = {"list": [3, 5]}
+    options["lr_mult"] = {"mapping": options["lr_mult"]["items"]}
+    options["frozen"] = {"list": ["b"]}
+    assert rule_to_dict(rule_from_dict(json.loads(json.dumps(data)))) == rule_to_dict(rule)
+
+
 def test_a_clock_that_was_not_started():
     again = rule_from_dict(rule_to_dict(LearningRateSGD(0.5)))
     with pytest.raises(RuntimeError, match="init_learning_rate"):

@@ -6,9 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from onnxcustom._parameters import check_number
+from onnxcustom._plain import Path, from_plain, to_plain
 from onnxcustom.exceptions import CheckpointError, UnknownNameError
 
 from . import annealing, plateau, schedules
@@ -250,35 +249,30 @@ def load_rate(rule: TimedRule, data: Mapping[str, Any]) -> None:
 
 
 def _plain(what: str, value: Any) -> Any:
-    """A value as JSON has it; mappings become lists of pairs, since their keys may be numbers."""
-    if isinstance(value, (np.integer, np.floating, np.bool_)):
-        value = value.item()
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, Mapping):
-        return {"mapping": [[_plain(what, k), _plain(what, v)] for k, v in value.items()]}
-    if isinstance(value, (set, frozenset)):
-        value = sorted(value)
-    if isinstance(value, (list, tuple)):
-        return {"list": [_plain(what, v) for v in value]}
-    name = type(value).__name__
-    if _SCHEDULES.get(name) is type(value):
-        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(_SCHEDULES[name]) if f.init}
-        return {"schedule": name, "fields": {k: _plain(what, v) for k, v in fields.items()}}
-    raise TypeError(
-        f"The {what} is {value!r}, which cannot be written to a file: use a number or a schedule of "
-        "onnxcustom.optim."
-    )
+    """A value as JSON has it, schedules among them."""
+
+    def convert(value: Any, path: Path) -> Any:
+        if isinstance(value, (set, frozenset)):
+            return _plain(what, sorted(value))
+        name = type(value).__name__
+        if _SCHEDULES.get(name) is type(value):
+            fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(_SCHEDULES[name]) if f.init}
+            return {"schedule": name, "fields": {k: _plain(what, v) for k, v in fields.items()}}
+        raise TypeError(
+            f"The {what} is {value!r}, which cannot be written to a file: use a number or a schedule of "
+            "onnxcustom.optim."
+        )
+
+    return to_plain(value, f"The {what}", convert)
 
 
 def _restored(value: Any) -> Any:
     """The value that :func:`_plain` made plain."""
-    if not isinstance(value, Mapping):
-        return value
-    if "mapping" in value:
-        return {key: _restored(v) for key, v in value["mapping"]}
-    if "list" in value:
-        return [_restored(v) for v in value["list"]]
-    if value["schedule"] not in _SCHEDULES:
-        raise CheckpointError(f"There is no schedule {value['schedule']!r}.")
-    return _SCHEDULES[value["schedule"]](**{k: _restored(v) for k, v in value["fields"].items()})
+    return from_plain(value, _schedule)
+
+
+def _schedule(made: Mapping[str, Any]) -> Schedule:
+    if made["schedule"] not in _SCHEDULES:
+        raise CheckpointError(f"There is no schedule {made['schedule']!r}.")
+    schedule: Schedule = _SCHEDULES[made["schedule"]](**{k: _restored(v) for k, v in made["fields"].items()})
+    return schedule

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxcustom._parameters import is_count
+from onnxcustom._plain import Path, from_plain, place, to_plain
 from onnxcustom.exceptions import CheckpointError
 from onnxcustom.feed.fingerprint import describe, differences, hash_model
 from onnxcustom.training.checkpoints.checkpoint import Saved
@@ -16,6 +17,7 @@ from onnxcustom.training.checkpoints.checkpoint import Saved
 if TYPE_CHECKING:
     from onnxcustom.step.training_step import TrainingStep
 
+    from .callbacks.base import Callback
     from .plan import Resumed
     from .run import Run, Training
 
@@ -123,8 +125,7 @@ def capture(trainer: Training, run: Run) -> tuple[dict[str, np.ndarray], dict[st
     tensors = {f"step/{name}": array for name, array in step_tensors.items()}
     callbacks = []
     for i, callback in enumerate(run.callbacks.items):
-        plain = _split(callback.state_dict(), f"callbacks/{i}", tensors)
-        callbacks.append({"class": type(callback).__name__, "state": plain})
+        callbacks.append({"class": type(callback).__name__, "state": _kept(callback, i, tensors)})
     state = {
         "fingerprint": copy.deepcopy(run.fingerprint),
         "seed": run.seed,
@@ -202,29 +203,24 @@ def restore_callbacks(saved: Saved, trainer: Training, run: Run) -> None:
             continue
         waiting.remove(found)
         try:
-            callback.load_state_dict(trainer, _joined(found["state"], saved.tensors))
+            callback.load_state_dict(
+                trainer, from_plain(found["state"], lambda made: saved.tensors[made["tensor"]])
+            )
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as exc:
             raise CheckpointError(
                 f"The checkpoint {str(saved.path)!r} holds a state that {callback!r} cannot take: {exc!r}."
             ) from exc
 
 
-def _split(value: Any, path: str, tensors: dict[str, np.ndarray]) -> Any:
-    """What JSON holds of a state; arrays go to `tensors` and leave their names."""
-    if isinstance(value, np.ndarray):
-        tensors[path] = np.array(value)
-        return {"tensor": path}
-    if isinstance(value, Mapping):
-        return {"items": [[k, _split(v, f"{path}/{k}", tensors)] for k, v in value.items()]}
-    if isinstance(value, (list, tuple)):
-        return [_split(v, f"{path}/{i}", tensors) for i, v in enumerate(value)]
-    return value
+def _kept(callback: Callback, number: int, tensors: dict[str, np.ndarray]) -> Any:
+    """What JSON holds of the state of a callback; arrays go to `tensors` and leave their names."""
+    what = f"the state of {callback!r}"
 
+    def convert(value: Any, path: Path) -> dict[str, str]:
+        if not isinstance(value, np.ndarray):
+            return to_plain(value, place(what, path))  # which says why not
+        name = "/".join(map(str, ("callbacks", number, *path)))
+        tensors[name] = np.array(value)
+        return {"tensor": name}
 
-def _joined(value: Any, tensors: Mapping[str, np.ndarray]) -> Any:
-    """The state that :func:`_split` took apart."""
-    if isinstance(value, Mapping):
-        if "tensor" in value:
-            return tensors[value["tensor"]]
-        return {key: _joined(v, tensors) for key, v in value["items"]}
-    return [_joined(v, tensors) for v in value] if isinstance(value, list) else value
+    return to_plain(callback.state_dict(), what, convert)

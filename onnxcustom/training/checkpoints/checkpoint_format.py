@@ -13,6 +13,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from onnxcustom._plain import to_plain
 from onnxcustom._version import __version__
 from onnxcustom.exceptions import CheckpointError
 
@@ -36,9 +37,6 @@ _FOREIGN = frozenset(
 )
 # A name that safetensors keeps for itself.
 _RESERVED = "__metadata__"
-# Nesting of a state, and bits of an integer: more is a mistake, and could not be read again.
-_DEEPEST = 100
-_LONGEST = 10_000
 # What files that were not written here lead to.
 _UNREADABLE = (
     AttributeError,
@@ -94,37 +92,8 @@ def json_state(state: Mapping[str, Any]) -> dict[str, Any]:
     """
     if not isinstance(state, Mapping):
         raise TypeError(f"state must be a mapping, not {reprlib.repr(state)}.")
-    plain: dict[str, Any] = _plain(state, "state", 0)
+    plain: dict[str, Any] = to_plain(state, "state")
     return plain
-
-
-def _plain(value: Any, where: str, depth: int) -> Any:
-    if depth > _DEEPEST:
-        raise ValueError(f"{where} is nested more than {_DEEPEST} deep, or holds itself.")
-    if isinstance(value, (np.bool_, np.integer, np.floating)):
-        value = value.item()
-    if value is None or isinstance(value, bool):
-        return value
-    if isinstance(value, int):
-        if value.bit_length() > _LONGEST:
-            raise ValueError(f"{where} is an integer of more than {_LONGEST} bits.")
-        return int(value)
-    for kind in (float, str):
-        if isinstance(value, kind):
-            return kind(value)
-    if isinstance(value, Mapping):
-        for key in value:
-            if not isinstance(key, str):
-                raise TypeError(f"{where} has the key {reprlib.repr(key)}: JSON takes texts only.")
-        return {str(k): _plain(v, f"{where}[{str(k)!r}]", depth + 1) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v, f"{where}[{i}]", depth + 1) for i, v in enumerate(value)]
-    what = (
-        "give arrays among the tensors" if isinstance(value, np.ndarray) else "use numbers, texts and lists"
-    )
-    raise TypeError(
-        f"{where} is {reprlib.repr(value)}, of type {type(value).__name__}, which JSON cannot hold: {what}."
-    )
 
 
 # -- writing -----------------------------------------------------------------------------------------
