@@ -11,6 +11,8 @@ import pandas as pd
 import pytest
 from sklearn import metrics
 
+from onnxcustom.metrics import beam_search, best_path, character_error_rate, recall_at_k, word_error_rate
+
 NAMES = ("accuracy", "balanced_accuracy", "neg_log_loss", "f1_macro", "roc_auc_ovr", "matthews_corrcoef")
 
 
@@ -212,3 +214,41 @@ def test_two_raw_scores_rank_by_their_difference(labels: list, tmp_path, monkeyp
     expected = metrics.roc_auc_score(y == labels[1], X[:, 1] - X[:, 0])
     assert found["roc_auc"] == pytest.approx(expected)
     assert abs(metrics.roc_auc_score(y == labels[1], X[:, 1]) - expected) > 0.02
+
+
+@pytest.mark.parametrize("end", ["z = MatMul(x, w) y = Identity(z)", "z = MatMul(x, w) y = Softmax(z)"])
+def test_rows_of_any_shape(end: str, tmp_path, monkeypatch, command, fails) -> None:
+    """Scores of frames, and labels of another length than there are frames."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    weights = ", ".join(f"{v:.3f}" for v in rng.normal(size=12))
+    model("m.onnx", f"g (float[N,6,3] x) => (float[N,6,4] y) <float[3,4] w = {{{weights}}}> {{ {end} }}")
+    x, labels, ids = rng.normal(size=(8, 6, 3)), rng.integers(1, 4, (8, 3)), np.arange(8) // 2
+    weight, tokens = rng.uniform(1, 2, 8), rng.integers(0, 4, (8, 6))
+    labels[::3, 1:], tokens[:, 4:] = -1, -100
+    np.savez("d.npz", x=x, labels=labels, weight=weight, tokens=tokens, ids=ids)
+    (made,) = session("m.onnx", x.astype(np.float32))
+    data = ("m.onnx", "d.npz", "--columns", "x", "--target")
+    options = ["--sample-weight", "weight", "--metric", "cer:beam=5", "--metric", "wer:space=1"]
+    found = scores(command, *data, "labels", *options)
+    expected = character_error_rate(labels, beam_search(made, 5), weight)
+    assert found["cer:beam=5"] == pytest.approx(expected)
+    assert found["wer:space=1"] == pytest.approx(word_error_rate(labels, best_path(made), 1, weight))
+    options = ["--metric", "token_accuracy", "--metric", "mean_iou"]
+    found = scores(command, *data, "tokens", *options)
+    kept = tokens != -100
+    labels = made.argmax(axis=2)
+    assert found["token_accuracy"] == pytest.approx(metrics.accuracy_score(tokens[kept], labels[kept]))
+    area = metrics.jaccard_score(tokens[kept], labels[kept], average="macro")
+    assert found["mean_iou"] == pytest.approx(area)
+    error = fails("evaluate", *data, "ids", "--metric", "recall:k=2")
+    assert "embeddings (rows, columns)" in error
+
+
+def test_embeddings(tmp_path, monkeypatch, command) -> None:
+    monkeypatch.chdir(tmp_path)
+    model("m.onnx", "g (float[N,3] x) => (float[N,3] e) { e = Tanh(x) }")
+    x, ids = np.random.default_rng(0).normal(size=(30, 3)), np.arange(30) // 3
+    pd.DataFrame({"a": x[:, 0], "b": x[:, 1], "c": x[:, 2], "id": ids}).to_csv("d.csv", index=False)
+    found = scores(command, "m.onnx", "d.csv", "--target", "id", "--metric", "recall:k=2")
+    assert found["recall:k=2"] == pytest.approx(recall_at_k(np.tanh(x), ids, 2))

@@ -51,7 +51,8 @@ __all__ = ["evaluate"]
     metavar="NAME",
     multiple=True,
     section="Results",
-    help="A score of scikit-learn, such as accuracy, neg_log_loss, f1_macro, r2 or max_error; may be "
+    help="A score of scikit-learn, such as accuracy, neg_log_loss, f1_macro, r2 or max_error, or one of "
+    "onnxcustom: character_error_rate, word_error_rate:space=N, token_accuracy, mean_iou, recall:k=N; may be "
     "repeated.  [default: three that fit the task]",
 )
 @option("--json", "as_json", is_flag=True, section="Results", help="Print JSON.")
@@ -76,7 +77,7 @@ def evaluate(
 
     DATA is a CSV, Parquet, Arrow or NumPy file, a folder of such files or a pattern like 'part-*.parquet'.
     It is read block by block; only predictions and expected values are kept in memory. More is better, of
-    scores that scikit-learn calls neg_... too.
+    scores that scikit-learn calls neg_... too, but of error rates.
     """
     from .models import Model
     from .phrases import split_names
@@ -97,7 +98,7 @@ def evaluate(
     features = features_of(found, table, columns, inputs, others)
     chosen, why = found.choose_task(task)
     predictor = Predictor(found, chosen, device, threads)
-    collected = Collected(chosen)
+    collected = Collected(chosen, metrics)
     for rows in read_rows(found, table, features, names[0] if len(names) == 1 else names, sample_weight):
         collected.add(rows, predictor(rows))
     results = scored(collected, metrics, found)

@@ -1,4 +1,4 @@
-"""Scores of scikit-learn on predictions that were made before."""
+"""Scores, by name, of predictions that were made before."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
-from sklearn.metrics import get_scorer, get_scorer_names, log_loss
+from sklearn.metrics import log_loss
 
-from onnxcustom._registry import did_you_mean
-from onnxcustom.exceptions import InvalidDataError, UnknownNameError
+from onnxcustom.exceptions import InvalidDataError
 from onnxcustom.graph.analysis.decision import Decision
+from onnxcustom.metrics import get_scorer
 
 from .models import Model
 from .predictor import Answers, Rows
@@ -32,10 +32,15 @@ class Collected:
     ----------
     task : str
         ``'classification'`` or ``'regression'``.
+    metrics : sequence of str
+        Names of the scores that are asked for.
     """
 
-    def __init__(self, task: str) -> None:
+    def __init__(self, task: str, metrics: Sequence[str] = ()) -> None:
         self.task = task
+        check_metrics(metrics)
+        whole = [_takes_outputs(name, task) for name in metrics]
+        self._whole, self._by_row = any(whole), not metrics or not all(whole)
         self.rows = 0
         self.classes: Sequence[Any] = ()
         self._parts: list[dict[str, np.ndarray]] = []
@@ -46,7 +51,15 @@ class Collected:
         part = {"y": rows.y}
         if rows.weights is not None:
             part["weights"] = rows.weights
-        if answers.labels is None:
+        whole: dict[str, np.ndarray] = {}
+        if self._whole:
+            whole = {f"output {name}": array for name, array in answers.outputs.items()}
+            whole |= {f"whole {name}": array for name, array in part.items()}
+            if answers.scores is not None:  # its classes come last
+                whole["scores"] = answers.scores
+        if not self._by_row:
+            part = {}
+        elif answers.labels is None:
             part["predicted"] = np.concatenate(
                 [a.reshape(len(a), -1) for a in answers.values.values()], axis=1
             )
@@ -60,7 +73,7 @@ class Collected:
             if answers.labels.ndim > 1 and not answers.multilabel:
                 part = _label_by_label(part)
         self.rows += len(rows)
-        self._parts.append(part)
+        self._parts.append(whole | part)
 
     def get(self, name: str) -> np.ndarray | None:
         """An array of all rows: 'y', 'weights', 'predicted', 'probabilities' or 'scores'."""
@@ -70,20 +83,34 @@ class Collected:
             return None
         return np.concatenate([part[name] for part in self._parts])
 
+    def outputs(self) -> _Whole:
+        """What answers to metrics of whole outputs."""
+        names = [] if not self._parts else [n for n in self._parts[0] if n.startswith("output ")]
+        outputs = {name.removeprefix("output "): self.get(name) for name in names}
+        numbers = {n: a for n, a in outputs.items() if a is not None and a.dtype.kind == "f"} or outputs
+        scores = self.get("scores") if self.task == "classification" else None
+        if scores is None and len(numbers) == 1:
+            (scores,) = numbers.values()
+            return _Whole(scores)
+        return _Whole(numbers) if scores is None else _Whole(scores, scores.ndim - 1)
+
+
+def _takes_outputs(name: str, task: str) -> bool:
+    """Whether a score is taken on what a model computes, of any shape, not on one prediction a row."""
+    scorer = get_scorer(name)
+    return hasattr(scorer, "greater_is_better") and (task == "regression" or not scorer.of_labels)
+
 
 def check_metrics(names: Sequence[str]) -> None:
-    """Refuse names of scores that scikit-learn does not have.
+    """Refuse names of scores that there are not.
 
     Raises
     ------
     UnknownNameError
-        Listing those it has.
+        Listing those there are.
     """
-    known = get_scorer_names()
     for name in names:
-        if name not in known:
-            meant = did_you_mean(name, known)
-            raise UnknownNameError(f"scikit-learn has no score {name!r}.{meant} It has {', '.join(known)}.")
+        get_scorer(name)
 
 
 def scored(collected: Collected, metrics: Sequence[str], model: Model) -> dict[str, float]:
@@ -97,15 +124,35 @@ def scored(collected: Collected, metrics: Sequence[str], model: Model) -> dict[s
         A score that cannot be had of these predictions.
     """
     check_metrics(metrics)
+    whole = [name for name in dict.fromkeys(metrics) if _takes_outputs(name, collected.task)]
+    made = _scored_whole(collected, whole)
+    if not metrics or len(made) < len(set(metrics)):
+        others = [name for name in dict.fromkeys(metrics) if name not in made]
+        made |= _scored_by_row(collected, others, model)
+    return {name: made[name] for name in dict.fromkeys(metrics or made)}
+
+
+def _scored_whole(collected: Collected, names: Sequence[str]) -> dict[str, float]:
+    """Scores of outputs of any shape."""
+    if not names:
+        return {}
+    y, weights, estimator = collected.get("whole y"), collected.get("whole weights"), collected.outputs()
+    return {name: float(get_scorer(name)(estimator, None, y, weights)) for name in names}
+
+
+def _scored_by_row(collected: Collected, metrics: Sequence[str], model: Model) -> dict[str, float]:
+    """Scores of a prediction for each row."""
     y, predicted = collected.get("y"), collected.get("predicted")
     assert y is not None
     assert predicted is not None
     y, estimator = _estimator(collected, y, predicted, model)
     weights, index = collected.get("weights"), np.arange(len(y)).reshape(-1, 1)
     made = {}
-    names = list(dict.fromkeys(metrics or _USUAL[collected.task]))
+    names = list(metrics or _USUAL[collected.task])
+    # Metrics of this library leave out labels that are ignored.
+    known = bool(metrics) and all(hasattr(get_scorer(name), "greater_is_better") for name in names)
     if collected.task == "classification":
-        unknown = [] if estimator.several else np.setdiff1d(y, estimator.classes_).tolist()
+        unknown = [] if estimator.several or known else np.setdiff1d(y, estimator.classes_).tolist()
         if unknown:
             warnings.warn(
                 f"The target holds labels that {model.path} does not have: {str(unknown[:5])[1:-1]}.",
@@ -180,6 +227,16 @@ def _label_by_label(part: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         if name in part:
             made[name] = part[name].reshape(-1, part[name].shape[-1])
     return made
+
+
+class _Whole:
+    """Answers to all rows at once, in the shape that the model gives them."""
+
+    def __init__(self, predicted: Any, class_axis: int | None = None) -> None:
+        self.predicted, self.class_axis = predicted, class_axis
+
+    def predict(self, X: Any) -> Any:
+        return self.predicted
 
 
 class _Regressor(RegressorMixin, BaseEstimator):

@@ -184,7 +184,8 @@ _DATA, _MODEL, _TRAINING, _RESULTS = "Data", "Model", "Training", "Results"
     metavar="NAME",
     multiple=True,
     section=_TRAINING,
-    help="A score of scikit-learn after every epoch, such as accuracy, f1_macro or r2; may be repeated.",
+    help="A score after every epoch, such as accuracy, f1_macro, r2 or mean_iou, see evaluate; may be "
+    "repeated.",
 )
 @option(
     "--early-stopping",

@@ -166,6 +166,9 @@ def score_stream(scorer: Any, estimator: Any, stream: Stream, weighs: bool = Fal
 class _OfStream:
     """An estimator that predicts the rows of a stream, block by block, whatever it is asked to predict."""
 
+    #: What is predicted has its rows first, whatever outputs of the model have.
+    rows_first = True
+
     def __init__(self, estimator: Any, stream: Stream) -> None:
         self._estimator, self._stream = estimator, stream
 
@@ -177,14 +180,21 @@ class _OfStream:
         axes, inputs = self._stream.source.axes, self._estimator.step_.inputs
 
         @functools.wraps(predict)  # scikit-learn goes by its name
-        def over_blocks(X: Any) -> np.ndarray:
+        def over_blocks(X: Any) -> Any:
             made = [predict(features(block, axes, inputs)) for block in self._stream.blocks()]
-            return np.concatenate([self._rows_first(p) for p in made])
+            if not isinstance(made[0], Mapping):
+                return np.concatenate([self._rows_first(p) for p in made])
+            return {n: np.concatenate([self._rows_first(p[n], n) for p in made]) for n in made[0]}
 
         return over_blocks
 
-    def _rows_first(self, predicted: Any) -> Any:
+    def _rows_first(self, predicted: Any, output: str | None = None) -> Any:
         """Predictions as the expected values of the stream are: the rows first."""
-        axes = self._stream.source.axes.get(Key("y"), {})
-        axis = axes.get(np.ndim(predicted), 0)
+        axes, rank = self._stream.source.axes.get(Key("y"), {}), np.ndim(predicted)
+        axis = axes.get(rank)
+        if rank not in axes:
+            step = self._estimator.step_
+            target = next(t for t in step.targets if output in (None, t.output))
+            whole = target.shape is not None and len(target.shape) == rank
+            axis = step.output_axis(target.output) if whole else 0
         return np.moveaxis(predicted, axis, 0) if axis else predicted

@@ -13,7 +13,7 @@ from onnxcustom._warnings import warn_user
 from onnxcustom.exceptions import UnknownNameError
 
 from .base import Callback, is_better, is_loss, monitored
-from .scoring import direction_known
+from .scoring import direction_known, less_is_better
 
 if TYPE_CHECKING:
     from ..run import Run, Training
@@ -32,9 +32,9 @@ class EarlyStopping(Callback):
         What is watched, a key of ``history_``: by default ``'val_loss'``, or ``'loss'`` without validation
         data.
     mode : {'min', 'max'}, optional
-        Whether less or more of it is better: by default less of what ends in ``loss``, more of every
-        score of scikit-learn and of what callbacks of yours measure. Of a :class:`Score` that is a plain
-        function nothing tells: it has to be said.
+        Whether less or more of it is better: by default less of what ends in ``loss`` and of error rates,
+        more of every score of scikit-learn and of what callbacks of yours measure. Of a :class:`Score` that
+        is a plain function nothing tells: it has to be said.
     patience : int, default=10
         Epochs without improvement that are put up with, in [0, inf).
     min_delta : float, default=0.0
@@ -93,6 +93,7 @@ class EarlyStopping(Callback):
     def on_train_begin(self, trainer: Training) -> None:
         """Nothing was measured yet."""
         self._name = monitored(self.monitor, trainer.run)
+        self._mode = "min" if self.mode is None and less_is_better(self._name, trainer.run) else self.mode
         self.best_: float | None = None
         self.best_epoch_: int | None = None
         self._waited = 0
@@ -115,7 +116,7 @@ class EarlyStopping(Callback):
         value = trainer.history_[self._name][-1]
         if np.isnan(value):  # not measured after this epoch
             return
-        if is_better(self._name, self.mode, value, self.best_, self.min_delta):
+        if is_better(self._name, self._mode, value, self.best_, self.min_delta):
             self.best_, self.best_epoch_, self._waited = float(value), trainer.n_iter_, 0
             if self.restore_best:
                 now = trainer.step_.weights(), trainer.step_.statistics()

@@ -1,4 +1,4 @@
-"""Scores of scikit-learn on training and validation data."""
+"""Scores of scikit-learn, and metrics of this library, on training and validation data."""
 
 from __future__ import annotations
 
@@ -7,34 +7,37 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from sklearn.metrics import get_scorer, get_scorer_names
 
 from onnxcustom._parameters import check_number
 from onnxcustom.exceptions import InvalidDataError, InvalidParameterError, UnknownNameError
+from onnxcustom.metrics import get_scorer
 
 from .base import Callback
 
 if TYPE_CHECKING:
     from ..run import Run, Training
 
-__all__ = ["Score", "direction_known", "is_score"]
+__all__ = ["Score", "direction_known", "is_score", "less_is_better"]
 
 
 def _takes_weights(scorer: Any) -> bool:
-    """Whether a scorer of scikit-learn weighs rows."""
+    """Whether a scorer weighs rows."""
+    if hasattr(scorer, "greater_is_better"):  # a metric of this library
+        return True
     function = getattr(scorer, "_score_func", None)
     return function is not None and "sample_weight" in inspect.signature(function).parameters
 
 
 class Score(Callback):
-    """Measure a score of scikit-learn while training.
+    """Measure a score while training: one of scikit-learn, or a metric of this library.
 
     Parameters
     ----------
     scoring : str or callable
-        Name of a scorer, as ``sklearn.metrics.get_scorer_names`` lists them, or a function
-        ``(estimator, X, y) -> float``. Scorers by name that can weigh rows do so, by the weights that arrays
-        or the stream came with.
+        Name of a scorer of scikit-learn, or of :mod:`onnxcustom.metrics`, perhaps with options
+        (``"character_error_rate:beam=10"``, ``"recall:k=5"``), as ``onnxcustom.metrics.scorer_names()`` lists
+        them; or a function ``(estimator, X, y) -> float``. Scorers by name that can weigh rows do so, by the
+        weights that arrays or the stream came with.
     on : {'validation', 'train', 'both'}, optional
         Which data: by default the validation data if there is any, else the training data.
     every : int, default=1
@@ -73,8 +76,15 @@ class Score(Callback):
 
     @property
     def directed(self) -> bool:
-        """Whether more of it is better for certain, as of every scorer of scikit-learn."""
-        return isinstance(self.scoring, str) or hasattr(self.scoring, "_sign")
+        """Whether it is known if more or less of it is better."""
+        known = hasattr(self.scoring, "_sign") or hasattr(self.scoring, "greater_is_better")
+        return isinstance(self.scoring, str) or known
+
+    @property
+    def less_is_better(self) -> bool:
+        """Whether less of it is, as of an error rate; of every scorer of scikit-learn more is."""
+        scorer = get_scorer(self.scoring) if isinstance(self.scoring, str) else self.scoring
+        return not getattr(scorer, "greater_is_better", True)
 
     def _parts(self, run: Run) -> dict[str, tuple[Any, Any, Any]]:
         """The data by name of measure."""
@@ -103,10 +113,7 @@ class Score(Callback):
         if self.batches is not None:
             check_number("batches", self.batches, "[1, inf)", integral=True)
         if isinstance(self.scoring, str):
-            if self.scoring not in get_scorer_names():
-                raise UnknownNameError(
-                    f"scikit-learn has no scorer {self.scoring!r}; it has {', '.join(get_scorer_names())}."
-                )
+            get_scorer(self.scoring)
         elif not callable(self.scoring):
             raise InvalidParameterError(
                 f"scoring must be a name or a function of (estimator, X, y), not {self.scoring!r}."
@@ -169,8 +176,13 @@ def direction_known(name: str, run: Run) -> bool:
 
 
 def is_score(name: str, run: Run) -> bool:
-    """Whether it is a scorer of scikit-learn that measures this: more is better."""
-    return any(score.directed for score in _measuring(name, run))
+    """Whether it is a scorer that measures this of which more is better."""
+    return any(score.directed and not score.less_is_better for score in _measuring(name, run))
+
+
+def less_is_better(name: str, run: Run) -> bool:
+    """Whether it is a metric that measures this of which less is better."""
+    return any(score.less_is_better for score in _measuring(name, run))
 
 
 def _measuring(name: str, run: Run) -> list[Score]:
