@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import signal
@@ -11,11 +12,12 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import onnx.parser
 import pandas as pd
 import pytest
 
 from onnxcustom.exceptions import CheckpointError, ConvergenceError
-from onnxcustom.optim import LearningRateSGD, ReduceOnPlateau, create
+from onnxcustom.optim import Adam, LearningRateSGD, ReduceOnPlateau, create
 from onnxcustom.training.callbacks import (
     Callback,
     Checkpoint,
@@ -263,6 +265,61 @@ def test_a_second_ctrl_c_ends_at_once(make):
     with pytest.raises(KeyboardInterrupt):
         make(Press()).fit(X, y)
     same(make().fit(X, y), make(saved=False).fit(X, y))
+
+
+@pytest.mark.usefixtures("ctrl_c")
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_ctrl_c_at_any_line_leaves_an_estimator_whole():
+    """Weights, statistics, counts and curves are those after some batch, whatever line it was at."""
+
+    class Record(Callback):
+        def on_batch_end(self, trainer, batch, loss):
+            whole.append(snapshot(trainer))
+
+    def snapshot(reg):
+        tensors, state = reg.step_.state_dict()
+        counts = [state[n] for n in ("iteration", "pending", "pending_rows")]
+        return {n: v.tobytes() for n, v in tensors.items() if "accumulated" not in n}, counts
+
+    X, y = data(33)
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 17]> net (float[N,3] x) => (float[N,1] y)
+        <float[3] s = {1,1,1}, float[3] b = {0,0,0}, float[3] m = {0,0,0}, float[3] v = {1,1,1},
+         float[3,1] w = {1,2,3}> { h = BatchNormalization(x, s, b, m, v) y = MatMul(h, w) }"""
+    )
+    rule = Adam(learning_rate=0.05, accumulate=2)
+    reg = OnnxRegressor(model, optimizer=rule, batch_norm="update", random_state=0).partial_fit(X, y)
+    whole = [snapshot(reg)]
+    copy.deepcopy(reg).set_params(callbacks=Record()).partial_fit(X, y)
+    parts = ("runs.py", "state.py", "buffers.py", "clock.py", "trainer.py", "beginning.py")
+    lines, at, pressed = 0, 0, True
+
+    def trace(frame, event, arg):
+        nonlocal lines, pressed
+        if not frame.f_code.co_filename.endswith(parts):
+            return None
+        if event == "line":
+            lines += 1
+            if lines == at:
+                pressed = True
+                signal.raise_signal(signal.SIGINT)
+        return trace
+
+    while pressed:
+        at, lines, pressed = at + 41, 0, False
+        there = copy.deepcopy(reg)
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            there.partial_fit(X, y)
+        except KeyboardInterrupt:
+            assert pressed
+        finally:
+            sys.settrace(before)
+        assert snapshot(there) in whole
+        assert len(there.history_["loss"]) == there.n_iter_
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        there.partial_fit(X, y)  # it does not take itself for one that trains
 
 
 # -- finished runs -----------------------------------------------------------------------------

@@ -94,6 +94,8 @@ class Run:
         Class of the callback that said so after an epoch.
     error : BaseException or None
         What ended it.
+    interrupted : bool
+        Whether there was an interruption, which waits for the end of a batch.
     orderly : bool
         Whether that is an interruption that waited for the end of a batch.
     store : CheckpointStore or None
@@ -131,6 +133,7 @@ class Run:
     final: bool = True
     stopped_by: str | None = None
     error: BaseException | None = None
+    interrupted: bool = False
     orderly: bool = False
     store: CheckpointStore | None = None
     rate: Any = None
@@ -153,6 +156,12 @@ class Run:
         if self.stop_reason is None:
             self.stop_reason, self.final = reason, final
 
+    def check_interrupted(self) -> None:
+        """Raise the KeyboardInterrupt that waited."""
+        if self.interrupted:
+            self.orderly = True
+            raise KeyboardInterrupt
+
     def begin_epoch(self) -> None:
         """Forget the position in the epoch that is through."""
         self.batches, self.total, self.rows = 0, 0.0, 0
@@ -172,12 +181,12 @@ class Run:
 
 @contextlib.contextmanager
 def deferred_interrupt(run: Run) -> Iterator[None]:
-    """Let Ctrl-C end the run between two batches, so that what is saved is whole; a second one at once.
+    """Let Ctrl-C end the run between two batches, so that what it leaves is whole; a second one at once.
 
     Raises
     ------
     KeyboardInterrupt
-        On leaving, if that happened.
+        On leaving, if that happened after :meth:`Run.check_interrupted` was last called.
     """
     if threading.current_thread() is not threading.main_thread():
         yield  # signals go to the main thread
@@ -186,12 +195,10 @@ def deferred_interrupt(run: Run) -> Iterator[None]:
     if before is not signal.default_int_handler:
         yield  # somebody else takes care of it
         return
-    interrupted = False
 
     def take_note(signum: int, frame: Any) -> None:
-        nonlocal interrupted
-        interrupted = True
         signal.signal(signal.SIGINT, before)
+        run.interrupted = True
         run.stop("interrupted", final=False)
 
     signal.signal(signal.SIGINT, take_note)
@@ -199,6 +206,4 @@ def deferred_interrupt(run: Run) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-    if interrupted:
-        run.orderly = True
-        raise KeyboardInterrupt
+    run.check_interrupted()

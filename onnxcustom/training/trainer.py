@@ -25,7 +25,7 @@ from onnxcustom.feed.held_out import score_stream
 
 from .beginning import Beginning
 from .callbacks import Checkpoint
-from .plan import Given, Plan, Resumed
+from .plan import Begun, Given, Plan, Resumed
 from .resuming import capture, checked, restore_callbacks
 from .run import Run, deferred_interrupt
 
@@ -162,14 +162,19 @@ class Trainer(Beginning):
         self._check_flags()
         plan = epochs if isinstance(epochs, Plan) else Plan(epochs)
         begun = self._begin(given, plan, classes)
+        with deferred_interrupt(begun.run), naming(begun.names_of):
+            self._run_through(begun, plan)
+        return self
+
+    def _run_through(self, begun: Begun, plan: Plan) -> None:
+        """Train by what was found out; what never began leaves everything as it was."""
         before, rule = self._results(), begun.step.optimizer
         clock, rate = copy.copy(rule.clock), rule.learning_rate
         self._adopt(begun, plan)
         run, done = begun.run, begun.step.iteration
-        run.rate = run.rate or begun.step.optimizer.make_schedule()
+        run.rate = run.rate or rule.make_schedule()
         try:
-            with naming(begun.names_of):
-                self._supervise(run, plan)
+            self._supervise(run, plan)
         except BaseException as exc:
             # Data may not fit in a way that only shows when it is read or run.
             unfit = isinstance(exc, (EvaluationError, InvalidDataError)) and begun.step.iteration == done
@@ -178,7 +183,6 @@ class Trainer(Beginning):
                 rule.use_rate(rate)  # another one may have been set, for the training that never was
                 rule.clock.become(clock)
             raise
-        return self
 
     def _supervise(self, run: Run, plan: Plan) -> None:
         """Run the epochs that are left, between the first and the last word of the callbacks."""
@@ -188,11 +192,12 @@ class Trainer(Beginning):
             run.callbacks.begin(self)
             if plan.saved is not None:
                 restore_callbacks(plan.saved, self, run)
+            run.check_interrupted()
             run.begun = True
             left = run.epochs - self.n_iter_
             if left > 0 and run.stop_reason is None:
-                with contextlib.nullcontext() if run.store is None else deferred_interrupt(run):
-                    self.fit_loop(run.loader, run.validation, left)
+                self.fit_loop(run.loader, run.validation, left)
+            run.check_interrupted()
             if plan.whole and not run.diverged:
                 self._apply_accumulated(run)
         except BaseException as exc:
