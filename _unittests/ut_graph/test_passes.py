@@ -214,6 +214,23 @@ def test_bypass_identity_keeps_the_shape_of_a_scalar():
     assert ir_model.graph.inputs[1].shape == ir.Shape([])
 
 
+def test_outputs_that_are_copies_keep_their_names():
+    """Also where two are copies of one tensor, where a branch hands one out, and copies of no node's output."""
+    model = parse("""g (float[2] x, bool c) => (float[2] a, float[2] b, float[2] d, float[2] e) {
+        h = Neg(x)  i = Identity(h)  a = Identity(i)  b = Identity(h)  d = Identity(x)  k = Abs(i)  m = Identity(k)
+        e = If (c) <then_branch = t () => (float[2] p) { p = Identity(m) },
+                    else_branch = f () => (float[2] q) { q = Exp(m) }> }""")
+    own = to_ir(model)
+    assert passes.bypass_identities(list(own.graph), rename=True)
+    made = to_proto(own)
+    assert [v.name for v in made.graph.output] == ["a", "b", "d", "e"]
+    assert operators(own) == ["Neg", "Identity", "Identity", "Abs", "If", "Identity", "Exp"]
+    for flag in (True, False):
+        feeds = {"x": np.array([1, -2], np.float32), "c": np.array(flag)}
+        for wanted, found in zip(run(model, **feeds), run(made, **feeds), strict=True):
+            np.testing.assert_array_equal(wanted, found)
+
+
 def test_unique_names():
     model = parse(
         """g (float[N, 2] x, bool c) => (float[N, 2] y) {

@@ -18,11 +18,11 @@ from onnxcustom.exceptions import (
 )
 from onnxcustom.graph import Prepared, to_proto, trainable_values
 from onnxcustom.graph.analysis.operands import is_float
-from onnxcustom.graph.analysis.operators import is_op
 from onnxcustom.graph.analysis.traversal import all_names, sort_nodes
 from onnxcustom.graph.building.builder import Builder
 from onnxcustom.graph.files import training_info
 from onnxcustom.graph.preparation.guards import GiveBiasesPass
+from onnxcustom.graph.preparation.passes import bypass_identities
 from onnxcustom.graph.preparation.unused import RemoveUnusedPass
 from onnxcustom.graph.trainable.finding import check_finite, find_weights, warn_nonfinite
 
@@ -356,30 +356,6 @@ def _sum(op: Builder, source: ir.Value, parts: Sequence[ir.Value]) -> ir.Value:
 def tidy(model: ir.Model) -> None:
     """Sort the nodes, drop Identity, unused nodes, initializers and opset imports; inputs stay."""
     sort_nodes(model.graph)
-    _drop_identities(model.graph)
+    bypass_identities(list(model.graph), rename=True)
     RemoveUnusedPass()(model)
     RemoveUnusedOpsetsPass()(model)
-
-
-def _drop_identities(graph: ir.Graph) -> None:
-    """Remove the Identity nodes that engines leave behind; outputs keep their names and stay distinct."""
-    ends = set(graph.outputs)
-    for node in list(graph):
-        if not is_op(node, "Identity"):
-            continue
-        value, copy = node.inputs[0], node.outputs[0]
-        if value is None or value is copy:
-            continue
-        if copy not in ends:
-            for user, index in list(copy.uses()):
-                user.replace_input_with(index, value)
-        elif value.producer() is not None and value not in ends and len(value.uses()) == 1:
-            name = copy.name
-            graph.outputs[list(graph.outputs).index(copy)] = value
-            for user, index in list(copy.uses()):
-                user.replace_input_with(index, value)
-            ends.discard(copy)
-            ends.add(value)
-            value.type, value.shape = copy.type, copy.shape
-            graph.remove(node, safe=True)
-            value.name = name

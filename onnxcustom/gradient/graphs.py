@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import onnx_ir as ir
-from onnx_ir.passes.common import (
-    CommonSubexpressionEliminationPass,
-    IdentityEliminationPass,
-)
+from onnx_ir.passes.common import CommonSubexpressionEliminationPass
 
-from onnxcustom.graph.analysis.traversal import all_names, all_nodes, subgraphs
-from onnxcustom.graph.preparation.passes import InferShapesPass
+from onnxcustom.graph.analysis.traversal import all_names, all_nodes
+from onnxcustom.graph.preparation.passes import InferShapesPass, bypass_identities
 from onnxcustom.graph.preparation.unused import RemoveUnusedPass
 
 from .emit import GradientBuilder
@@ -68,9 +65,7 @@ def clean(model: ir.Model) -> None:
     simplify(model.graph, op)
     op.nodes.clear()  # in the graph already
     add(model, op)
-    if not any(subgraphs(node) for node in model.graph):
-        # The pass drops an Identity that hands a value of an enclosing graph out of a subgraph.
-        IdentityEliminationPass()(model)
+    bypass_identities(list(model.graph), rename=True)
     RemoveUnusedPass()(model)
     _restore_outputs(model.graph, names)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+from collections.abc import Iterable
 
 import numpy as np
 import onnx
@@ -35,6 +36,7 @@ __all__ = [
     "NameRowsPass",
     "SeparateOutputsPass",
     "UniqueNamesPass",
+    "bypass_identities",
 ]
 
 logger = logging.getLogger("onnxcustom")
@@ -167,28 +169,49 @@ class SeparateOutputsPass(ir.passes.InPlacePass):
 
 
 class BypassIdentityPass(ir.passes.InPlacePass):
-    """Let readers of an ``Identity`` read what it copies; a copy that is a graph output stays.
-
-    The common elimination pass renames the copied value where the copy is an output, and fails on
-    a branch that returns a value of the graph around it.
-    """
+    """Let readers of an ``Identity`` read what it copies; a copy that is a graph output stays."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Bypass in place."""
-        modified = False
-        for node in all_nodes(model.graph):
-            if not is_op(node, "Identity"):
+        return ir.passes.PassResult(model, modified=bypass_identities(all_nodes(model.graph)))
+
+
+def bypass_identities(nodes: Iterable[ir.Node], rename: bool = False) -> bool:
+    """Let readers of an ``Identity`` read what it copies, in place; whether there was one.
+
+    The common elimination pass hands one value out twice where two outputs are copies of it, renames a value
+    of the user's, and fails on a branch that returns a value of the graph around it.
+
+    Parameters
+    ----------
+    nodes : iterable of onnx_ir.Node
+        Of a graph, in which they may be removed.
+    rename : bool, default=False
+        Whether a copy that is a graph output goes, too, and what it copies takes its name, if that is no
+        input, constant or output itself: not in a model whose names are the user's.
+    """
+    modified = False
+    for node in nodes:
+        if not is_op(node, "Identity"):
+            continue
+        source, copy, name = node.inputs[0], node.outputs[0], node.outputs[0].name
+        graph = node.graph
+        if source is None or graph is None:
+            continue
+        handed_out = copy.is_graph_output()
+        if handed_out:
+            inside = source.graph is graph and copy in graph.outputs
+            if not rename or not inside or source.producer() is None or source.is_graph_output():
                 continue
-            source, copy = node.inputs[0], node.outputs[0]
-            if source is None or copy.is_graph_output():
-                continue
+            source.type, source.shape = copy.type, copy.shape
+        else:
             source.type = source.type or copy.type
             source.shape = copy.shape if source.shape is None else source.shape  # a scalar's is falsy
-            copy.replace_all_uses_with(source)
-            assert node.graph is not None
-            node.graph.remove(node, safe=True)
-            modified = True
-        return ir.passes.PassResult(model, modified=modified)
+        copy.replace_all_uses_with(source, replace_graph_outputs=handed_out)
+        graph.remove(node, safe=True)
+        source.name = name if handed_out else source.name
+        modified = True
+    return modified
 
 
 class MergeSharedConstantsPass(ir.passes.InPlacePass):
