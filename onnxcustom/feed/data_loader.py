@@ -164,6 +164,38 @@ class OrtDataLoader:
             for name, array in arrays.items()
         }
 
+    def with_inputs(self, inputs: Sequence[tuple[Any, TensorSpec]]) -> OrtDataLoader:
+        """A loader of the same rows in the same order, with other arrays for what the model takes."""
+        pairs = [*inputs, *self._pairs[self._n_inputs :]]
+        arrays = {str(i): array for i, (array, _) in enumerate(pairs)}
+        return self._copy(arrays=arrays, _specs=[spec for _, spec in pairs], _n_inputs=len(inputs))
+
+    def in_sequence(self) -> OrtDataLoader:
+        """A loader of the same rows in the order of the data."""
+        return self._copy(random_iter=False)
+
+    def _copy(self, **changes: Any) -> OrtDataLoader:
+        made = object.__new__(type(self))
+        made.__dict__.update(check_version(self.__getstate__(), self), **changes)
+        made._prepare()
+        return made
+
+    def inputs(self, rows: slice | None = None) -> dict[str, Any]:
+        """What the model takes, all rows or some, by name of the input."""
+        pairs = zip(self.arrays.items(), self._specs[: self._n_inputs], strict=False)
+        if rows is None:
+            return {spec.name: array for (_, array), spec in pairs}
+        return {spec.name: some_rows(array, spec, rows) for (_, array), spec in pairs}
+
+    def cut(self, epoch: int, number: int) -> Batch:
+        """A batch of an epoch by its number, in memory of its own."""
+        start = number * self.batch_size
+        stop = min(start + self.batch_size, self._rows)
+        order = self.order(epoch)
+        rows: Any = slice(start, stop) if order is None else order[start:stop]
+        arrays = [np.asarray(array, order="C") for array in self._cut(rows)]  # there until they are copied
+        return Batch(stop - start, bound(arrays, self.device)).copy()
+
     # -- buffers -------------------------------------------------------------------------------
 
     def _prepare(self) -> None:

@@ -21,6 +21,7 @@ from onnxcustom.runtime import Device, options_from, options_state, require_runt
 from .carrying import placed, taken_over
 from .checkpoint import COUNT, export_state, import_state, leave_out_older
 from .evaluator import Evaluator
+from .frozen import Halves
 from .inference import loadable
 from .modes import ModeSettings
 from .older_pickles import as_written_now
@@ -42,6 +43,7 @@ class StoredStep:
     _recipe: Recipe
     _state: State
     _runs: Runs
+    _last: Runs
     _evaluator: Evaluator
 
     def _set_up(self, recipe: Recipe, state: State) -> None:
@@ -52,6 +54,8 @@ class StoredStep:
 
     def _forget_sessions(self) -> None:
         self._runs = Runs(self._recipe, self._state, self._optimizer, self.threads, self._sess_options)
+        self._last = self._runs  # of which the last batch was
+        self._halves: dict[Any, Halves] = {}
         self._evaluator = Evaluator(self._recipe, self._state, self.threads)
 
     def _become(self, recipe: Recipe, state: State) -> None:

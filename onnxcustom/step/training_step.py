@@ -17,6 +17,7 @@ from onnxcustom.optim import select_optimizer
 from onnxcustom.runtime import parse_device, to_ortvalue
 
 from .feeds import Feeds, check_expected, data_axes, feeds_of, settled_by, settled_by_shapes
+from .frozen import FrozenInputs, Halves
 from .modes import ModeSettings
 from .plan import Origin
 from .recipe import make_recipe
@@ -209,7 +210,32 @@ class TrainingStep(StoredStep):
         """
         if not self._recipe.settled:
             self._retarget(settled_by_shapes(self._recipe, [tuple(v.shape()) for v in values]))
-        return self._runs.batch(values)
+        self._last = self._runs
+        return self._last.batch(values)
+
+    def halves(self, arrays: Mapping[str, np.ndarray]) -> Halves:
+        """The step with its frozen part apart, which need not run again for the same rows.
+
+        Parameters
+        ----------
+        arrays : mapping of str to ndarray
+            The first rows of the data, by input: what :attr:`inputs` want.
+
+        Raises
+        ------
+        NoFrozenPartError
+            There is nothing that could be computed once; why.
+        """
+        key = tuple((name, array.shape, array.dtype) for name, array in arrays.items())
+        if key not in self._halves:
+            settings = (self.threads, self._sess_options)
+            self._halves = {key: Halves(self._recipe, self._state, self._optimizer, settings, arrays)}
+        return self._halves[key]
+
+    def run_half(self, halves: Halves, values: Sequence[Any]) -> float:
+        """:meth:`run_batch` of what the frozen half has made of a batch, in place of the model's inputs."""
+        self._last = halves.runs
+        return self._last.batch(values)
 
     def apply_accumulated(self) -> bool:
         """Update the weights by what is accumulated, though it is of fewer batches than ``accumulate`` says.
@@ -229,12 +255,12 @@ class TrainingStep(StoredStep):
     @property
     def head_losses(self) -> dict[str, float]:
         """Loss of every output in the last step, by name and without its factor, if several are trained."""
-        return self._runs.head_losses
+        return self._last.head_losses
 
     @property
     def head_units(self) -> dict[str, int]:
         """What each of :attr:`head_losses` is a mean over: rows of the batch, or labels."""
-        return self._runs.head_units
+        return self._last.head_units
 
     # -- data ------------------------------------------------------------------------------------
 
@@ -324,13 +350,17 @@ class TrainingStep(StoredStep):
         Their mean is the objective of these rows. So where every label counts as a row, the loss of a row is
         the mean over its labels; a model whose outputs are one row for the whole batch has one loss for it.
         """
+        return self._scores(X, y, sample_weight)[0]
+
+    def _scores(self, X: Any, y: Any, sample_weight: Any) -> list[np.ndarray]:
+        if isinstance(X, FrozenInputs) and X.halves.recipe is self._recipe:
+            return X.halves.scores(X, y, sample_weight)
         feeds = self._feeds(X, y, sample_weight)  # first: labels may settle what the evaluator computes
-        return self._evaluator.scores(feeds)[0]
+        return self._evaluator.scores(feeds)
 
     def head_scores(self, X: Any, y: Any, sample_weight: Any = None) -> dict[str, np.ndarray]:
         """Loss of every row for every output that is trained, without its factor: shape (n,) each."""
-        feeds = self._feeds(X, y, sample_weight)
-        found = self._evaluator.scores(feeds)
+        found = self._scores(X, y, sample_weight)
         names = [target.output for target in self.targets]
         return dict(zip(names, found[1:] if len(names) > 1 else found, strict=True))
 

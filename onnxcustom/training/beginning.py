@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,7 @@ from onnxcustom.data.naming import naming
 from onnxcustom.data.owned import sealed
 from onnxcustom.data.sources import UnalignedError
 from onnxcustom.exceptions import InvalidParameterError, RowsWarning
+from onnxcustom.feed.held_out import ArrayValidation
 from onnxcustom.feed.order import draw_seed
 from onnxcustom.feed.splitting import check_fraction, hold_out
 from onnxcustom.graph import Prepared
@@ -23,6 +25,7 @@ from onnxcustom.step.training_step import TrainingStep
 
 from .callbacks import Callback, Callbacks, Checkpoint, PrintLog, ProgressBar
 from .columns import check_columns, first_columns, in_order
+from .frozen_loader import FrozenLoader, check_cache
 from .loading import Reading, make_loader, make_validation
 from .plan import Begun, Given, Plan
 from .results import Results
@@ -65,6 +68,12 @@ class Beginning(Results):
     validation_fraction : float
         Part of the rows, in (0, 1), that is held out as validation data where none is given. Classes keep
         their shares.
+    cache_frozen : bool or 'auto'
+        Whether what lies before the first trained weight is computed once for every row, in place of once an
+        epoch. Results differ in rounding only. True is an error where that is not possible; ``'auto'`` goes
+        without, and says why to the logger ``onnxcustom``.
+    cache_bytes : int
+        Bytes that what is computed once may take.
     """
 
     batch_size: int
@@ -76,6 +85,8 @@ class Beginning(Results):
     callbacks: Any = None
     checkpoint_dir: Any = None
     validation_fraction: float | None = None
+    cache_frozen: Any = False
+    cache_bytes: float = 2**30
 
     @property
     def shuffles(self) -> bool:
@@ -196,12 +207,14 @@ class Beginning(Results):
         data = self._held_out(step, data, seed)
         weigh = self._weigher(data.X, data.y, meaning)
         reading = Reading(step, lambda y: self._encode(y, step, meaning), weigh)
+        check_cache(self.cache_frozen, self.cache_bytes)
         loader = make_loader(reading, data, self.batch_size, self.shuffles, seed)
         if isinstance(data.X_val, Stream):
             data = dataclasses.replace(data, X_val=in_order(data.X_val, step.inputs[0].columns))
         if data.X_val is not None and "n_features_in_" in (columns or vars(self)):
             check_columns(self, data.X_val, step, self._takes_arrays(columns), columns)
         validation = make_validation(reading, data)
+        loader = self._frozen_apart(loader, step, plan, validation)
         shown = (sealed(data.X), sealed(data.y), sealed(data.X_val), sealed(data.y_val))
         run = Run(*shown, loader, validation, self._all_callbacks(plan), seed=seed)
         run.sample_weight, run.sample_weight_val = sealed(data.sample_weight), sealed(data.sample_weight_val)
@@ -214,6 +227,14 @@ class Beginning(Results):
         if plan.resumed is not None:
             take_place(plan.resumed, self, step, run)
         return run
+
+    def _frozen_apart(self, loader: Any, step: TrainingStep, plan: Plan, validation: Any) -> Any:
+        """Batches with the frozen part of the model computed once, if that is wanted and possible."""
+        if self.cache_frozen is False or (self.cache_frozen == "auto" and plan == 1):
+            return loader  # of one epoch nothing is computed twice
+        limit = int(min(self.cache_bytes, sys.maxsize))
+        held_out = validation if isinstance(validation, ArrayValidation) else None
+        return FrozenLoader(loader, step, self.cache_frozen, limit, held_out)
 
     def _seed_for(self, plan: Plan) -> int:
         """The seed of the order of rows: that of the training that goes on, else a new one."""

@@ -37,8 +37,11 @@ _ENTRIES: dict[str, Any] = {
 }
 # Parameters that may change when a run is resumed: how long it is, and what looks at it.
 _FREE = frozenset(
-    "max_iter verbose callbacks checkpoint_dir warm_start enable_logging threads exc validation_every".split()
+    "max_iter verbose callbacks checkpoint_dir warm_start enable_logging threads exc validation_every "
+    "cache_bytes".split()
 )
+# Parameters that older checkpoints do not know, and what stands for that.
+_LATER = {"cache_frozen": False}
 
 
 def fingerprint(trainer: Training, run: Run) -> dict[str, Any]:
@@ -51,7 +54,11 @@ def fingerprint(trainer: Training, run: Run) -> dict[str, Any]:
         "model": hash_model(parameters[model]),
         "data": run.loader.fingerprint(),
         "validation": {} if run.validation is None else run.validation.fingerprint(),
-        "parameter": {k: describe(v) for k, v in parameters.items() if k not in _FREE and k != model},
+        "parameter": {
+            k: describe(v)
+            for k, v in parameters.items()
+            if k not in _FREE and k != model and (k not in _LATER or v is not _LATER[k])
+        },
     }
 
 

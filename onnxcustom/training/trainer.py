@@ -25,6 +25,7 @@ from onnxcustom.feed.held_out import score_stream
 
 from .beginning import Beginning
 from .callbacks import Checkpoint
+from .frozen_loader import FrozenBatch
 from .plan import Begun, Given, Plan, Resumed
 from .resuming import capture, checked, restore_callbacks
 from .run import Run, deferred_interrupt
@@ -296,7 +297,9 @@ class Trainer(Beginning):
 
     def train_step(self, batch: Batch) -> float:
         """Train on one batch; its objective before the update."""
-        return self.step_.run_batch(batch.values)
+        return (
+            batch.train(self.step_) if isinstance(batch, FrozenBatch) else self.step_.run_batch(batch.values)
+        )
 
     def validation_due(self) -> bool:
         """Whether a validation follows the epoch just ended: always, unless a subclass says otherwise."""

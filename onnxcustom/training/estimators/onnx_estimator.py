@@ -79,6 +79,8 @@ class OnnxEstimator(Trainer):
     checkpoint_dir: Any = None
     validation_fraction: float | None = None
     batch_axis: Mapping[str, int | None] | None = of_step(None)
+    cache_frozen: Any = False
+    cache_bytes: float = 2**30
 
     @property
     def _live_parameters(self) -> frozenset[str]:
