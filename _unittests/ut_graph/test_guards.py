@@ -129,6 +129,22 @@ def test_split_without_names_for_parts(outputs, made):
     assert found == np.split(x, 3, axis=1)[first].tolist()
 
 
+@pytest.mark.parametrize("outputs", [["u", "", "i"], ["u", "k", "i"]], ids=["unnamed", "unused"])
+def test_outputs_before_others_of_a_node_of_constants(outputs):
+    """onnxruntime up to 1.19 computes it beforehand, and fails where one is not there."""
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 17]> g (int64[N] x) => (int64[M] y, int64[N] z)
+            <int64[3] c = {5, 2, 5}> {
+            u, k, i = Unique <sorted = 1> (c)
+            y = Gather (u, i)
+            z = Neg (x)
+        }"""
+    )
+    model.graph.node[0].output[:] = outputs
+    made = to_proto(prepare(model))
+    assert plain(made, {"x": np.array([3])}) == [[5, 2, 5], [-3]]
+
+
 def test_optional_outputs_stay_without_a_name():
     model = onnx.parser.parse_model(
         """<ir_version: 8, opset_import: ["": 17]> g (float[1, 1, 4] x, bool c) => (float[1, 1, 2] y) {

@@ -233,3 +233,22 @@ def test_a_row_that_there_is_not_is_an_error_and_changes_nothing(wrong):
         step.run(np.array([[0, 1, wrong]]), np.ones((1, 1)))
     for name, array in {"table": TABLE, "w": np.array([[1], [-2]])}.items():
         np.testing.assert_array_equal(step.weights()[name], array)
+
+
+def test_rows_at_fixed_positions():
+    """A table read at constants, as that of positions is: their places among its rows are constants, too."""
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 17]> g (float[N, 3, 2] x) => (float[N, 3, 2] y)
+            <float[4, 2] table = {0.5, 0.5, 1, -1, 2, 3, 0, 1}, int64[1, 3] at = {2, 0, 2}> {
+            p = Gather (table, at)
+            y = Add (x, p)
+        }"""
+    )
+    x = np.random.default_rng(0).normal(size=(2, 3, 2)).astype(np.float32)
+    y, table = 2 * x + 1, numpy_helper.to_array(model.graph.initializer[0])
+    step = TrainingStep(model, "squared_error", optim.SGD(0.5, lazy_update=True))
+    for _ in range(10):
+        step.run(x, y)
+        dy = (x + table[[2, 0, 2]] - y).mean(axis=0)
+        table = table - 0.5 * np.stack([dy[1], 0 * dy[0], dy[0] + dy[2], 0 * dy[0]])
+    np.testing.assert_allclose(step.weights()["table"], table, rtol=1e-5, atol=1e-6)

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from onnxcustom.graph.analysis.operators import is_op
 
-__all__ = ["constant_array", "keeps_shape"]
+__all__ = ["constant_array", "is_computed_beforehand", "keeps_shape"]
 
 
 def constant_array(value: ir.Value | None) -> np.ndarray | None:
@@ -39,6 +39,22 @@ def _of_node(node: ir.Node) -> np.ndarray | None:
         if name in ("value_int", "value_ints"):
             return np.array(attribute.value, dtype=np.int64)
     return None
+
+
+def is_computed_beforehand(node: ir.Node) -> bool:
+    """Whether a node depends on initializers alone, so that a runtime computes it when it loads the graph."""
+    todo, seen = [node], {node}
+    while todo:
+        for value in todo.pop().inputs:
+            if value is None or (value.is_initializer() and not value.is_graph_input()):
+                continue
+            maker = value.producer()
+            if maker is None:
+                return False
+            if maker not in seen:
+                seen.add(maker)
+                todo.append(maker)
+    return True
 
 
 def keeps_shape(shape: ir.Shape | None, sizes: Sequence[int] | None) -> bool:

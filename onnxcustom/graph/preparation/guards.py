@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from onnxcustom.graph.analysis.constants import constant_array
+from onnxcustom.graph.analysis.constants import constant_array, is_computed_beforehand
 from onnxcustom.graph.analysis.operators import is_op, operator_schema
 from onnxcustom.graph.analysis.traversal import all_names, all_nodes, unique_name, value_names
 from onnxcustom.graph.building.builder import Builder, Var
@@ -52,9 +52,10 @@ def _guard_of(node: ir.Node) -> _Guard | None:
 
 
 class NameOutputsPass(ir.passes.InPlacePass):
-    """Name the outputs without a name that are not optional.
+    """Name the outputs without a name that are not optional, or before others of a node of constants.
 
-    onnxruntime refuses most of them, and reads what is not there for one of a Split.
+    onnxruntime refuses most of them, reads what is not there for one of a Split, and up to 1.19 cannot
+    compute a node beforehand that lacks one.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -65,8 +66,9 @@ class NameOutputsPass(ir.passes.InPlacePass):
                 continue
             opset = model.opset_imports.get(node.domain, 1)
             wanted = _outputs_wanted(node.op_type, opset, node.domain)
+            fixed = is_computed_beforehand(node)
             for k, value in enumerate(node.outputs):
-                if not value.name and wanted and wanted[min(k, len(wanted) - 1)]:
+                if not value.name and wanted and (fixed or wanted[min(k, len(wanted) - 1)]):
                     taken = value_names(model) if taken is None else taken
                     value.name = unique_name(f"{node.name or node.op_type}_output_{k}", taken)
         return ir.passes.PassResult(model, modified=taken is not None)

@@ -7,6 +7,7 @@ import functools
 import onnx
 import onnx_ir as ir
 
+from onnxcustom.graph.analysis.constants import is_computed_beforehand
 from onnxcustom.graph.analysis.operators import operator_schema
 from onnxcustom.graph.analysis.traversal import all_nodes, subgraphs
 
@@ -75,9 +76,13 @@ class _Cleaning:
             if mode is not None and (mode.is_ref() or mode.value != 0):
                 return
             node.attributes.pop("training_mode", None)
-        for i in unused:
-            if i < len(optional) and optional[i]:
-                node.outputs[i].name = ""
+        left = [i for i in unused if i < len(optional) and optional[i]]
+        last = max(i for i in range(len(node.outputs)) if i not in unused)
+        # onnxruntime up to 1.19 computes a node of constants beforehand, and trips over one not there.
+        if min(left, default=last) < last and is_computed_beforehand(node):
+            left = [i for i in left if i > last]
+        for i in left:
+            node.outputs[i].name = ""
         count = len(node.outputs)
         while count and not node.outputs[count - 1].name:
             count -= 1
