@@ -8,13 +8,15 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from onnxcustom.exceptions import UnknownNameError
+from onnxcustom import TrainingStep
+from onnxcustom.exceptions import InvalidParameterError, UnknownNameError
 from onnxcustom.graph.building.builder import Builder
 from onnxcustom.objective import (
     BaseLearningPenalty,
     ElasticLearningPenalty,
     L1LearningPenalty,
     L2LearningPenalty,
+    L2StartLearningPenalty,
     NoLearningPenalty,
     Penalty,
     PerWeightLearningPenalty,
@@ -29,6 +31,7 @@ CASES = [
     (NoLearningPenalty(), lambda w: 0.0),
     (L1LearningPenalty(0.3), lambda w: 0.3 * abs(w).sum()),
     (L2LearningPenalty(0.3), lambda w: 0.3 * (w**2).sum()),
+    (L2StartLearningPenalty(0.3, start=0.0), lambda w: 0.3 * (w**2).sum()),
     (ElasticLearningPenalty(), lambda w: 0.5 * abs(w).sum() + 0.5 * (w**2).sum()),
     (ElasticLearningPenalty(0.1, 0.9), lambda w: 0.1 * abs(w).sum() + 0.9 * (w**2).sum()),
     (ElasticLearningPenalty(0, 0.9), lambda w: 0.9 * (w**2).sum()),
@@ -242,6 +245,46 @@ def test_biases_are_what_is_only_added():
     assert list(select_penalties({"w?": "l1"}, model, names)) == ["w1", "w2"]
     with pytest.raises(ValueError, match="l2"):
         select_penalties("l2", model, names) and select_penalties(L2LearningPenalty(-1), model, names)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_towards_the_starting_weights(optimizer):
+    """Ten steps against PyTorch: with the penalty in its objective, and the weights as they were."""
+    torch = pytest.importorskip("torch")
+    text = """<ir_version: 8, opset_import: ["": 17]>
+    m (double[N, 3] x) => (double[N, 2] y) <double[3, 2] w = {1, -2, 3, 0.5, 0, 1}, double[2] b = {1, 2}> {
+        z = MatMul(x, w)  y = Add(z, b) }"""
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(8, 3)), rng.normal(size=(8, 2))
+    penalty = L2StartLearningPenalty(0.3, biases=False)
+    step = TrainingStep(
+        onnx.parser.parse_model(text), "square_error", optimizer, None, penalty, learning_rate=0.05
+    )
+    start = {name: torch.tensor(value) for name, value in step.weights().items()}
+    w = {name: value.clone().requires_grad_() for name, value in start.items()}
+    rule = (torch.optim.SGD if optimizer == "sgd" else torch.optim.Adam)(w.values(), lr=0.05)
+    for k in range(10):
+        rule.zero_grad()
+        away = ((w["w"] - start["w"]) ** 2).sum()
+        assert step.penalty() == pytest.approx(0.3 * away.item(), rel=1e-9, abs=1e-12)
+        loss = ((torch.tensor(X) @ w["w"] + w["b"] - torch.tensor(y)) ** 2).sum() / 2 / 8 + 0.3 * away
+        loss.backward()
+        rule.step()
+        assert step.run(X, y) == pytest.approx(loss.item(), rel=1e-9)
+        if k == 4:
+            step = pickle.loads(pickle.dumps(step))
+    for name, value in step.weights().items():
+        np.testing.assert_allclose(value, w[name].detach(), rtol=1e-7, atol=1e-9)
+
+
+def test_starting_weights_are_those_of_the_model():
+    alone = L2StartLearningPenalty()
+    with pytest.raises(InvalidParameterError, match="needs start="):
+        alone.to_onnx()
+    assert "<array of shape (2, 3)>" in repr(alone.starting_at(np.ones((2, 3))))
+    assert alone.start is None
+    with pytest.raises(InvalidParameterError, match=r"shape \(2,\), the weight \(3,\)"):
+        L2StartLearningPenalty(start=np.ones(2)).starting_at(np.ones(3))
 
 
 def test_old_import_path():

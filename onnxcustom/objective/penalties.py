@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ import onnx_ir as ir
 
 from onnxcustom._parameters import Parameters, check_given, check_number
 from onnxcustom._registry import Registry
-from onnxcustom.exceptions import UnknownNameError
+from onnxcustom.exceptions import InvalidParameterError, UnknownNameError
 from onnxcustom.graph import weight_roles
 from onnxcustom.graph.building.builder import Builder, Var
 from onnxcustom.graph.trainable.selection import matching
@@ -24,6 +25,7 @@ __all__ = [
     "ElasticLearningPenalty",
     "L1LearningPenalty",
     "L2LearningPenalty",
+    "L2StartLearningPenalty",
     "NoLearningPenalty",
     "Penalty",
     "PenaltyTerms",
@@ -94,6 +96,10 @@ class Penalty(Parameters, ABC):
         """
         for name in ("l1", "l2"):
             check_number(name, getattr(self, name, 0), "[0, inf)")
+
+    def starting_at(self, value: np.ndarray) -> Penalty:
+        """The penalty of a weight that starts training at a value: itself, where that does not matter."""
+        return self
 
     # -- choice of weights ---------------------------------------------------------------------
 
@@ -351,6 +357,74 @@ class L2LearningPenalty(Penalty):
         return PenaltyTerms(value, (2 * self.l2) * weight)
 
 
+@register_penalty("l2_sp", "l2sp")
+class L2StartLearningPenalty(Penalty):
+    r""":math:`l_2 \sum (w - w_0)^2`, gradient :math:`2 l_2 (w - w_0)`: towards the weights it starts from.
+
+    Fine-tuning forgets what a model could do before, the less, the nearer it stays to where it was. The
+    starting weights are held by the step a second time.
+
+    Parameters
+    ----------
+    l2 : float, default=0.01
+        Factor, at least 0.
+    start : float or ndarray, optional
+        :math:`w_0`, for a single weight; by default what each has in the model that a step is made from.
+    weights, biases
+        Which weights: see :class:`Penalty`.
+
+    References
+    ----------
+    X. Li, Y. Grandvalet and F. Davoine, Explicit Inductive Bias for Transfer Learning with Convolutional
+    Networks (L2-SP), ICML 2018, equation 3, there with half the factor, https://arxiv.org/abs/1802.01483
+    """
+
+    def __init__(
+        self,
+        l2: float = 0.01,
+        start: Any = None,
+        weights: str | Sequence[str] | None = None,
+        biases: bool = True,
+    ) -> None:
+        super().__init__(weights, biases)
+        self.l2 = l2
+        self.start = start
+
+    def starting_at(self, value: np.ndarray) -> Penalty:
+        """The penalty of a weight that starts training at a value."""
+        if self.start is not None:
+            if np.shape(self.start) not in ((), np.shape(value)):
+                raise InvalidParameterError(
+                    f"start of {type(self).__name__} has shape {np.shape(self.start)}, the weight "
+                    f"{np.shape(value)}."
+                )
+            return self
+        made = copy.copy(self)
+        made.start = np.array(value)  # a copy of its own: training writes into the other
+        return made
+
+    def build(self, op: Builder, weight: Var) -> PenaltyTerms:
+        """Emit the penalty of one weight."""
+        if self.start is None:
+            raise InvalidParameterError(
+                f"{type(self).__name__} goes by the weights of the model that a training step is made from: "
+                "alone, it needs start=."
+            )
+        dtype = (weight.dtype or ir.DataType.FLOAT).numpy()
+        name = op.unique("start")
+        start = ir.Tensor(np.asarray(self.start, dtype=dtype), name=name)
+        away = weight - op.wrap(op.initializer(name, start))
+        value = self.l2 * shaped(op.ReduceSumSquare(away, keepdims=0), [])
+        return PenaltyTerms(value, (2 * self.l2) * away)
+
+    def __repr__(self) -> str:
+        if np.ndim(self.start) == 0:
+            return super().__repr__()
+        shown = copy.copy(self)
+        shown.start = f"<array of shape {np.shape(self.start)}>"
+        return repr(shown).replace(repr(shown.start), shown.start)
+
+
 @register_penalty("elastic", "l1l2", "elasticnet")
 class ElasticLearningPenalty(Penalty):
     r""":math:`l_1 \sum |w| + l_2 \sum w^2`, gradient :math:`l_1\,sign(w) + 2 l_2 w`.
@@ -453,7 +527,9 @@ class PerWeightLearningPenalty(Penalty):
         return {name: found[name] for name in names if name in found}
 
 
-def select_penalties(penalty: Any, model: ir.Model, names: Sequence[str]) -> dict[str, Penalty]:
+def select_penalties(
+    penalty: Any, model: ir.Model, names: Sequence[str] | Mapping[str, np.ndarray]
+) -> dict[str, Penalty]:
     """The penalty of each weight that has one.
 
     Parameters
@@ -462,8 +538,8 @@ def select_penalties(penalty: Any, model: ir.Model, names: Sequence[str]) -> dic
         What the user wants.
     model : onnx_ir.Model
         Prepared model; it says which weights are biases.
-    names : sequence of str
-        Weights being trained.
+    names : sequence of str, or mapping of str to ndarray
+        Weights being trained, perhaps with the values that they start at.
 
     Returns
     -------
@@ -477,7 +553,10 @@ def select_penalties(penalty: Any, model: ir.Model, names: Sequence[str]) -> dic
     ValueError
         A parameter out of range.
     """
-    return Penalty.select(penalty).resolve(names, _biases(model, names))
+    found = Penalty.select(penalty).resolve(names, _biases(model, names))
+    if not isinstance(names, Mapping):
+        return found
+    return {name: one.starting_at(names[name]) for name, one in found.items()}
 
 
 def _biases(model: ir.Model, names: Iterable[str]) -> set[str]:

@@ -350,7 +350,7 @@ def make_recipe(
     targets = select_targets(model, loss, loss_weights, initial, axes)
     _check_types(model, initial, [target.output for target in targets])
     base = without_numbers(model, initial)
-    penalties = select_penalties(penalty, model, list(initial))
+    penalties = select_penalties(penalty, model, initial)
     trunk = _trunk(base, targets, axes, settings.get("passes", True))
     recipe = Recipe(
         prepared,
