@@ -34,6 +34,7 @@ from onnxcustom.objective import (
 )
 from onnxcustom.objective.base import LOSSES
 
+from .label_cases import LABEL_CASES
 from .task_cases import TASK_CASES
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -140,6 +141,7 @@ CASES = [
     (HingeLearningLoss(), labels, CLASS_SHAPES, crammer_singer),
     (HingeLearningLoss(squared=True), labels, CLASS_SHAPES, lambda y, z: crammer_singer(y, z) ** 2),
     (CustomLoss(fourth), values, SHAPES, lambda y, p: (p - y) ** 4),
+    *LABEL_CASES,
     *TASK_CASES,
 ]
 PARAMS = [

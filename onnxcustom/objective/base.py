@@ -105,6 +105,10 @@ class Loss(Parameters, ABC):
     of_logarithms: bool = False
     # Whether every label counts as a row of the objective, where a row has several (tokens, pixels).
     counts_positions: bool = False
+    # Whether some labels do not count.
+    ignores: bool = False
+    # Axis of the classes in a prediction as users have it, if the loss says it.
+    class_axis: int | None = None
     # Whether graphs differ by the number of columns (axis 1) of the prediction.
     depends_on_columns: bool = False
     # Version of ONNX's operators for graphs of the loss alone: the lowest that serves.
@@ -180,6 +184,14 @@ class Loss(Parameters, ABC):
         InvalidDataError
             If the loss is not defined for one of them.
         """
+
+    def count(self, labels: np.ndarray) -> int:
+        """Number of labels that count, for a loss that counts them."""
+        return labels.size
+
+    def emit_count(self, op: Builder, labels: Var) -> Var:
+        """The same in a graph, an integer scalar."""
+        return op.Size(labels)
 
     def on_probabilities(self) -> Loss:
         """The same loss taken on probabilities, for a final Sigmoid or Softmax that stays in the graph."""

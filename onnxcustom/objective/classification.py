@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -11,6 +12,18 @@ from onnxcustom.exceptions import InvalidDataError, InvalidModelError, UnknownNa
 from onnxcustom.graph.building.builder import Builder, Var
 
 from .base import Loss, LossTarget, register_loss
+from .labels import (
+    WeighedLabelLoss,
+    are_labels,
+    check_labels,
+    check_unit,
+    class_columns,
+    class_indices,
+    label_target,
+    masked,
+    match_columns,
+    zeros_like,
+)
 from .regression import check_eps
 from .rows import is_positive, log_extended, match_shape, shaped, smallest, softplus
 
@@ -22,105 +35,8 @@ __all__ = [
 ]
 
 
-def are_labels(expected: Var, predicted: Var, one_column: bool = True) -> bool:
-    """Whether the expected values are indices of classes: they have no axis for these.
-
-    A prediction with an unknown number of columns is taken to have one if `one_column`, that is, if
-    the loss may be taken on one column at all.
-    """
-    columns, several = _columns(predicted), not one_column
-    if columns == 1:
-        return False
-    if expected.rank is None or predicted.rank is None:
-        return several and _is_integer(expected)
-    if expected.rank == predicted.rank - 1:
-        return several or isinstance(columns, int) or predicted.rank > 2
-    if expected.rank == predicted.rank:
-        return _columns(expected) == 1 and (several or isinstance(columns, int))
-    return False
-
-
-def class_indices(op: Builder, expected: Var, predicted: Var) -> Var:
-    """Indices of classes as int64, of the prediction's rank with one class on axis 1."""
-    if expected.dtype != ir.DataType.INT64:
-        expected = op.Cast(expected, to=ir.DataType.INT64)
-    shape = None if predicted.shape is None else [predicted.shape[0], 1, *predicted.shape[2:]]
-    if expected.rank is not None and expected.rank == predicted.rank:
-        return shaped(expected, shape)
-    return shaped(op.Unsqueeze(expected, [1]), shape)
-
-
-def match_columns(op: Builder, expected: Var, predicted: Var) -> Var:
-    """The expected values like the prediction; labels become one column for each class, 0 or 1."""
-    if not are_labels(expected, predicted) or not isinstance(_columns(predicted), int):
-        return match_shape(op, expected, predicted)
-    index = op.Squeeze(class_indices(op, expected, predicted), [1])
-    # OneHot has kernels for float32 only, in every onnxruntime.
-    one_hot = op.OneHot(index, _columns(predicted), op.const(np.array([0, 1], dtype=np.float32)), axis=1)
-    if predicted.dtype != ir.DataType.FLOAT:
-        one_hot = op.Cast(one_hot, to=predicted.dtype)
-    return shaped(one_hot, predicted.shape)
-
-
-def _columns(var: Var) -> int | str | None:
-    return var.shape[1] if var.shape is not None and len(var.shape) > 1 else None
-
-
-def _is_integer(var: Var) -> bool:
-    return var.dtype is not None and not var.dtype.is_floating_point()
-
-
-def check_labels(loss: Loss, labels: np.ndarray, columns: int | None) -> None:
-    """Labels are whole numbers from 0 to one less than the number of classes."""
-    if not labels.size:
-        return
-    whole = (
-        np.array_equal(labels, np.floor(labels)) if labels.dtype.kind == "f" else labels.dtype.kind in "iub"
-    )
-    if not whole or labels.min() < 0 or (columns is not None and labels.max() >= columns):
-        limit = "" if columns is None else f" to {columns - 1}"
-        raise InvalidDataError(
-            f"{type(loss).__name__} takes indices of classes, whole numbers from 0{limit}; the expected "
-            f"values go from {labels.min()} to {labels.max()}. Encode the labels first."
-        )
-
-
-def check_unit(loss: Loss, values: np.ndarray) -> None:
-    """Probabilities and binary labels lie between 0 and 1."""
-    if values.size and not (values.min() >= 0 and values.max() <= 1):
-        raise InvalidDataError(
-            f"{type(loss).__name__} takes values between 0 and 1; the expected values go from "
-            f"{values.min()} to {values.max()}. Encode the labels first."
-        )
-
-
-class _CrossEntropy(Loss):
-    """Parameters of the cross-entropies: on logits, whose `link` makes probabilities, or on these."""
-
-    of_classes = True
-    depends_on_columns = True
-    link: str
-
-    def __init__(self, from_logits: bool = True, eps: float | None = None) -> None:
-        self.from_logits = from_logits
-        self.eps = eps
-
-    @property
-    def on(self) -> str:  # type: ignore[override]
-        """The link on logits, else 'output'."""
-        return self.link if self.from_logits else "output"
-
-    def on_probabilities(self) -> Loss:
-        """The same loss taken on probabilities."""
-        return type(self)(from_logits=False, eps=self.eps)
-
-    def check(self) -> None:
-        """Check the parameters."""
-        check_eps(self.eps)
-
-
 @register_loss("binary_crossentropy", "binary_cross_entropy", "bce")
-class BinaryCrossEntropyLearningLoss(_CrossEntropy):
+class BinaryCrossEntropyLearningLoss(Loss):
     r"""Binary cross-entropy :math:`-\sum w (y \log p + (1 - y) \log(1 - p))`.
 
     On logits z, with p = sigmoid(z), this is :math:`softplus(z) - y z`, gradient :math:`p - y`: no
@@ -143,7 +59,25 @@ class BinaryCrossEntropyLearningLoss(_CrossEntropy):
     array([0.6931, 0.    ], dtype=float32)
     """
 
-    link = "sigmoid"
+    of_classes = True
+    depends_on_columns = True
+
+    def __init__(self, from_logits: bool = True, eps: float | None = None) -> None:
+        self.from_logits = from_logits
+        self.eps = eps
+
+    @property
+    def on(self) -> str:  # type: ignore[override]
+        """'sigmoid' on logits, else 'output'."""
+        return "sigmoid" if self.from_logits else "output"
+
+    def on_probabilities(self) -> Loss:
+        """The same loss taken on probabilities."""
+        return type(self)(from_logits=False, eps=self.eps)
+
+    def check(self) -> None:
+        """Check the parameters."""
+        check_eps(self.eps)
 
     def check_expected(self, expected: np.ndarray, columns: int | None = None) -> None:
         """Values lie between 0 and 1, labels are classes."""
@@ -167,11 +101,12 @@ class BinaryCrossEntropyLearningLoss(_CrossEntropy):
 
 
 @register_loss("softmax_crossentropy", "softmax_cross_entropy", "cross_entropy", "categorical_crossentropy")
-class SoftmaxCrossEntropyLearningLoss(_CrossEntropy):
-    r"""Softmax cross-entropy :math:`-\sum w \log p_y`, with p = softmax(z) over axis 1.
+class SoftmaxCrossEntropyLearningLoss(WeighedLabelLoss):
+    r"""Softmax cross-entropy :math:`-\sum w \log p_y`, with p = softmax(z) over the classes.
 
-    Classes are on axis 1 and labels have no such axis, [N] for [N, C] and [N, d1, d2] for
-    [N, C, d1, d2], as in PyTorch. Expected values of the prediction's own shape are probabilities of
+    Labels are indices without the axis of the classes, as in PyTorch: [N] for [N, C], [N, d1, d2] for
+    [N, C, d1, d2], [N, L] for [N, L, C] with ``class_axis=-1``. Every label that is not ignored counts as a
+    row of the objective. Expected values of the prediction's own shape are probabilities of
     the classes (or one-hot): :math:`-\sum w \sum_c y_c \log p_c`.
 
     Parameters
@@ -181,27 +116,65 @@ class SoftmaxCrossEntropyLearningLoss(_CrossEntropy):
     eps : float, optional
         On probabilities only: below `eps` the logarithm is continued by its tangent. None is the
         machine epsilon of the dtype.
+    class_axis : int, optional
+        Axis of the classes; by default that of a model's final Softmax, or what the shape of the labels says,
+        and 1 for a loss on its own.
+    ignore_index : int or None, default=-100
+        Labels that have no loss and do not count; None for none.
+    label_smoothing : float, default=0.0
+        ε: the class that is expected has the probability :math:`1 - ε + ε / C`, each other one
+        :math:`ε / C`.
+    class_weight : sequence of float, optional
+        One weight for each class. It multiplies the loss; what the objective is divided by is the number of
+        labels, not the sum of their weights.
 
     Notes
     -----
-    With labels, logits of minus infinity (masked classes) are fine for classes that are not expected.
+    With labels and without smoothing, logits of minus infinity (masked classes) are fine for classes that
+    are not expected.
+
+    References
+    ----------
+    C. Szegedy et al., Rethinking the Inception Architecture for Computer Vision, CVPR 2016, section 7,
+    https://arxiv.org/abs/1512.00567
 
     Examples
     --------
     >>> import numpy as np
-    >>> z, y = np.array([[0, 0], [1e4, -1e4]], dtype=np.float32), np.array([1, 1])
+    >>> z, y = np.array([[0, 0], [1e4, -1e4], [1, 2]], dtype=np.float32), np.array([1, 1, -100])
     >>> SoftmaxCrossEntropyLearningLoss().loss_scores("cpu", y, z).numpy().round(4)
-    array([6.931e-01, 2.000e+04], dtype=float32)
+    array([6.931e-01, 2.000e+04, 0.000e+00], dtype=float32)
     """
 
-    link = "softmax"
-    counts_positions = True
+    def __init__(
+        self,
+        from_logits: bool = True,
+        eps: float | None = None,
+        class_axis: int | None = None,
+        ignore_index: int | None = -100,
+        label_smoothing: float = 0.0,
+        class_weight: Any = None,
+    ) -> None:
+        self.from_logits = from_logits
+        self.eps = eps
+        self.class_axis = class_axis
+        self.ignore_index = ignore_index
+        self.label_smoothing = label_smoothing
+        self.class_weight = class_weight
 
-    def target(
-        self, dtype: ir.DataType | None, rank: int | None = None, shape: Sequence | None = None
-    ) -> LossTarget:
-        """Indices of classes, without axis 1."""
-        return label_target(rank, shape)
+    @property
+    def on(self) -> str:  # type: ignore[override]
+        """'softmax' on logits, else 'output'."""
+        return "softmax" if self.from_logits else "output"
+
+    def on_probabilities(self) -> Loss:
+        """The same loss taken on probabilities."""
+        return type(self)(**{**self.get_params(), "from_logits": False})
+
+    def check(self) -> None:
+        """Check the parameters."""
+        super().check()
+        check_eps(self.eps)
 
     def check_expected(self, expected: np.ndarray, columns: int | None = None) -> None:
         """Labels are classes, probabilities lie between 0 and 1."""
@@ -209,11 +182,11 @@ class SoftmaxCrossEntropyLearningLoss(_CrossEntropy):
         if expected.dtype.kind == "f" and expected.ndim > 1 and expected.shape[1] == columns:
             check_unit(self, expected)
         else:
-            check_labels(self, expected, columns)
+            super().check_expected(expected, columns)
 
     def match(self, op: Builder, expected: Var, predicted: Var) -> Var:
         """Indices as int64, or probabilities like the prediction."""
-        if predicted.rank == 1 or _columns(predicted) == 1:
+        if predicted.rank == 1 or class_columns(predicted) == 1:
             raise InvalidModelError(
                 f"{predicted.value.name!r} has shape {predicted.shape}: a softmax over one class is always "
                 "1. Use binary cross-entropy."
@@ -223,22 +196,29 @@ class SoftmaxCrossEntropyLearningLoss(_CrossEntropy):
         return match_shape(op, expected, predicted)
 
     def terms(self, op: Builder, predicted: Var, expected: Var) -> tuple[Var, Var]:
-        if expected.dtype == ir.DataType.INT64:
-            return self._sparse(op, predicted, expected)
-        return self._dense(op, predicted, expected)
+        if expected.dtype != ir.DataType.INT64:
+            return self._dense(op, predicted, self.spread(op, expected))
+        index, ignored = self.apart(op, expected)
+        made = self._dense(op, predicted, self.shares(op, index, predicted)) if self.label_smoothing else None
+        return masked(op, ignored, *(made or self._sparse(op, predicted, index)))
 
     def _sparse(self, op: Builder, predicted: Var, index: Var) -> tuple[Var, Var]:
         """Labels. The gradient differs from p in one place a row: no one-hot matrix is made."""
+        weight = self.picked_weights(op, index, predicted)
         if self.from_logits:
             log_p = op.LogSoftmax(predicted, axis=1)
             picked = shaped(op.GatherElements(log_p, index, axis=1), index.shape)
             base, update = op.Exp(log_p), op.Exp(picked) - 1
+            base = base if weight is None else base * weight
         else:
             p = shaped(op.GatherElements(predicted, index, axis=1), index.shape)
             picked, slope = log_extended(op, p, smallest(self.eps, predicted.dtype))
             base, update = zeros_like(op, predicted), -slope
+        losses = -picked
+        if weight is not None:
+            losses, update = losses * weight, shaped(update * weight, index.shape)
         gradient = shaped(op.ScatterElements(base, index, update, axis=1), predicted.shape)
-        return -picked, gradient
+        return losses, gradient
 
     def _dense(self, op: Builder, predicted: Var, expected: Var) -> tuple[Var, Var]:
         if not self.from_logits:
@@ -248,19 +228,6 @@ class SoftmaxCrossEntropyLearningLoss(_CrossEntropy):
         # Rows need not sum to 1: the sum is part of the derivative.
         gradient = op.Exp(log_p) * op.ReduceSum(expected, [1], keepdims=1) - expected
         return -(expected * log_p), shaped(gradient, predicted.shape)
-
-
-def label_target(rank: int | None, shape: Sequence | None) -> LossTarget:
-    """Class indices for a prediction of that shape: axis 1 is missing."""
-    dims = list(shape) if shape is not None else [None] * (2 if rank is None else rank)
-    return LossTarget("labels", ir.DataType.INT64, dims[:1] + dims[2:])
-
-
-def zeros_like(op: Builder, x: Var) -> Var:
-    """Zeros of x's shape and dtype."""
-    dtype = x.dtype or ir.DataType.FLOAT
-    zero = ir.tensor(np.zeros(1, dtype=dtype.numpy()))
-    return shaped(op.ConstantOfShape(op.Shape(x), value=zero), x.shape)
 
 
 @register_loss("log", "neglog", "logloss", "log_loss", "neg_log")
@@ -308,10 +275,15 @@ class NegLogLearningLoss(Loss):
         if self.probability_function == "sigmoid":
             return BinaryCrossEntropyLearningLoss(eps=self.eps)
         if self.probability_function == "softmax":
-            return SoftmaxCrossEntropyLearningLoss(eps=self.eps)
-        several = predicted is not None and isinstance(_columns(predicted), int) and _columns(predicted) != 1
-        cls = SoftmaxCrossEntropyLearningLoss if several else BinaryCrossEntropyLearningLoss
-        return cls(from_logits=False, eps=self.eps)
+            return SoftmaxCrossEntropyLearningLoss(eps=self.eps, ignore_index=None)
+        several = (
+            predicted is not None
+            and isinstance(class_columns(predicted), int)
+            and class_columns(predicted) != 1
+        )
+        if several:
+            return SoftmaxCrossEntropyLearningLoss(False, self.eps, ignore_index=None)
+        return BinaryCrossEntropyLearningLoss(False, self.eps)
 
     def target(
         self, dtype: ir.DataType | None, rank: int | None = None, shape: Sequence | None = None

@@ -14,11 +14,14 @@ from onnxcustom.exceptions import InvalidDataError, InvalidParameterError, Unkno
 from onnxcustom.graph.building.builder import Builder, Var
 
 from .base import Loss, LossTarget, register_loss
-from .classification import (
+from .labels import (
+    LabelLoss,
     check_labels,
     check_unit,
+    check_weighed,
     class_indices,
-    label_target,
+    class_weights,
+    masked,
     match_columns,
 )
 from .rows import match_shape, shaped, softplus, sum_rows
@@ -27,7 +30,7 @@ __all__ = ["DiceLearningLoss", "FocalLearningLoss"]
 
 
 @register_loss("focal", "focal_loss")
-class FocalLearningLoss(Loss):
+class FocalLearningLoss(LabelLoss):
     r"""Cross-entropy that cares less for what is right already: :math:`-α_y (1 - p_y)^γ \log p_y`.
 
     p is the probability of the class that is expected. Taken on scores, or on what a final Softmax or
@@ -44,6 +47,10 @@ class FocalLearningLoss(Loss):
         None weighs all alike.
     link : {'softmax', 'sigmoid'}, default='softmax'
         What makes probabilities of the scores.
+    class_axis : int, optional
+        Axis of the classes, as in the cross-entropy.
+    ignore_index : int or None, default=-100
+        Labels that have no loss; of several classes, they do not count either.
 
     References
     ----------
@@ -51,13 +58,19 @@ class FocalLearningLoss(Loss):
     https://arxiv.org/abs/1708.02002
     """
 
-    of_classes = True
-    depends_on_columns = True
-
-    def __init__(self, gamma: float = 2.0, alpha: Any = None, link: str = "softmax") -> None:
+    def __init__(
+        self,
+        gamma: float = 2.0,
+        alpha: Any = None,
+        link: str = "softmax",
+        class_axis: int | None = None,
+        ignore_index: int | None = -100,
+    ) -> None:
         self.gamma = gamma
         self.alpha = alpha
         self.link = link
+        self.class_axis = class_axis
+        self.ignore_index = ignore_index
 
     @property
     def on(self) -> str:  # type: ignore[override]
@@ -74,6 +87,7 @@ class FocalLearningLoss(Loss):
         if self.link not in ("softmax", "sigmoid"):
             raise UnknownNameError(f"link must be 'softmax' or 'sigmoid', not {self.link!r}.")
         check_number("gamma", self.gamma, "[0, inf)")
+        super().check()
         self._weights()
 
     def _weights(self) -> np.ndarray | None:
@@ -83,12 +97,8 @@ class FocalLearningLoss(Loss):
         if isinstance(self.alpha, numbers.Real):
             check_number("alpha", self.alpha, "[0, 1]")
             return np.array([1 - float(self.alpha), float(self.alpha)])
-        weights = np.asarray(self.alpha, dtype=np.float64)
-        if weights.ndim != 1 or len(weights) < 2 or not ((weights >= 0) & np.isfinite(weights)).all():
-            raise InvalidParameterError(
-                "alpha must be None, a number in [0, 1], or one weight >= 0 for each class, not "
-                f"{self.alpha!r}."
-            )
+        weights = class_weights("alpha", self.alpha)
+        assert weights is not None
         if self.link == "sigmoid" and len(weights) != 2:
             raise InvalidParameterError("With link='sigmoid' alpha has two weights, of labels 0 and 1.")
         return weights
@@ -97,19 +107,16 @@ class FocalLearningLoss(Loss):
         self, dtype: ir.DataType | None, rank: int | None = None, shape: Sequence | None = None
     ) -> LossTarget:
         """Indices of classes, or 0 and 1 like the prediction."""
-        return label_target(rank, shape) if self.link == "softmax" else super().target(dtype, rank, shape)
+        return (super() if self.link == "softmax" else super(LabelLoss, self)).target(dtype, rank, shape)
 
     def check_expected(self, expected: np.ndarray, columns: int | None = None) -> None:
         """Labels are classes that have a weight."""
-        weights = self._weights()
         if self.link == "sigmoid":
-            if expected.size and not np.isin(expected, (0, 1)).all():
+            if not np.isin(self.kept(expected), (0, 1)).all():
                 raise InvalidDataError("The focal loss with link='sigmoid' takes labels 0 and 1.")
             return
-        check_labels(self, expected, columns)
-        classes = columns if columns is not None else int(expected.max(initial=0)) + 1
-        if weights is not None and classes > len(weights):
-            raise InvalidDataError(f"alpha has {len(weights)} weights, but there are {classes} classes.")
+        super().check_expected(expected, columns)
+        check_weighed("alpha", self._weights(), self.kept(expected), columns)
 
     def match(self, op: Builder, expected: Var, predicted: Var) -> Var:
         """Indices as int64, one class on axis 1; or values like the prediction."""
@@ -120,20 +127,22 @@ class FocalLearningLoss(Loss):
     def terms(self, op: Builder, predicted: Var, expected: Var) -> tuple[Var, Var]:
         if self.link == "sigmoid":
             return self._binary(op, predicted, expected)
+        index, ignored = self.apart(op, expected)
         log_p = op.LogSoftmax(predicted, axis=1)
-        picked = shaped(op.GatherElements(log_p, expected, axis=1), expected.shape)
-        losses, slope = self._modulated(op, picked, expected)
+        picked = shaped(op.GatherElements(log_p, index, axis=1), index.shape)
+        losses, slope = self._modulated(op, picked, index)
         # d log p_y / dz is 1 - p at y and -p elsewhere.
         gradient = -slope * op.Exp(log_p)
-        update = shaped(slope * (1 - op.Exp(picked)), expected.shape)
-        gradient = op.ScatterElements(shaped(gradient, predicted.shape), expected, update, axis=1)
-        return losses, shaped(gradient, predicted.shape)
+        update = shaped(slope * (1 - op.Exp(picked)), index.shape)
+        gradient = op.ScatterElements(shaped(gradient, predicted.shape), index, update, axis=1)
+        return masked(op, ignored, losses, shaped(gradient, predicted.shape))
 
     def _binary(self, op: Builder, z: Var, expected: Var) -> tuple[Var, Var]:
-        sign = 2 * expected - 1
+        label, ignored = self.apart(op, expected)
+        sign = 2 * label - 1
         log_p = -softplus(op, -(sign * z))
-        losses, slope = self._modulated(op, log_p, op.Cast(expected, to=ir.DataType.INT64))
-        return losses, sign * slope * op.Sigmoid(-(sign * z))
+        losses, slope = self._modulated(op, log_p, op.Cast(label, to=ir.DataType.INT64))
+        return masked(op, ignored, losses, sign * slope * op.Sigmoid(-(sign * z)))
 
     def _modulated(self, op: Builder, log_p: Var, label: Var) -> tuple[Var, Var]:
         """The loss of a log-probability, and its derivative with respect to that."""

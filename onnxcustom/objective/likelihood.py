@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -12,45 +13,58 @@ from onnxcustom.exceptions import InvalidModelError
 from onnxcustom.graph.building.builder import Builder, Var
 
 from .base import Loss, LossTarget, register_loss
-from .classification import check_labels, check_unit, class_indices, label_target, zeros_like
+from .labels import WeighedLabelLoss, check_unit, class_indices, masked, zeros_like
 from .rows import shaped
 
 __all__ = ["GaussianLearningLoss", "KLDivergenceLearningLoss", "NLLLearningLoss"]
 
 
 @register_loss("nll", "nll_loss")
-class NLLLearningLoss(Loss):
-    r"""Negative log-likelihood :math:`-\sum w \, l_y` of log-probabilities l, classes on axis 1.
+class NLLLearningLoss(WeighedLabelLoss):
+    r"""Negative log-likelihood :math:`-\sum w \, l_y` of log-probabilities l.
 
     For a model whose output is log-probabilities already, as after a LogSoftmax that shall stay part of what
     the loss sees; as PyTorch's ``NLLLoss``. Labels have no axis of classes: [N] for [N, C], [N, d1] for
-    [N, C, d1]. The cross-entropy of the scores before the LogSoftmax is the same number, and steadier.
+    [N, C, d1]; every one that is not ignored counts as a row. The cross-entropy of the scores before the
+    LogSoftmax is the same number, and steadier.
+
+    Parameters
+    ----------
+    class_axis, ignore_index, label_smoothing, class_weight
+        As those of :class:`~onnxcustom.objective.classification.SoftmaxCrossEntropyLearningLoss`.
     """
 
-    of_classes = True
     of_logarithms = True
-    counts_positions = True
-    depends_on_columns = True
 
-    def target(
-        self, dtype: ir.DataType | None, rank: int | None = None, shape: Sequence | None = None
-    ) -> LossTarget:
-        """Indices of classes, without axis 1."""
-        return label_target(rank, shape)
-
-    def check_expected(self, expected: np.ndarray, columns: int | None = None) -> None:
-        """Labels are classes."""
-        check_labels(self, expected, columns)
+    def __init__(
+        self,
+        class_axis: int | None = None,
+        ignore_index: int | None = -100,
+        label_smoothing: float = 0.0,
+        class_weight: Any = None,
+    ) -> None:
+        self.class_axis = class_axis
+        self.ignore_index = ignore_index
+        self.label_smoothing = label_smoothing
+        self.class_weight = class_weight
 
     def match(self, op: Builder, expected: Var, predicted: Var) -> Var:
         """Indices as int64, one class on axis 1."""
         return class_indices(op, expected, predicted)
 
     def terms(self, op: Builder, predicted: Var, expected: Var) -> tuple[Var, Var]:
-        picked = shaped(op.GatherElements(predicted, expected, axis=1), expected.shape)
-        minus = op.Expand(op.const(np.array(-1.0), like=predicted), op.Shape(expected))
-        gradient = op.ScatterElements(zeros_like(op, predicted), expected, minus, axis=1)
-        return -picked, shaped(gradient, predicted.shape)
+        index, ignored = self.apart(op, expected)
+        if self.label_smoothing:
+            share = self.shares(op, index, predicted)
+            return masked(op, ignored, shaped(-(share * predicted), predicted.shape), -share)
+        picked = shaped(op.GatherElements(predicted, index, axis=1), index.shape)
+        weight = self.picked_weights(op, index, predicted)
+        if weight is None:
+            minus, losses = op.Expand(op.const(np.array(-1.0), like=predicted), op.Shape(index)), -picked
+        else:
+            minus, losses = -weight, -(weight * picked)
+        gradient = op.ScatterElements(zeros_like(op, predicted), index, minus, axis=1)
+        return masked(op, ignored, losses, shaped(gradient, predicted.shape))
 
 
 @register_loss("kl_divergence", "kullback_leibler", "kl_div")

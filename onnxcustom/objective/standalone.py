@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -13,6 +14,8 @@ import onnx_ir as ir
 from onnxcustom.exceptions import InvalidDataError
 from onnxcustom.graph.building.builder import Builder
 from onnxcustom.graph.preparation.unused import RemoveUnusedPass
+
+from .rows import shaped
 
 __all__ = ["loss_model", "make_model", "run_loss"]
 
@@ -27,6 +30,10 @@ class Evaluated(Protocol):
     @property
     def depends_on_columns(self) -> bool:
         """Whether the graph depends on the number of columns."""
+
+    @property
+    def class_axis(self) -> int | None:
+        """Axis of the classes in a prediction, None for the second."""
 
     def build(self, op: Builder, predicted: Any, expected: Any, weight: Any = None) -> Any:
         """Emit the loss."""
@@ -78,11 +85,44 @@ def loss_model(
     if weight is not None:
         w = op.input("weight", *_named(weight))
         inputs.append(w)
-    terms = loss.build(op, p, y, w)
+    order = _classes_second(loss, p.rank)
+    terms = loss.build(op, _transposed(op, p, order), y, w)
+    if "gradient" in outputs:
+        back = [order.index(a) for a in range(len(order))]
+        terms = dataclasses.replace(terms, gradient=_transposed(op, terms.gradient, back))
     named = [(name, op.wrap(getattr(terms, name))) for name in outputs]
     for _, var in named:
         var.value.dtype = predicted[0]
     return ir.to_proto(make_model(op, inputs, named, type(loss).__name__))
+
+
+def _classes_second(loss: Evaluated, rank: int | None) -> list[int]:
+    """Axes of a prediction in the order that :meth:`Loss.build` wants, the classes second.
+
+    Raises
+    ------
+    InvalidDataError
+        A prediction of so many dimensions does not have the axis of the classes, or its rows are there.
+    """
+    axes, given = list(range(rank or 0)), loss.class_axis
+    if given is None or rank is None:
+        return axes
+    axis = given + rank if given < 0 else given
+    if not 0 < axis < rank:
+        raise InvalidDataError(
+            f"class_axis={given} of {type(loss).__name__} is no axis of classes: the prediction has {rank} "
+            "dimensions, the first of which holds the rows."
+        )
+    axes.insert(1, axes.pop(axis))
+    return axes
+
+
+def _transposed(op: Builder, var: Any, order: Sequence[int]) -> Any:
+    if list(order) == sorted(order):
+        return var
+    return shaped(
+        op.Transpose(var, perm=list(order)), None if var.shape is None else [var.shape[a] for a in order]
+    )
 
 
 def _named(spec: Spec) -> tuple[ir.DataType, list | None]:
@@ -101,8 +141,11 @@ def run_loss(
     feeds = {"expected": to_ortvalue(expected, where), "predicted": to_ortvalue(predicted, where)}
     if weight is not None:
         feeds["weight"] = to_ortvalue(weight, where)
-    specs = {name: _spec(value, loss.depends_on_columns) for name, value in feeds.items()}
-    _check(loss, feeds)
+    order = _classes_second(loss, len(feeds["predicted"].shape()))
+    _check(loss, feeds, order)
+    fixed = [1] * loss.depends_on_columns
+    specs = {name: _spec(value, fixed) for name, value in feeds.items()}
+    specs["predicted"] = _spec(feeds["predicted"], order[1:2] if fixed else [])
     key = (where.name, outputs, repr(specs))
     sessions = loss.__dict__.setdefault("_sessions", {})
     if key not in sessions:
@@ -119,18 +162,18 @@ def run_loss(
     return bound.run()
 
 
-def _spec(value: Any, columns: bool) -> Spec:
-    """Dtype and rank of an OrtValue; its number of columns where the graph depends on it."""
+def _spec(value: Any, fixed: Sequence[int]) -> Spec:
+    """Dtype and rank of an OrtValue; the sizes of axes that the graph depends on, and of a single column."""
     shape = value.shape()
     return ir.DataType(value.element_type()), [
-        d if i == 1 and (columns or d == 1) else None for i, d in enumerate(shape)
+        d if i in fixed or (i == 1 and d == 1) else None for i, d in enumerate(shape)
     ]
 
 
-def _check(loss: Evaluated, feeds: dict[str, Any]) -> None:
+def _check(loss: Evaluated, feeds: dict[str, Any], order: Sequence[int]) -> None:
     """Refuse what would fail inside onnxruntime, or worse, broadcast."""
     shapes = {name: list(value.shape()) for name, value in feeds.items()}
-    shape = shapes["predicted"]
+    shape = [shapes["predicted"][axis] for axis in order]
     dtype = ir.DataType(feeds["predicted"].element_type())
     if not dtype.is_floating_point():
         raise InvalidDataError(

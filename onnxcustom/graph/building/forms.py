@@ -195,6 +195,8 @@ def _where(op: Operators, condition: Var, a: Operand, b: Operand) -> Var:
     """The sum of both, each brought to 0 where it is not chosen; NaN stays."""
     one, other = _typed(op, a, b)
     chosen = op.Cast(condition, to=one.dtype)
+    if one.dtype is not None and one.dtype.is_integer():
+        return one * chosen + other * (1 - chosen)
     made = []
     for part, left_out in ((one, 1 - chosen), (other, chosen)):
         bound = op.Reciprocal(left_out) - 1  # infinite where it is chosen, else 0
