@@ -70,7 +70,8 @@ class Parts:
         means: dict[str, Any] = dict.fromkeys(self.before.gradients, 0.0)
         loss = 0.0
         for x, y in batches:
-            feeds = {"x": x, "y_expected": y, **self.tensors, **self.scalars(step)}
+            counts = {name: len(x) for name in self.before.counts.values()}
+            feeds = {"x": x, "y_expected": y, **counts, **self.tensors, **self.scalars(step)}
             made = run(self.before, feeds)
             loss += len(x) / rows * float(made[self.before.loss])
             for w, output in self.before.gradients.items():

@@ -61,7 +61,7 @@ def test_against_the_graph_as_it_was(body, left, by):
     assert {w for w in ("step", "share", "rows") if getattr(plan, f"by_{w}")} == {by} - {""}
     x = np.array([[1, 2], [3, 5], [7, 11]], np.float32)
     wanted = run(before, {"x": x, "rate": 0.3, "t": 4, "n": 3, "part": 0.25})
-    given = ({"learning_rate": 0.3}, 4, 0.25, 3)
+    given = ({"learning_rate": 0.3}, 4, 0.25, 3, [])
     feeds = dict(zip(plan.names, plan.feeds(*given), strict=True))
     raw, y = run(to_proto(model), {"x": x, **feeds})
     np.testing.assert_allclose(y, wanted[1], rtol=1e-6)
@@ -73,8 +73,8 @@ def test_as_it_is():
         "a = Div(rate, n) y = Mul(a, x) s = ReduceSum <keepdims = 0> (x) loss = Div(s, n)", hoist=False
     )
     assert [n.op_type for n in model.graph] == [n.op_type for n in before.graph.node]
-    assert plan.feeds({"learning_rate": 0.5}, 1, 1.0, 3) == (0.5, 3)
-    assert plan.loss(7.0, {}, 1, 1.0, 3) == 7.0
+    assert plan.feeds({"learning_rate": 0.5}, 1, 1.0, 3, []) == (0.5, 3)
+    assert plan.loss(7.0, {}, 1, 1.0, 3, []) == 7.0
     assert set(plan.names) == {"rate", "n"}  # the graph does not read the others
 
 
@@ -88,7 +88,7 @@ def test_where_python_raises_and_onnx_does_not(rate, rows, loss):
     )
     x = np.zeros((1, 2), np.float32)
     wanted = run(before, {"x": x, "rate": rate, "t": 1, "n": rows, "part": 1})
-    given = ({"learning_rate": rate}, 1, 1.0, rows)
+    given = ({"learning_rate": rate}, 1, 1.0, rows, [])
     raw, y = run(to_proto(model), {"x": x, **dict(zip(plan.names, plan.feeds(*given), strict=True))})
     np.testing.assert_array_equal(y, wanted[1])
     np.testing.assert_array_equal(plan.loss(float(raw), *given), wanted[0])

@@ -46,8 +46,8 @@ class ArrayValidation:
         if weights is not None and not weights.any():
             raise _weightless()
 
-    def mean_loss(self, validate: Callable[..., float]) -> float:
-        """Mean loss over the rows; `validate` computes it for arrays."""
+    def mean_loss(self, validate: Callable[..., float], weigh: Callable[..., Any] | None = None) -> float:
+        """Mean loss over the rows; `validate` computes it for arrays, whatever it is a mean over."""
         return _validated(validate, self.inputs, self.expected, self.weights)
 
     def fingerprint(self) -> dict[str, str]:
@@ -117,15 +117,25 @@ class StreamValidation:
         weights = made[-1][0] if len(made) > len(wanted) else None
         return {s.name: found[s.name] for s in inputs}, {s.name: found[s.name] for s in expected}, weights
 
-    def mean_loss(self, validate: Callable[..., float]) -> float:
-        """Mean loss over the rows; `validate` computes it for arrays."""
-        total, rows = 0.0, 0
+    def mean_loss(self, validate: Callable[..., float], weigh: Callable[..., Any] | None = None) -> float:
+        """Mean loss over the rows.
+
+        Parameters
+        ----------
+        validate : callable
+            Computes it for arrays.
+        weigh : callable, optional
+            How much what it computes counts, of expected values and the rows; by default as much as the rows.
+        """
+        total, counted, empty = 0.0, 0, True
         for inputs, expected, weights in self.stream.blocks(apply=self._arrays):
-            count = rows_of(inputs, self.specs[0])
-            total, rows = total + count * _validated(validate, inputs, expected, weights), rows + count
-        if not rows:
+            rows, empty = rows_of(inputs, self.specs[0]), False
+            count = rows if weigh is None else weigh(expected, rows)
+            total = total + count * _validated(validate, inputs, expected, weights)
+            counted = counted + count
+        if empty:
             raise self.stream.empty()
-        return total / rows
+        return total / np.maximum(counted, 1)
 
     def fingerprint(self) -> dict[str, str]:
         """What the stream says of itself."""

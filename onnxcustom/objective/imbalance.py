@@ -107,7 +107,9 @@ class FocalLearningLoss(LabelLoss):
         self, dtype: ir.DataType | None, rank: int | None = None, shape: Sequence | None = None
     ) -> LossTarget:
         """Indices of classes, or 0 and 1 like the prediction."""
-        return (super() if self.link == "softmax" else super(LabelLoss, self)).target(dtype, rank, shape)
+        if self.link == "softmax":
+            return super().target(dtype, rank, shape)
+        return Loss.target(self, dtype, rank, shape)
 
     def check_expected(self, expected: np.ndarray, columns: int | None = None) -> None:
         """Labels are classes that have a weight."""

@@ -38,6 +38,7 @@ def assemble(part: Gradients, cut: Cut, updated: Updates, hyper: dict[str, Var])
         step=_name(part.step),
         hyper={name: _name(v) for name, v in hyper.items()},
         share=None if cut.share is None else _name(cut.share),
+        counts={output: _name(v) for output, v in batch.counts.items()},
         loss=outputs.add("loss", part.loss),
         heads=_heads(part, outputs),
         finite=None if part.finite is None else outputs.add("finite", part.finite),
@@ -68,6 +69,8 @@ def assemble(part: Gradients, cut: Cut, updated: Updates, hyper: dict[str, Var])
 def scalar_sources(part: Gradients, cut: Cut, hyper: dict[str, Var]) -> dict[str, str]:
     """Scalar graph inputs and what they are: see :func:`~onnxcustom.step.passes.scalars.plan_scalars`."""
     scalars = {"step": part.step, "share": cut.share, "rows": part.rows}
+    places = {output: i for i, output in enumerate(part.predicted)}
+    scalars |= {f"counts[{places[output]}]": v for output, v in part.batch.counts.items()}
     numbers = {"learning_rate": part.learning_rate, **hyper}
     found = {_name(v): f"hyper[{key!r}]" for key, v in numbers.items()}
     return found | {_name(v): text for text, v in scalars.items() if v is not None}
@@ -131,6 +134,7 @@ def _inputs(
     means = [old for old, _ in cut.accumulated.values()]
     kept = [*part.weights.values(), *states, *part.statistics.values(), *means, *cut.taken.values()]
     scalars = [part.learning_rate, part.step, *hyper.values()]
+    scalars += part.batch.counts.values()
     batch = part.batch.inputs if part.reads_batch else []
     added = [*batch, *kept, *scalars, *(v for v in (cut.share, part.rows) if v is not None)]
     return [part.values[n] for n in composed.inputs] + [v.value for v in added]

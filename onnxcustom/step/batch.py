@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Literal
 
 import numpy as np
@@ -22,16 +22,24 @@ Weighted = bool | Literal["labels"]
 
 
 class Batch:
-    """Graph inputs that come with every batch: expected values and row weights."""
+    """Graph inputs that come with every batch: expected values and row weights.
 
-    def __init__(self, op: Builder, dtype: ir.DataType, weighted: Weighted) -> None:
+    What the losses of outputs among `fed` are divided by comes with it, too: see :attr:`counts`.
+    """
+
+    def __init__(
+        self, op: Builder, dtype: ir.DataType, weighted: Weighted, fed: Collection[str] = ()
+    ) -> None:
         self.op = op
         self.dtype = dtype
         self.expected: dict[str, Var] = {}
         # Where the rows of these inputs are.
         self.axes: dict[str, int | None] = {}
         self.weighted = weighted
-        self._counts: dict[str, Var] = {}
+        # Scalar graph inputs with the number of labels, or rows, that count, by output.
+        self.counts: dict[str, Var] = {}
+        self._fed = fed
+        self._counted: dict[str, Var] = {}
         # Taken either way: weighted and unweighted graphs of a model share the names of their buffers.
         self._weight_name = op.unique("sample_weight")
         self.sample_weight: Var | None = None
@@ -47,9 +55,17 @@ class Batch:
         """Graph inputs, in their order."""
         return [*self.expected.values(), *([] if self.sample_weight is None else [self.sample_weight])]
 
-    def positions(self, target: Target) -> Var | None:
-        """Number of labels of a target, if it is divided by that; None for rows of the batch."""
-        return self._counts.get(target.output)
+    def count(self, target: Target) -> Var | None:
+        """What a target is divided by, if that is not the rows of the batch."""
+        return self._counted.get(target.output)
+
+    def _count(self, target: Target, expected: Var) -> None:
+        op, name = self.op, target.output
+        if name in self._fed:
+            self._counted[name] = self.counts[name] = op.input(op.unique(f"{name}_count"), self.dtype, [])
+        elif target.counted:
+            count = cast(op, target.loss.emit_count(op, expected), self.dtype)
+            self._counted[name] = op.Max(count, 1.0) if target.loss.ignores else count
 
     def terms(self, target: Target, predicted: Var) -> LossTerms:
         """Scores and gradient of a target's loss."""
@@ -61,11 +77,9 @@ class Batch:
         expected = op.input(name, wanted.dtype, layout.expected_shape(wanted, kind))
         self.expected[target.output], self.axes[name] = expected, layout.axis(kind)
         moved = layout.forward(expected, kind)
-        several = kind == "labels" and moved.rank is not None and moved.rank > 1
-        if several:
+        if kind == "labels" and moved.rank is not None and moved.rank > 1:
             moved = _one_label_each(op, moved, layout.moved)
-            if target.counts_positions:
-                self._counts[target.output] = op.Size(expected)
+        self._count(target, expected)
         if self.weighted == "labels" and self.sample_weight is None:
             self._weigh(expected.shape, layout.axis(kind))
         terms = target.loss.build(op, layout.moved, moved, self._weight_of(layout, kind))

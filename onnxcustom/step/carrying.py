@@ -112,7 +112,7 @@ def _divided_as(recipe: Recipe, other: Recipe) -> dict[str, tuple[Target, ...]]:
 
 def _units(recipe: Recipe) -> list[tuple[str, bool]]:
     """Outputs, and whether each is divided by its labels."""
-    return [(t.output, t.counts_labels) for t in recipe.targets]
+    return [(t.output, t.counted) for t in recipe.targets]
 
 
 def _warn_of_lost(done: State) -> None:

@@ -24,6 +24,7 @@ from onnxcustom.step.passes.sparse import cut_tables
 
 from .assembling import assemble, scalar_sources
 from .batch import Weighted
+from .counting import counts_fed
 from .cut import Cut, Phase, cut_at_gradients
 from .forward import compose_forward, compose_scores, trunk
 from .gradients import Gradients
@@ -143,7 +144,8 @@ def _gradients(
     rows = [rows for table in tables.values() for _, rows in table.reads]
     values = list(dict.fromkeys(t.value for t in targets))
     gradient = differentiate(model, engine, dense, rows, values)
-    return Gradients(gradient, options.weighted, axes, rewritten, plan, tables)
+    fed = counts_fed(targets, plan.rule.accumulate, options.phase, plan.outside)
+    return Gradients(gradient, options.weighted, axes, rewritten, plan, tables, fed)
 
 
 def _rewritten(

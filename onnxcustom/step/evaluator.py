@@ -7,10 +7,11 @@ from collections.abc import Mapping
 import numpy as np
 
 from onnxcustom.exceptions import EvaluationError, InvalidDataError
-from onnxcustom.feed.specs import some_rows
+from onnxcustom.feed.specs import rows_of, some_rows
 from onnxcustom.runtime import Device, ForkLock
 
 from .compose import Weighted
+from .counting import labels_a_row
 from .feeds import Feeds
 from .inference import Forward, run_in_parts
 from .recipe import Recipe
@@ -61,11 +62,15 @@ class Evaluator:
                 self._scores[weighted] = Forward(self.recipe.scores(weighted), *self._settings)
             # The two graphs may call their inputs differently, where a tensor of the model has the name.
             step, scores = self.recipe.graph(weighted), self._scores[weighted]
-        asked = step.batch[len(step.inputs) :]
-        feeds = feeds.renamed(dict(zip(asked, scores.inputs[-len(asked) :], strict=True)))
-        several = len(self.recipe.targets)
-        axes = [0] * (1 if several == 1 else 1 + several)
-        return run_in_parts(scores, feeds.arrays, feeds.specs, self.state.front(), axes)
+        asked, targets = step.batch[len(step.inputs) :], self.recipe.targets
+        first = len(scores.inputs) - len(asked)
+        rows = rows_of(feeds.arrays, [feeds.specs[name] for name in step.inputs])
+        counts = labels_a_row(targets, lambda output: feeds.expected(step.expected[output]), rows)
+        names = scores.inputs[first - len(counts) : first]
+        others = {n: np.array(c, self.recipe.scalar_dtype) for n, c in zip(names, counts, strict=True)}
+        feeds = feeds.renamed(dict(zip(asked, scores.inputs[first:], strict=True)))
+        axes = [0] * (1 if len(targets) == 1 else 1 + len(targets))
+        return run_in_parts(scores, feeds.arrays, feeds.specs, {**self.state.front(), **others}, axes)
 
     def penalty(self) -> float:
         """The penalty on the present weights."""

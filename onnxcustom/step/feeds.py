@@ -29,6 +29,10 @@ class Feeds(NamedTuple):
     weighted: Weighted
     """What the weights are of, if there are some."""
 
+    def expected(self, name: str) -> tuple[np.ndarray, bool]:
+        """Expected values, and whether they are one for each row of a model that takes one at a time."""
+        return self.arrays[name], self.specs[name].is_each(self.arrays[name])
+
     def of_batch(self) -> dict[str, np.ndarray]:
         """The arrays as the graph reads them."""
         return {name: of_batch(array, self.specs[name]) for name, array in self.arrays.items()}

@@ -81,7 +81,8 @@ def compose_scores(
     Returns
     -------
     onnx_ir.Model
-        Inputs are the model's, the weights, and what comes with every batch. The first output has shape
+        Inputs are the model's, the weights, for every output whose labels are counted how many there are for
+        each row on average, and what comes with every batch. The first output has shape
         (rows,), and its mean is what a step on these rows would have for its objective, without penalty; if
         there are several targets, the loss of each follows, without its factor.
     """
@@ -89,11 +90,12 @@ def compose_scores(
     graph = model.graph
     outputs = {v.name: v for v in graph.outputs}
     op = Builder(model.opset_imports[""], taken=all_names(graph))
-    batch = Batch(op, scalar_dtype(graph.inputs), weighted)
+    counted = [target.output for target in targets if target.counted]
+    batch = Batch(op, scalar_dtype(graph.inputs), weighted, counted)
     heads = [_row_scores(op, batch, target, op.wrap(outputs[target.value])) for target in targets]
     weighed = [scaled(scores, target.weight) for scores, target in zip(heads, targets, strict=True)]
     total = functools.reduce(operator.add, weighed)
-    graph.inputs.extend(v.value for v in batch.inputs)
+    graph.inputs.extend(v.value for v in (*batch.counts.values(), *batch.inputs))
     graph.outputs[:] = [op.Identity(v).value for v in [total, *(heads if len(heads) > 1 else [])]]
     extend(model, op)
     return model
@@ -102,10 +104,8 @@ def compose_scores(
 def _row_scores(op: Builder, batch: Batch, target: Target, predicted: Var) -> Var:
     """One loss a row, whose mean is what the target has in the objective."""
     scores = batch.terms(target, predicted).scores
-    count = batch.positions(target)
-    if count is None:
-        return scores
-    return scores * (op.Cast(op.Size(scores), to=scores.dtype) / cast(op, count, scores.dtype))
+    count = batch.count(target)
+    return scores if count is None else scores / cast(op, count, scores.dtype)
 
 
 def scalar_dtype(values: Iterable[ir.Value]) -> ir.DataType:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import onnx_ir as ir
 
@@ -45,6 +45,7 @@ class Gradients:
         modes: Modes,
         plan: Plan,
         tables: dict[str, CutTable],
+        fed: Collection[str],
     ) -> None:
         self.model = model
         self.modes = modes
@@ -60,7 +61,7 @@ class Gradients:
         self.prescaled = plan.prescaled
         self.gathered = {rows for table in tables.values() for _, rows in table.reads}
         self.dtype = scalar_dtype([v.value for v in self.weights.values()])
-        self.batch = Batch(self.op, self.dtype, weighted)
+        self.batch = Batch(self.op, self.dtype, weighted, fed)
         self.axes = axes
         # Rows of a batch, as the first input that has some has them: a number, or the name of one.
         self.batch_rows = _dimension(self.values, axes) if plan.outside else None
@@ -103,9 +104,9 @@ class Gradients:
 
     def _rows(self, predicted: Var, target: Target) -> Var | None:
         """What a loss is divided by, as a scalar of its prediction's dtype; None for 1."""
-        count = self.batch.positions(target)
+        count = self.batch.count(target)
         if count is not None:
-            return self.op.Cast(count, to=predicted.dtype)
+            return cast(self.op, count, predicted.dtype)
         if target.rows is None:
             return None
         size = None if predicted.shape is None else predicted.shape[target.rows]
@@ -156,7 +157,7 @@ class Gradients:
         """Leave out everything that reads the batch; names stay as they are with one."""
         self.loss = self.op.const(0.0, self.dtype)
         self.heads, self.predicted, self.statistics = [], {}, {}
-        self.reads_batch, self.rows = False, None
+        self.reads_batch, self.rows, self.batch.counts = False, None, {}
 
 
 def _dimension(values: Mapping[str, ir.Value], axes: BatchAxes) -> int | str | None:

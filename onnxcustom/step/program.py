@@ -107,7 +107,14 @@ class Program:
             binding.bind_output(name)
         return binding
 
-    def run(self, values: Sequence[Any], hyper: Mapping[str, float], step: int, share: float) -> float:
+    def run(
+        self,
+        values: Sequence[Any],
+        hyper: Mapping[str, float],
+        step: int,
+        share: float,
+        counts: Sequence[float] = (),
+    ) -> float:
         """Read the front buffers, write the back ones, return the objective.
 
         Parameters
@@ -120,11 +127,13 @@ class Program:
             Step counted from 1.
         share : float
             Share of this batch's rows in those accumulated.
+        counts : sequence of float
+            What the loss of every output is divided by, if the graph does not count by itself.
         """
         if self._session is None:
             self._open(values)
         rows = self.rows(values) if self._reads_rows else 0
-        self._scalars.set(hyper, step, share, rows)
+        self._scalars.set(hyper, step, share, rows, counts)
         binding = self._binding()
         if self._ones is not None:
             self._ones.bind(binding, rows)
@@ -138,7 +147,7 @@ class Program:
         except EvaluationError as exc:
             raise (exc if self._worked else with_rows(exc, self._shapes(values))) from exc.__cause__
         self._worked = True
-        return self._plan.loss(float(self._loss), hyper, step, share, rows)
+        return self._plan.loss(float(self._loss), hyper, step, share, rows, counts)
 
     def _shapes(self, values: Sequence[Any]) -> dict[str, tuple[list[int], int | None]]:
         """Shapes of a batch's inputs, and the axes of their rows."""
@@ -214,18 +223,21 @@ class _Scalars:
         self._set = [scalar.set for scalar in self._scalars.values()]
         self._hyper: Mapping[str, float] | None = None
         self._rows = -1
+        self._counts: Sequence[float] = ()
         self._still = not plan.by_step and not plan.by_share
 
     def bind(self, binding: Binding) -> None:
         for name, scalar in self._scalars.items():
             binding.bind_input(name, scalar.ortvalue)
 
-    def set(self, hyper: Mapping[str, float], step: int, share: float, rows: int) -> None:
+    def set(
+        self, hyper: Mapping[str, float], step: int, share: float, rows: int, counts: Sequence[float]
+    ) -> None:
         """Compute and write them, unless they depend on nothing that is different from the last time."""
-        if self._still and hyper is self._hyper and rows == self._rows:
+        if self._still and hyper is self._hyper and rows == self._rows and counts == self._counts:
             return
-        self._hyper, self._rows = hyper, rows
-        for write, value in zip(self._set, self._plan.feeds(hyper, step, share, rows), strict=True):
+        self._hyper, self._rows, self._counts = hyper, rows, counts
+        for write, value in zip(self._set, self._plan.feeds(hyper, step, share, rows, counts), strict=True):
             write(value)
 
 

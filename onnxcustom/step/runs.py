@@ -10,6 +10,7 @@ from onnxcustom.exceptions import ConvergenceError, InvalidDataError
 from onnxcustom.optim import BaseLearningRate
 
 from .compose import Phase, Weighted
+from .counting import counts_of
 from .program import Program
 from .recipe import Recipe
 from .state import State
@@ -42,6 +43,7 @@ class Runs:
         self._programs: dict[tuple[Weighted, Phase], Program] = {}
         # The program that ran last on a batch, and what every loss was a mean over.
         self._last: tuple[Program, list[int]] | None = None
+        self._counts = len(recipe.targets) > 1 or any(target.counted for target in recipe.targets)
 
     def program(self, weighted: Weighted, phase: Phase) -> Program:
         """A graph of the recipe, compiled."""
@@ -60,11 +62,11 @@ class Runs:
         clock = self._clock()
         updating = state.pending + 1 >= accumulate
         program = self.program(self._weighting(values), "update" if updating else "accumulate")
-        several = accumulate > 1 or len(self.recipe.targets) > 1
-        units = self._units(program, values) if several else []
+        units = self._units(program, values) if self._counts or accumulate > 1 else []
         share = self._share(units, program.rows(values)) if accumulate > 1 else 1.0
         self._last = program, units
-        loss = program.run(values, clock.values, clock.t, share)
+        # A batch without any label that counts has no loss: 0 / 1.
+        loss = program.run(values, clock.values, clock.t, share, [unit or 1 for unit in units])
         unfit = program.nonfinite() or (state.kept if updating else state.accumulated).unfit()
         if unfit or not math.isfinite(loss):
             return self._refuse(loss, unfit)
@@ -98,7 +100,7 @@ class Runs:
 
     @property
     def head_units(self) -> dict[str, int]:
-        """Labels or rows that each of them is a mean over."""
+        """Labels or rows that the loss of every output is a mean over, where they are counted."""
         units = [] if self._last is None else self._last[1]
         return dict(zip((target.output for target in self.recipe.targets), units, strict=False))
 
@@ -137,11 +139,8 @@ class Runs:
 
     def _units(self, program: Program, values: Sequence[Any]) -> list[int]:
         """What the loss of every output is divided by in a batch: its labels, or the rows."""
-        rows, first = program.rows(values), len(self.recipe.inputs)
-        return [
-            math.prod(values[first + i].shape()) if target.counts_labels else rows
-            for i, target in enumerate(self.recipe.targets)
-        ]
+        first = len(self.recipe.inputs)
+        return counts_of(self.recipe.targets, lambda i: values[first + i].numpy(), program.rows(values))
 
     def _share(self, units: Sequence[int], rows: int) -> float:
         """Share of a batch in what is accumulated: one for all outputs, since their gradients are added.
@@ -165,7 +164,7 @@ class Runs:
                     f"{totals[0] - units[0]} and {total - unit} in those before: no factor of the batch is "
                     "right for both. Pad labels to one length, or use accumulate=1 and larger batches."
                 )
-        return units[0] / max(1, totals[0])
+        return units[0] / totals[0] if totals[0] else 1.0
 
     # -- what is not done ------------------------------------------------------------------------
 

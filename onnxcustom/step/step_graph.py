@@ -36,6 +36,9 @@ class ComposedStep:
         Hyper-parameter with a schedule -> scalar graph input.
     share : str or None
         Scalar graph input with the share of this batch's rows in those accumulated, if gradients are.
+    counts : dict of str to str
+        Output of the user's model -> scalar graph input with what its loss is divided by: the labels that
+        count, or rows; those of them that the graph does not count by itself.
     loss : str
         Scalar graph output.
     heads : str or None
@@ -94,6 +97,7 @@ class ComposedStep:
     scalars: ScalarPlan
     batch_axis: dict[str, int | None] = dataclasses.field(default_factory=dict)
     gradients: dict[str, str] = dataclasses.field(default_factory=dict)
+    counts: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def counted(self) -> tuple[int, int] | None:
@@ -123,6 +127,6 @@ class ComposedStep:
 
     def describe(self) -> None:
         """Say in the model's metadata, in JSON, what its inputs and outputs are."""
-        private = ("model", "ones", "scalars", *(() if self.gradients else ("gradients",)))
+        private = ("model", "ones", "scalars", *(n for n in ("gradients", "counts") if not getattr(self, n)))
         description = {k: v for k, v in vars(self).items() if k not in private}
         self.model.metadata_props[METADATA_KEY] = json.dumps(description)

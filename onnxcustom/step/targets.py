@@ -97,6 +97,11 @@ class Target:
         return self.counts_positions and self.has_positions
 
     @property
+    def counted(self) -> bool:
+        """Whether it is divided by a number that only the labels tell."""
+        return self.counts_positions and (self.has_positions or self.loss.ignores)
+
+    @property
     def curve(self) -> str:
         """Name of its loss in a history, which is that of no other measure."""
         begins = self.output.partition("_")[0]
@@ -247,7 +252,7 @@ def _target(
         shape=None if shape is None else tuple(shape),
         positions=True,
     )
-    return _with_class_axis(made, _said_axis(model, output, loss, logits))
+    return _with_class_axis(made, _agreed_axis(made, _said_axis(model, output, loss, logits)))
 
 
 def _check_logits(
@@ -306,6 +311,32 @@ def _said_axis(model: ir.Model, output: str, loss: BaseLearningLoss, logits: Log
         return logits.axis
     scores = loss.on == "softmax" or loss.of_logarithms
     return class_axis(model, output) if logits is None and scores else None
+
+
+def _agreed_axis(target: Target, said: int | None) -> int | None:
+    """The axis that the model says, or the loss; an error where they say different ones."""
+    axis, shape = target.loss.class_axis, target.shape
+    if axis is None or (shape is None and said == axis):
+        return said
+    if shape is None:
+        if axis < 0 or said is not None:
+            raise InvalidModelError(
+                f"Output {target.output!r} has an unknown number of dimensions, and the loss has class_axis="
+                f"{axis}: declare its shape, or count the axis from the front."
+            )
+        return axis
+    at = axis + len(shape) if axis < 0 else axis
+    if not 0 <= at < len(shape) or at == target.rows:
+        raise InvalidModelError(
+            f"class_axis={axis} of the loss is no axis of classes of output {target.output!r}, whose shape "
+            f"is {shape}" + ("." if target.rows is None else f", with the rows along axis {target.rows}.")
+        )
+    if said is not None and said % len(shape) != at:
+        raise InvalidModelError(
+            f"The loss of output {target.output!r} has class_axis={axis}, but the model ends in a Softmax "
+            f"over axis {said % len(shape)}: leave class_axis out, or end the model in its scores."
+        )
+    return at
 
 
 def _with_class_axis(target: Target, said: int | None) -> Target:

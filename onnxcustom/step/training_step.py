@@ -16,6 +16,7 @@ from onnxcustom.graph import Prepared, Selection
 from onnxcustom.optim import select_optimizer
 from onnxcustom.runtime import parse_device, to_ortvalue
 
+from .counting import counts_of
 from .feeds import Feeds, check_expected, data_axes, feeds_of, settled_by, settled_by_shapes
 from .frozen import FrozenInputs, Halves
 from .modes import ModeSettings
@@ -259,10 +260,32 @@ class TrainingStep(StoredStep):
 
     @property
     def head_units(self) -> dict[str, int]:
-        """What each of :attr:`head_losses` is a mean over: rows of the batch, or labels."""
+        """What the loss of every output was a mean over in the last step: rows of the batch, or labels.
+
+        Empty for a single loss that is a mean over the rows.
+        """
         return self._last.head_units
 
     # -- data ------------------------------------------------------------------------------------
+
+    @property
+    def counts_labels(self) -> bool:
+        """Whether a loss is a mean over labels that count, rather than over the rows of the batch."""
+        return any(target.counted for target in self._recipe.targets)
+
+    def counts(self, expected: Mapping[str, np.ndarray], rows: int) -> dict[str, int]:
+        """What the loss of every output is a mean over: labels that count, or rows.
+
+        Parameters
+        ----------
+        expected : dict of str to ndarray
+            Expected values by output, converted already.
+        rows : int
+            Rows of the batch.
+        """
+        targets = self._recipe.targets
+        found = counts_of(targets, lambda i: expected[targets[i].output], rows)
+        return {target.output: count for target, count in zip(targets, found, strict=True)}
 
     @property
     def inputs(self) -> list[TensorSpec]:

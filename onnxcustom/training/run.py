@@ -79,7 +79,8 @@ class Run:
     total, rows : float, int
         Sum of rows times objective over them, and their number.
     heads, head_units : dict of str to float, dict of str to int
-        The same sum for the loss of every output, if several are trained, and the rows in it.
+        The same sum for the loss of every output, if several are trained or labels are counted, and the rows
+        or labels in it. What is counted by itself is no part of the total.
     sample_weight, sample_weight_val : array_like, optional
         Weights of the rows of training and validation data, as they were given.
     cut : bool
@@ -176,7 +177,24 @@ class Run:
     @property
     def head_losses(self) -> dict[str, float]:
         """Mean loss of every output over its rows or labels of the epoch so far, if several are trained."""
-        return {name: total / self.head_units[name] for name, total in self.heads.items()}
+        return {name: total / max(1, self.head_units[name]) for name, total in self.heads.items()}
+
+    def add_counted(self, loss: float, step: TrainingStep, rows: int) -> float:
+        """Take in the losses of a batch that are means over labels; what is left of its objective.
+
+        The loss of a single output is the whole of it.
+        """
+        heads = step.head_losses or {step.targets[0].output: loss}
+        self.add_heads(heads, {**dict.fromkeys(heads, rows), **step.head_units})
+        return loss - sum(self._factor(step, name) * value for name, value in heads.items())
+
+    def counted_loss(self, step: TrainingStep) -> float:
+        """What the losses that were counted have in the mean objective of the epoch so far."""
+        return sum(self._factor(step, name) * value for name, value in self.head_losses.items())
+
+    def _factor(self, step: TrainingStep, output: str) -> float:
+        targets = step.targets
+        return next(t.weight for t in targets if t.output == output) if len(targets) > 1 else 1.0
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import contextlib
 import copy
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -250,7 +250,7 @@ class Trainer(Beginning):
     def _end_epoch(self, run: Run, loss: float, validation: Any) -> None:
         """Count an epoch that is through and write down what is known of it."""
         self.n_iter_ += 1
-        heads = run.head_losses
+        heads = run.head_losses if len(self.step_.targets) > 1 else {}
         run.begin_epoch()
         for name in {**self.history_, **dict.fromkeys(run.measures)}:
             self.record(name, math.nan)
@@ -259,7 +259,8 @@ class Trainer(Beginning):
         for name, value in heads.items():
             self.record(curves[name], value)
         if validation is not None and self.validation_due():
-            means = np.atleast_1d(validation.mean_loss(self._validated))
+            means = np.atleast_1d(validation.mean_loss(self._validated, self._weighing()))
+            means[0] += self._apart(means[1:])
             for name, value in zip(["loss", *curves.values()], means.tolist(), strict=False):
                 self.record(f"val_{name}", value)
         if self.step_.optimizer.report_epoch(loss):
@@ -269,6 +270,7 @@ class Trainer(Beginning):
         """Train once on every row, or on those that are left; the mean objective over the rows."""
         run = self.run
         observed, several = bool(run.callbacks.of_batches), len(self.step_.targets) > 1
+        counted = self.step_.counts_labels
         overridden = type(self).train_step is not Trainer.train_step
         total, rows, batches = run.total, run.rows, run.batches
         for batch in loader.epoch(self.n_iter_, batches):
@@ -280,8 +282,9 @@ class Trainer(Beginning):
             loss = self.train_step(batch)
             batches += 1
             if math.isfinite(loss):  # else the step was skipped
-                total, rows = total + batch.rows * loss, rows + batch.rows
-                if several:
+                rest = run.add_counted(loss, self.step_, batch.rows) if counted else loss
+                total, rows = total + batch.rows * rest, rows + batch.rows
+                if several and not counted:
                     run.add_heads(self.step_.head_losses, self.step_.head_units)
             if observed:
                 run.batches, run.total, run.rows = batches, total, rows
@@ -293,7 +296,9 @@ class Trainer(Beginning):
                 break
         if not rows and not run.cut:
             raise ConvergenceError("the objective of every batch is NaN or infinite; all were skipped.")
-        return total / rows if rows else math.nan
+        if not rows:
+            return math.nan
+        return total / rows + run.counted_loss(self.step_) if counted else total / rows
 
     def train_step(self, batch: Batch) -> float:
         """Train on one batch; its objective before the update."""
@@ -315,8 +320,27 @@ class Trainer(Beginning):
         loss = self.validate(X, y, *weights)  # overrides of older programs know nothing of weights
         if len(self.step_.targets) < 2:
             return loss
-        heads = self.step_.head_scores(X, y, *weights)
-        return np.array([loss, *(np.mean(scores, dtype=np.float64) for scores in heads.values())])
+        scores = self.step_.head_scores(X, y, *weights)
+        heads = [np.mean(scores, dtype=np.float64) for scores in scores.values()]
+        return np.array([loss - self._apart(heads), *heads])
+
+    def _apart(self, heads: Iterable[float]) -> float:
+        """What the losses of several outputs have in the objective, where each has labels of its own."""
+        if not self.step_.counts_labels:
+            return 0.0
+        return sum(t.weight * float(loss) for t, loss in zip(self.step_.targets, heads, strict=False))
+
+    def _weighing(self) -> Callable[..., np.ndarray] | None:
+        """How much what :meth:`_validated` says of a part of the data counts; None for its rows."""
+        step = self.step_
+        if not step.counts_labels:
+            return None
+
+        def counts(expected: Any, rows: int) -> np.ndarray:
+            found = [*step.counts(expected, rows).values()]
+            return np.array(found if len(found) == 1 else [rows, *found])
+
+        return counts
 
     @property
     def run(self) -> Run:

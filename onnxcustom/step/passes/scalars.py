@@ -7,7 +7,7 @@ runs, and handed in; what becomes of one scalar that the graph computes, the sum
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,7 +55,8 @@ class ScalarPlan:
     names : tuple of str
         Scalar graph inputs.
     feeds : callable
-        Their values, of hyper-parameters by name, step, share of the rows accumulated, rows of the batch.
+        Their values, of hyper-parameters by name, step, share of the rows accumulated, rows of the batch,
+        and what the loss of each output is divided by.
     loss : callable
         The loss, of what the graph hands out as such and the same arguments.
     by_step, by_share, by_rows : bool
@@ -80,8 +81,8 @@ class ScalarPlan:
             any(_mentions(line, word) for line in feeds) for word in ("step", "share", "rows")
         )
         self.reads_rows = self.by_rows or any(_mentions(line, "rows") for line in finish)
-        self.feeds = _function("hyper, step, share, rows", feeds, constants)
-        self.loss = _function("raw, hyper, step, share, rows", finish, constants)
+        self.feeds = _function("hyper, step, share, rows, counts", feeds, constants)
+        self.loss = _function("raw, hyper, step, share, rows, counts", finish, constants)
 
 
 def _mentions(text: str, word: str) -> bool:
@@ -122,6 +123,8 @@ def _function(arguments: str, body: list[str], constants: Mapping[str, float]) -
 def _as_numpy(argument: Any) -> Any:
     if isinstance(argument, Mapping):
         return {key: np.float64(value) for key, value in argument.items()}
+    if isinstance(argument, Sequence):
+        return [np.float64(value) for value in argument]
     return np.float64(argument)
 
 
@@ -223,7 +226,8 @@ def plan_scalars(model: ir.Model, loss: str, sources: Mapping[str, str], hoist: 
     loss : str
         Its output that the caller finishes with :meth:`ScalarPlan.loss`.
     sources : mapping of str to str
-        Scalar graph input -> what it is: ``step``, ``share``, ``rows`` or ``hyper['learning_rate']``.
+        Scalar graph input -> what it is: ``step``, ``share``, ``rows``, ``counts[0]`` or
+        ``hyper['learning_rate']``.
     hoist : bool
         Whether to do so; otherwise the graph stays as it is.
 

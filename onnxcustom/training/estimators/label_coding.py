@@ -14,12 +14,22 @@ from onnxcustom.exceptions import InvalidDataError, InvalidModelError
 from onnxcustom.feed.specs import TensorSpec
 from onnxcustom.graph import Prepared, class_labels
 from onnxcustom.graph.analysis.decision import Decision
+from onnxcustom.objective import BaseLearningLoss
 from onnxcustom.step.targets import Target
 from onnxcustom.step.training_step import TrainingStep
 
-from .labels import are_numbered, as_labels, check_same, from_one_hot, label_indices, labels_of, some
+from .labels import (
+    are_numbered,
+    as_labels,
+    check_same,
+    from_one_hot,
+    label_indices,
+    labels_of,
+    some,
+    that_count,
+)
 
-__all__ = ["LabelCoding", "find_labels"]
+__all__ = ["LabelCoding", "find_labels", "ignored_label"]
 
 
 @dataclass(frozen=True)
@@ -34,11 +44,14 @@ class LabelCoding:
         What the scores of the trained output mean.
     spec : TensorSpec
         What the loss wants.
+    ignored : int or None
+        Label that stands for none: it has no loss, and is not scored.
     """
 
     labels: np.ndarray
     decision: Decision
     spec: TensorSpec
+    ignored: int | None = None
 
     @property
     def takes_one(self) -> bool:
@@ -60,13 +73,26 @@ class LabelCoding:
                 y = y.squeeze(axis) if y.shape[axis] == 1 else from_one_hot(y, axis, labels)
             if y.ndim != rank:
                 raise InvalidDataError(f"y wants {rank} dimensions, labels of that shape; it has {y.ndim}.")
-            return label_indices(y, labels)
+            return self._indices(y)
         columns = spec.shape[1] if spec.shape is not None and len(spec.shape) > 1 else None
         if rank != 2 or columns in (1, None):
             return label_indices(y, labels)
         if y.ndim == 2 and y.shape[1] > 1:
             return y  # probabilities: as many columns as the model has
         return np.eye(len(labels))[label_indices(y.reshape(-1), labels)]
+
+    def _indices(self, y: np.ndarray) -> np.ndarray:
+        """Position of every label; what is ignored stays as it is."""
+        kept = that_count(y, self.ignored)
+        if kept is y:
+            return label_indices(y, self.labels)
+        index = np.full(y.shape, self.ignored, np.int64)
+        index[y != self.ignored] = label_indices(kept, self.labels)
+        return index
+
+    def counted(self, y: np.ndarray) -> np.ndarray | None:
+        """Where labels count; None if everywhere."""
+        return None if that_count(y, self.ignored) is y else y != self.ignored
 
     def weigh(self, factors: Mapping[Any, float], y: Any, sample_weight: Any) -> np.ndarray:
         """Weights of the rows, or of their labels, times those of their classes."""
@@ -95,6 +121,28 @@ class LabelCoding:
         if axis is None:
             return given.mean()
         return given.reshape([-1 if a == axis else 1 for a in range(labels.ndim)])
+
+
+def ignored_label(loss: BaseLearningLoss, labels: np.ndarray | None) -> int | None:
+    """The label that stands for none: what the loss ignores, unless it is the name of a class.
+
+    Raises
+    ------
+    InvalidDataError
+        The loss would ignore a class as well, as it sees places in place of labels.
+    """
+    ignored = getattr(loss, "ignore_index", None)
+    if ignored is None or labels is None:
+        return ignored
+    place = labels[ignored] if 0 <= ignored < len(labels) else ignored
+    if np.any(labels == ignored):
+        return ignored if place == ignored else None
+    if 0 <= ignored < len(labels):
+        raise InvalidDataError(
+            f"ignore_index={ignored} of the loss stands for the class {place!r}, the one at that place of "
+            f"{some(labels)}: take a number that is no place, such as -100, for labels without a class."
+        )
+    return ignored
 
 
 def find_labels(
@@ -129,6 +177,9 @@ def find_labels(
     """
     count = columns() if target.columns is None else target.columns
     wanted, labels = max(count, 2), class_labels(prepared.model)
+    said = next((found for found in (labels, known, given) if found is not None), None)
+    if said is None or not np.any(said == getattr(target.loss, "ignore_index", None)):
+        y = that_count(y, ignored_label(target.loss, None))
     if labels is not None:
         labels = _named_labels(labels, y, known, given)
     elif known is not None:

@@ -21,6 +21,7 @@ __all__ = [
     "label_indices",
     "labels_of",
     "some",
+    "that_count",
 ]
 
 
@@ -139,6 +140,14 @@ def label_indices(y: np.ndarray, labels: np.ndarray) -> np.ndarray:
             f"are {some(labels)}."
         )
     return index
+
+
+def that_count(labels: np.ndarray, ignored: int | None) -> np.ndarray:
+    """Labels without those that are ignored, in one row; all of them as they are if none is."""
+    if ignored is None or labels.dtype.kind not in "iuf":
+        return labels
+    kept = labels != ignored
+    return labels if kept.all() else labels[kept]
 
 
 def some(labels: np.ndarray) -> str:

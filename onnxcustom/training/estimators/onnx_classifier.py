@@ -23,7 +23,7 @@ from onnxcustom.step.training_step import TrainingStep
 from onnxcustom.training.declaring import documented
 from onnxcustom.training.plan import Begun, Given, Plan
 
-from .label_coding import LabelCoding, find_labels
+from .label_coding import LabelCoding, find_labels, ignored_label
 from .labels import as_labels, check_same, class_factors
 from .onnx_estimator import OnnxEstimator
 from .outputs import choose_loss, decision_of, declared_columns, first_scores
@@ -172,7 +172,8 @@ class OnnxClassifier(ClassifierMixin, OnnxEstimator):
                 y = stream.labels()  # every one that there is, not only those of the first rows
             known = self.classes_ if self.__sklearn_is_fitted__() else None
             labels = find_labels(prepared, target, columns, y, known, classes)
-        coding = LabelCoding(labels, decision, step.expected[0])
+        ignored = None if decision.multilabel else ignored_label(target.loss, labels)
+        coding = LabelCoding(labels, decision, step.expected[0], ignored)
         if y.ndim == 2 and y.shape[1] == 1 and coding.takes_one:
             warn_user(_COLUMN, DataConversionWarning)
         return coding
@@ -207,7 +208,15 @@ class OnnxClassifier(ClassifierMixin, OnnxEstimator):
     def _class_weigher(self, X: Any, y: Any, coding: Any) -> Callable[[Any, Any], Any] | None:
         if self.class_weight is None:
             return None
-        counted = X.label_counts if isinstance(X, Stream) else y
+        found = (
+            X.label_counts if isinstance(X, Stream) else lambda: np.unique(as_labels(y), return_counts=True)
+        )
+
+        def counted() -> tuple[np.ndarray, np.ndarray]:
+            labels, counts = found()
+            kept = coding.counted(labels)
+            return (labels, counts) if kept is None else (labels[kept], counts[kept])
+
         factors = class_factors(self.class_weight, counted, coding.labels)
         return lambda y, sample_weight: coding.weigh(factors, y, sample_weight)
 
@@ -337,7 +346,8 @@ class OnnxClassifier(ClassifierMixin, OnnxEstimator):
         """Accuracy: the part of the rows whose label, or labels, are predicted.
 
         With several labels along further axes (tokens, pixels), the mean over the rows of the part that is,
-        or, of a weight for each label, the mean over the labels.
+        or, of a weight for each label, the mean over the labels. Labels that the loss ignores are left out;
+        where there are some, it is the mean over those that count.
 
         Raises
         ------
@@ -350,18 +360,37 @@ class OnnxClassifier(ClassifierMixin, OnnxEstimator):
         check_not_masked(y, "y")
         predicted, coding = self.predict(X), self._meaning
         if predicted.ndim == 1 or coding.decision.multilabel:
-            weights = _weights(sample_weight, len(predicted))
-            return float(accuracy_score(as_labels(y), predicted, sample_weight=weights))
-        hits = predicted == np.asarray(y).reshape(predicted.shape)
+            weights, labels = _weights(sample_weight, len(predicted)), as_labels(y)
+            kept = coding.counted(labels.reshape(-1)) if predicted.ndim == 1 else None
+            if kept is not None:
+                labels, predicted = labels.reshape(-1)[kept], predicted[kept]
+                weights = None if weights is None else weights[kept]
+            return float(accuracy_score(labels, predicted, sample_weight=weights))
+        labels = np.asarray(y).reshape(predicted.shape)
+        return self._score_labels(predicted == labels, coding.counted(labels), sample_weight)
+
+    def _score_labels(self, hits: np.ndarray, kept: np.ndarray | None, sample_weight: Any) -> float:
+        """The part of labels, several a row, that is predicted, of those that are kept."""
+        coding = self._meaning
         axis = coding.spec.axis
         if axis is None and hits.ndim == coding.spec.rank:
-            return float(hits.mean())
-        hits = np.moveaxis(hits, axis or 0, 0)
-        if np.shape(sample_weight) == predicted.shape:  # a weight for each label
-            weights = _weights(np.moveaxis(np.asarray(sample_weight), axis or 0, 0), len(hits), hits)
-            return float(np.average(hits, weights=weights))
-        each = hits.reshape(len(hits), -1).mean(axis=1)
-        return float(np.average(each, weights=_weights(sample_weight, len(hits))))
+            return float((hits if kept is None else hits[kept]).mean())
+        shape, first = hits.shape, axis or 0
+        hits = np.moveaxis(hits, first, 0)
+        if np.shape(sample_weight) == shape:  # a weight for each label
+            weights = _weights(np.moveaxis(np.asarray(sample_weight), first, 0), len(hits), hits)
+        elif kept is None:
+            each = hits.reshape(len(hits), -1).mean(axis=1)
+            return float(np.average(each, weights=_weights(sample_weight, len(hits))))
+        else:
+            given = _weights(sample_weight, len(hits))
+            given = np.ones(len(hits)) if given is None else given
+            weights = np.broadcast_to(given.reshape(-1, *[1] * (hits.ndim - 1)), hits.shape)
+        assert weights is not None
+        if kept is not None:
+            kept = np.moveaxis(kept, first, 0)
+            hits, weights = hits[kept], weights[kept]
+        return float(np.average(hits, weights=weights))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
