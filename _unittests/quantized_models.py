@@ -138,3 +138,16 @@ def run(model: onnx.ModelProto, feeds: dict[str, np.ndarray], level: str = "ORT_
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
     return session.run(None, feeds)
+
+
+def optimized(model: onnx.ModelProto, level: str = "ORT_ENABLE_ALL") -> onnx.ModelProto:
+    """What onnxruntime's optimizer writes of a model on this machine."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
+    with tempfile.TemporaryDirectory() as folder:
+        options.optimized_model_filepath = path = str(Path(folder) / "optimized.onnx")
+        onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        return onnx.load(path)

@@ -17,7 +17,7 @@ ROOMS = {
     "__main__": "cli",
     "cli": "demo plotting training metrics inspect step feed data objective optim gradient runtime graph",
     "demo": "plotting training metrics step feed data objective optim gradient runtime graph",
-    "tuning": "graph",
+    "tuning": "runtime graph",
     "plotting": "training metrics step feed data objective optim gradient runtime graph",
     "training": "metrics step feed data objective optim gradient runtime graph",
     "metrics": "",

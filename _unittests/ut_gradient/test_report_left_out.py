@@ -9,7 +9,14 @@ import onnx.parser
 import pytest
 from onnx import helper, numpy_helper
 
+import onnxcustom
 from onnxcustom import gradient_report
+from onnxcustom.exceptions import (
+    GradientNotImplementedError,
+    NonDifferentiableError,
+    NoTrainableWeightError,
+    UnknownNameError,
+)
 from onnxcustom.inspect import describe
 
 NORM = """net (float[N, 4] x) => (float[N, 4] y) <float[4, 4] w = {1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1},
@@ -112,6 +119,57 @@ def test_quantized(op_type: str) -> None:
     assert "quantized" in report.why
     assert "covers" not in report.why
     assert "quantized" in describe(report)
+    remedy = "onnxcustom.tuning.dequantize"
+    assert remedy in report.why
+    assert remedy in report.untrainable
+    for train in (
+        onnxcustom.TrainingStep,
+        onnxcustom.OrtGradientForwardBackward,
+        lambda m: onnxcustom.OnnxRegressor(m).fit(np.ones((2, 4), np.float32), np.ones((2, 4), np.float32)),
+    ):
+        with pytest.raises(NoTrainableWeightError, match=rf"\['q'\] hold integers\. {remedy}"):
+            train(model)
+    with pytest.raises(UnknownNameError, match=remedy):
+        onnxcustom.TrainingStep(model, weights="q")
+
+
+WITHIN = {
+    "MatMulInteger": "i, si, zi = DynamicQuantizeLinear(a)  o = MatMulInteger(i, q, zi)  f = Cast<to = 1>(o)  y = Mul(f, si)",
+    "QLinearMatMul": "i = QuantizeLinear(a, s, z)  o = QLinearMatMul(i, s, z, q, s, z, s, z)  y = DequantizeLinear(o, s, z)",
+    "QLinearAdd": "i = QuantizeLinear(a, s, z)  o = com.microsoft.QLinearAdd(i, s, z, q, s, z, s, z)  y = DequantizeLinear(o, s, z)",
+    "MatMulNBits": "y = com.microsoft.MatMulNBits<K = 4, N = 4, block_size = 16>(a, b, t)",
+    "DynamicQuantizeMatMul": "y = com.microsoft.DynamicQuantizeMatMul(a, q, s, z)",
+    "ReorderInput": "r = com.microsoft.nchwc.ReorderInput(a)  y = com.microsoft.nchwc.ReorderOutput(r)",
+    "moved": "i = QuantizeLinear(a, s, z)  o = Transpose(i)  y = DequantizeLinear(o, s, z)",
+}
+
+
+@pytest.mark.parametrize("op_type", WITHIN)
+def test_weights_in_front_of_integers(op_type: str) -> None:
+    """No gradient of theirs comes through: refused, with what to do about it."""
+    domains = '"": 18, "com.microsoft": 1, "com.microsoft.nchwc": 1'
+    model = onnx.parser.parse_model(f"""<ir_version: 8, opset_import: [{domains}]>
+        net (float[N, 4] x) => (float[N, 4] y) <float[4, 4] w = {{1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1}},
+        float s = {{0.1}}, uint8 z = {{0}}, float[4] t = {{1, 1, 1, 1}}> {{ a = MatMul(x, w)  {WITHIN[op_type]} }}""")
+    for name, size in (("q", (4, 4)), ("b", (4, 1, 8))):
+        model.graph.initializer.append(numpy_helper.from_array(np.ones(size, np.uint8), name))
+    report = gradient_report(model)
+    assert not report.trainable
+    assert "onnxcustom.tuning.dequantize" in report.why
+    assert "covers the model" not in report.why
+    with pytest.raises((NonDifferentiableError, GradientNotImplementedError), match=r"tuning\.dequantize"):
+        onnxcustom.TrainingStep(model, weights="w")
+
+
+def test_warned_of_integers_beside_weights() -> None:
+    model = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["": 18]>
+        net (float[N, 2] x) => (float[N, 2] y) <float[2] b = {1, 2}, int8[2, 2] q = {1, 2, 3, 4}, float s = {0.1}> {
+            w = DequantizeLinear(q, s)  a = MatMul(x, w)  y = Add(a, b) }""")
+    report = gradient_report(model)
+    assert report.trainable
+    (text,) = report.warnings
+    assert "'q'" in text
+    assert "onnxcustom.tuning.dequantize" in text
 
 
 def test_held_weights_are_why() -> None:

@@ -14,9 +14,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from quantized_models import batch, original, quantized, run
+from quantized_models import batch, optimized, original, quantized, run
 
 import onnxcustom
+from onnxcustom import gradient_report
 from onnxcustom.exceptions import UnknownNameError
 from onnxcustom.tuning import dequantize
 
@@ -67,7 +68,7 @@ def test_quantizers(kind: str, way: str) -> None:
     expected = run(original(kind), feeds)[0]
     size = np.abs(expected).max()
     np.testing.assert_allclose(run(floats, feeds)[0], expected, atol=0.08 * size)
-    assert onnxcustom.gradient_report(floats).trainable
+    assert gradient_report(floats).trainable
     if (kind, way) not in BROKEN:
         integers = run(model, feeds)[0]
         np.testing.assert_allclose(run(floats, feeds)[0], integers, atol=0.05 * size)
@@ -76,7 +77,30 @@ def test_quantizers(kind: str, way: str) -> None:
         np.testing.assert_allclose(run(kept, feeds)[0], integers, atol=0.02 * size)
         inside = (kind, how) == ("lstm", "dynamic")  # what is rounded in an operator is not any more
         assert inside or np.mean(np.abs(run(kept, feeds)[0] - integers)) < 1e-3 * size
-        assert onnxcustom.gradient_report(kept).trainable
+        assert gradient_report(kept).trainable
+
+
+@pytest.mark.parametrize(
+    ("kind", "way"),
+    [
+        ("mlp", "dynamic int8"),
+        ("cnn", "QDQ U8U8"),
+        ("cnn", "QOperator S8S8 per channel"),
+        ("lstm", "QDQ U8S8 7 bits"),
+        ("transformer", "dynamic uint8 per channel"),
+        ("transformer", "QOperator U8U8"),
+    ],
+)
+def test_optimized_by_onnxruntime(kind: str, way: str) -> None:
+    """Fused operators of integers, and the layout of images, at the highest level."""
+    how, options = WAYS[way]
+    model, feeds = optimized(quantized(kind, how, **options)), batch(kind)
+    floats = dequantize(model)
+    assert not integer_nodes(floats)
+    assert not any(n.domain == "com.microsoft.nchwc" for n in floats.graph.node)
+    assert gradient_report(floats).trainable
+    expected = run(original(kind), feeds)[0]
+    np.testing.assert_allclose(run(floats, feeds)[0], expected, atol=0.05 * np.abs(expected).max())
 
 
 def one_layer(

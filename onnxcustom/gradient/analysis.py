@@ -9,11 +9,12 @@ from collections.abc import Iterable
 
 import onnx_ir as ir
 
+from onnxcustom.graph.analysis.integers import computes_integers
 from onnxcustom.graph.analysis.operands import is_float, is_opaque
 
 from .flow import Flow, Reach, operands
 from .interface import Engine
-from .verdict import STEP, Verdict
+from .verdict import INTEGERS, STEP, Verdict
 
 __all__ = ["analyse"]
 
@@ -77,7 +78,7 @@ def _edge(
     if not live:
         # Where numbers become places or labels says more than what is done with those afterwards.
         smooth = any(is_float(v) and v in flow.reach for v in node.outputs)
-        step = (node, STEP)
+        step = (node, INTEGERS if computes_integers(node) else STEP)
         if reach.blocked is None or is_opaque(reach.blocked[0]):
             reach.blocked = (after.blocked or step) if smooth else step
         return

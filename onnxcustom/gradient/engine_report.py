@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from onnxcustom._text import listed
 from onnxcustom.graph import Prepared, find_logits
+from onnxcustom.graph.analysis.integers import REMEDY
 from onnxcustom.graph.analysis.links import Links
 from onnxcustom.graph.analysis.operands import is_float
 from onnxcustom.graph.trainable.finding import array_of, find_weights
@@ -198,8 +199,7 @@ class GradientReport:
         if integers:
             return (
                 f"the model is quantized: {len(integers)} of its tensors are integers, which are not "
-                "trained, and no floating-point weight is left; train the model it was made from, and "
-                "quantize that"
+                f"trained, and no floating-point weight is left; {REMEDY}"
             )
         return "the model holds no floating-point weight"
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from onnxcustom._text import listed
 from onnxcustom.graph import Prepared
+from onnxcustom.graph.analysis.integers import REMEDY
 from onnxcustom.graph.analysis.operands import is_float
-from onnxcustom.graph.preparation.sites import InitializerSite, site_of
+from onnxcustom.graph.preparation.sites import own_name
 from onnxcustom.graph.trainable.finding import find_weights
 from onnxcustom.graph.trainable.left_out import left_out
 
@@ -13,6 +15,8 @@ from .engine_report import GradientReport, LeftOutRow, OperatorRow, Row, WeightR
 from .interface import Engine, get_engine
 
 __all__ = ["GradientReport", "LeftOutRow", "OperatorRow", "Row", "WeightRow", "gradient_report"]
+
+_SHOWN = 5  # names in a warning
 
 
 def gradient_report(model: object, engine: str | Engine = "auto") -> GradientReport:
@@ -57,12 +61,24 @@ def gradient_report(model: object, engine: str | Engine = "auto") -> GradientRep
         report = choice.report or engine_report(prepared, choice.engine)
         report.why = choice.why
         report.left_out = _left_out(prepared)
+        _warn_of_integers(report)
         if not (report.trainable or report.refused):
             report.why = f"the first choice, but {report.untrainable}"
         return report
     report = engine_report(prepared, engine if isinstance(engine, Engine) else get_engine(engine))
     report.left_out = _left_out(prepared)
+    _warn_of_integers(report)
     return report
+
+
+def _warn_of_integers(report: GradientReport) -> None:
+    """Say that weights are found, and more of them are integers."""
+    integers = [row.name for row in report.left_out if row.reason.startswith("quantized")]
+    if integers and report.weights:
+        report.warnings.append(
+            f"the model is quantized: beside its weights it holds integers, which are not trained, "
+            f"{listed(integers, _SHOWN)}; {REMEDY}."
+        )
 
 
 def _left_out(model: Prepared) -> list[LeftOutRow]:
@@ -71,8 +87,6 @@ def _left_out(model: Prepared) -> list[LeftOutRow]:
     rows = []
     for value, reason in left_out(made, find_weights(made)).items():
         name, shape, dtype = described(value)
-        site = site_of(value)  # integers have other names in the prepared model
-        if isinstance(site, InitializerSite) and not is_float(value):
-            name = site.name or name
+        name = name if is_float(value) else own_name(value)
         rows.append(LeftOutRow(name, shape, dtype, reason))
     return rows

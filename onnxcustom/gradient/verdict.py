@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["RULE", "STEP", "Verdict", "of_weight"]
+from onnxcustom.graph.analysis.integers import REMEDY
+
+__all__ = ["INTEGERS", "RULE", "STEP", "Verdict", "of_weight"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ STEP = Verdict(
     "non-differentiable",
     "only places, labels or truth values come of the operand, which have no gradient",
 )
+
+INTEGERS = Verdict("non-differentiable", f"integers come of the operand; {REMEDY}")
 
 
 def of_weight(verdict: Verdict) -> str:

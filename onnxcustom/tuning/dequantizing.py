@@ -13,11 +13,13 @@ from onnxcustom.graph.analysis.traversal import sort_nodes
 from onnxcustom.graph.files.io import ModelLike, to_proto
 from onnxcustom.graph.preparation.passes import InferShapesPass
 from onnxcustom.graph.preparation.prepare import Prepared
+from onnxcustom.graph.preparation.sites import own_name
 from onnxcustom.graph.preparation.unused import RemoveUnusedPass
 
 from .integers import blocks, fused, pairs, products, qlinear  # noqa: F401
-from .integers.rewriting import ACTIVATIONS, Rewriting, own_name
+from .integers.rewriting import ACTIVATIONS, Rewriting
 from .integers.steps import BOUNDS
+from .layouts import undo_layout
 
 __all__ = ["dequantize"]
 
@@ -86,6 +88,8 @@ def dequantize(
     edited = Prepared.of(model).take()
     chosen = None if weights is None else _chosen(edited, [weights] if isinstance(weights, str) else weights)
     InferShapesPass()(edited)
+    if undo_layout(edited):
+        InferShapesPass()(edited)
     Rewriting(edited, chosen, activations).run()
     RemoveUnusedPass()(edited)
     sort_nodes(edited.graph)

@@ -165,14 +165,14 @@ class OrtGradientForwardBackward:
         self.output_names: list[str] = _all_of("output", output_names, [o.name for o in graph.output])
         self.weights_to_train: list[str] = list(found)
         if weights_to_train is None:
-            Catalog(self.onnx_model).warn()
+            catalog = Catalog(self.onnx_model)
+            catalog.warn()
+            if not found:
+                raise _NothingToTrainError(catalog.nothing())
         else:
             self.weights_to_train = checked_names("weight", weights_to_train, self._all_weights(found))
         if not self.weights_to_train:
-            raise _NothingToTrainError(
-                "There is no weight to train: no floating-point initializer of the model is a "
-                "differentiable operand, or the list given is empty."
-            )
+            raise _NothingToTrainError(f"The list of weights is empty; the model has {list(found)}.")
         self._log("weights_to_train=%r", self.weights_to_train)
         self._create_onnx_graphs()
 

@@ -15,7 +15,7 @@ from onnxcustom.graph.building.builder import Var
 
 from ..emit import GradientBuilder
 from ..node import NodeView
-from ..registry import non_differentiable, rule
+from ..registry import rule
 from .windows import Window, shape_of_axes, spatial_rank, static_spatial
 
 # Columns from which one product per row of the kernel is faster than copying all columns together
@@ -23,8 +23,6 @@ from .windows import Window, shape_of_axes, spatial_rank, static_spatial
 _WIDE = 64
 # Copies of the image from which a convolution over transposed operands takes over.
 _MANY_COPIES = 64
-
-non_differentiable("ConvInteger", "QLinearConv", reason="it computes with quantised integers")
 
 
 @rule("Conv")

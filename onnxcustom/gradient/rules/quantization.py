@@ -15,12 +15,13 @@ import dataclasses
 import numpy as np
 import onnx_ir as ir
 
+from onnxcustom.graph.analysis.integers import COMPUTES, FUSED, MICROSOFT, NCHWC, REMEDY
 from onnxcustom.graph.building.builder import Var
 
 from ..carried import quantizer
 from ..emit import LARGEST_CONSTANT, GradientBuilder
 from ..node import NodeView
-from ..registry import non_differentiable, rule
+from ..registry import non_differentiable, refuse, rule
 
 __all__: list[str] = []
 
@@ -199,13 +200,19 @@ non_differentiable(
     "QuantizeLinear",
     "DynamicQuantizeLinear",
     reason="its output is integers, which are steps of its input; only DequantizeLinear right behind it lets "
-    "a gradient through",
+    f"a gradient through; {REMEDY}",
 )
-non_differentiable(
-    "ConvInteger",
-    "MatMulInteger",
-    "QLinearConv",
-    "QLinearMatMul",
-    reason="it computes with integers; quantization-aware training runs on the same model with "
-    "QuantizeLinear and DequantizeLinear pairs around the floating-point operator",
+for _domain, _op_types in COMPUTES.items():
+    non_differentiable(
+        *_op_types - {"QuantizeLinear", "DynamicQuantizeLinear"},
+        domain=_domain,
+        reason=f"it computes with integers; {REMEDY}",
+    )
+refuse(*FUSED, domain=MICROSOFT, reason=f"it holds its weights as integers; {REMEDY}")
+refuse(
+    *("AveragePool", "Conv", "GlobalAveragePool", "GlobalMaxPool", "MaxPool", "ReorderInput"),
+    *("ReorderOutput", "Upsample"),
+    domain=NCHWC,
+    reason="onnxruntime's optimizer has put its tensors into a layout of its own; "
+    "onnxcustom.tuning.dequantize(model) undoes that",
 )

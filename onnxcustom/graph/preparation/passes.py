@@ -21,7 +21,7 @@ from onnxcustom.graph.analysis.operands import FLOATS
 from onnxcustom.graph.analysis.operators import is_op
 from onnxcustom.graph.analysis.traversal import all_nodes, unique_name, value_names
 from onnxcustom.graph.files.limits import check_values, current_limits
-from onnxcustom.graph.preparation.sites import site_of
+from onnxcustom.graph.preparation.sites import OWN, site_of
 from onnxcustom.graph.shapes.inference import infer_shapes
 
 __all__ = [
@@ -44,10 +44,6 @@ logger = logging.getLogger("onnxcustom")
 
 # NumPy below version 2 has no more dimensions.
 _LARGEST_RANK = 32
-
-
-# What the names of constants end in that are no floats.
-_OWN = "_constant"
 
 
 class InlineFunctionsPass(ir.passes.InPlacePass):
@@ -293,11 +289,11 @@ class RenameIntegersPass(ir.passes.InPlacePass):
             if not (value.is_graph_input() or value.is_graph_output())
             and value.const_value is not None
             and value.const_value.dtype not in FLOATS
-            and not str(value.name).endswith(_OWN)
+            and not str(value.name).endswith(OWN)
         ]
         for value in found:
             del graph.initializers[str(value.name)]
-            value.name = unique_name(f"{value.name}{_OWN}", taken)
+            value.name = unique_name(f"{value.name}{OWN}", taken)
             graph.register_initializer(value)
         return ir.passes.PassResult(model, modified=bool(found))
 

@@ -15,9 +15,21 @@ import onnx_ir as ir
 from onnxcustom.graph.analysis.operators import is_op
 from onnxcustom.graph.analysis.traversal import all_nodes
 
-__all__ = ["AttributeSite", "ConstantSite", "InitializerSite", "OperandSite", "Site", "site_of", "tag"]
+__all__ = [
+    "AttributeSite",
+    "ConstantSite",
+    "InitializerSite",
+    "OperandSite",
+    "Site",
+    "own_name",
+    "site_of",
+    "tag",
+]
 
 _KEY = "onnxcustom.site"
+
+# What the names of constants end in that are no floats.
+OWN = "_constant"
 
 # Renaming a coefficient has no tensor name to change: the name is kept on the node itself.
 NAME_KEY = "onnxcustom.name."
@@ -165,6 +177,14 @@ def pin(value: ir.Value, site: Site) -> None:
 def site_of(value: ir.Value) -> Site | None:
     """The site pinned on `value`."""
     return value.meta.get(_KEY)
+
+
+def own_name(value: ir.Value) -> str:
+    """What the user's model calls a constant: integers have other names in the prepared one."""
+    site = site_of(value)
+    if isinstance(site, InitializerSite) and site.name:
+        return site.name
+    return str(value.name).removesuffix(OWN)
 
 
 def origin(node: ir.Node) -> ir.Node:

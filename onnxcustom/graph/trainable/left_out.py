@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from onnxcustom.graph.analysis.integers import HOLDS, REMEDY
 from onnxcustom.graph.analysis.operands import FLOATS, is_float, is_opaque
 from onnxcustom.graph.analysis.paths import End, Paths
 from onnxcustom.graph.trainable.finding import Findings
@@ -24,10 +25,8 @@ _PARTS: dict[tuple[str, int], str] = {
     ("DequantizeLinear", 1): "a scale of DequantizeLinear",
 }
 _COMPARES = frozenset("Equal Greater GreaterOrEqual Less LessOrEqual".split())
-_INTEGERS = frozenset(
-    "DequantizeLinear QLinearConv QLinearMatMul ConvInteger MatMulInteger MatMulNBits DynamicQuantizeMatMul "
-    "MatMulIntegerToFloat QGemm QAttention QLinearAdd QLinearMul GatherBlockQuantized".split()
-)
+# Bytes of what stands for a number, at most: a shape, say, is of int64.
+_WIDEST = 4
 
 
 def left_out(model: ir.Model, found: Findings) -> dict[ir.Value, str]:
@@ -56,7 +55,7 @@ def left_out(model: ir.Model, found: Findings) -> dict[ir.Value, str]:
         if value in found.left_out:
             rows[value] = found.left_out[value]
         elif quantized(value):
-            rows[value] = f"quantized ({tensor.dtype.name.lower()}): integers are not trained"
+            rows[value] = f"quantized ({tensor.dtype.name.lower()}): integers are not trained; {REMEDY}"
         elif is_float(tensor) and tensor.size > 1:
             rows[value] = _why(paths.ends(value), found.live)
     return rows
@@ -69,9 +68,9 @@ def quantized(value: ir.Value) -> bool:
     # weight, and a string has no size in bytes to ask for.
     if tensor is None or tensor.size <= 1 or tensor.dtype in FLOATS | {ir.DataType.STRING, ir.DataType.BOOL}:
         return False
-    if tensor.dtype.itemsize > 1:
+    if tensor.dtype.itemsize > _WIDEST:
         return False
-    return any(node.op_type in _INTEGERS and not _is_zero_point(node, i) for node, i in value.uses())
+    return any(node.op_type in HOLDS and not _is_zero_point(node, i) for node, i in value.uses())
 
 
 def _is_zero_point(node: ir.Node, index: int) -> bool:

@@ -12,13 +12,15 @@ from typing import Any
 import onnx_ir as ir
 
 from onnxcustom.exceptions import NoTrainableWeightError, UnknownNameError
+from onnxcustom.graph.analysis.integers import REMEDY
 from onnxcustom.graph.analysis.operands import is_float
 from onnxcustom.graph.analysis.traversal import all_nodes
 from onnxcustom.graph.files.io import ModelLike, to_ir
 from onnxcustom.graph.preparation.prepare import Prepared, structure
-from onnxcustom.graph.preparation.sites import tag
+from onnxcustom.graph.preparation.sites import own_name, tag
 from onnxcustom.graph.trainable.finding import check_finite, find_weights, warn_nonfinite
 from onnxcustom.graph.trainable.layers import Layer, layers_of
+from onnxcustom.graph.trainable.left_out import quantized
 from onnxcustom.graph.trainable.roles import Role, weight_roles
 
 __all__ = ["Selection", "matching", "select_weights"]
@@ -194,7 +196,7 @@ class Catalog:
     def select(self, train: Selection = None, freeze: Selection = None) -> list[str]:
         """As :func:`select_weights`."""
         if train is None and not self.names:
-            raise NoTrainableWeightError(self._nothing())
+            raise NoTrainableWeightError(self.nothing())
         chosen = set(self.names) if train is None else self._find("The list of weights", train)
         if not chosen:
             raise NoTrainableWeightError(f"The list of weights is empty; the model has {self._known()}.")
@@ -212,7 +214,8 @@ class Catalog:
         """Say what is left out of all weights because of its numbers, but for what is `frozen`."""
         warn_nonfinite(v for name, v in self.nonfinite.items() if name not in frozen)
 
-    def _nothing(self) -> str:
+    def nothing(self) -> str:
+        """Why the model has no weight."""
         text = (
             "The model holds no trainable weight: no floating-point initializer or constant that an operator "
             "reads as data."
@@ -225,9 +228,17 @@ class Catalog:
                 "hold thresholds, kernels the rows they were fitted on. Linear models and neural networks "
                 "have some."
             )
+        integers = self._integers()
+        if integers:
+            text += f" It is quantized: {_shown(integers)} hold integers. {REMEDY}."
         if self.nonfinite:
             text += f" {_shown(list(self.nonfinite))} would be, but for NaN or infinity in it."
         return text
+
+    def _integers(self) -> list[str]:
+        """Names of the tensors of integers that stand for weights, as the user's model has them."""
+        constants = () if self._model is None else self._model.graph.initializers.values()
+        return [own_name(value) for value in constants if quantized(value)]
 
     def _find(self, what: str, selection: Any, more: Sequence[str] = ()) -> set[str]:
         """The names that a selection chooses, of `more` as well; `what` it is, for messages."""
@@ -276,6 +287,9 @@ class Catalog:
             for name in difflib.get_close_matches(text, self.names, n=3)
         ]
         hint = f" Did you mean {' or '.join(map(repr, dict.fromkeys(near)))}?" if near else ""
+        held = [name for name in self._integers() if name in unknown]
+        if held:
+            hint += f" {_shown(held)} of it hold integers. {REMEDY}."
         return (
             f"the model does not have; its weights are {self._known()}.{hint} A list holds names, patterns "
             f"such as 'dense*', or {_WORDS}."

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from onnxcustom.graph.analysis.integers import MICROSOFT
 from onnxcustom.graph.building.builder import Var
 
-from .rewriting import MICROSOFT, Rewriting, attributes, integer
+from .rewriting import Rewriting, attributes, integer
 from .steps import dequantized
 
 __all__: list[str] = []

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from onnxcustom.graph.analysis.integers import MICROSOFT
 from onnxcustom.graph.analysis.operators import is_op
 from onnxcustom.graph.building.builder import Var
 
-from .rewriting import MICROSOFT, Rewriting, integer
+from .rewriting import Rewriting, integer
 
 __all__: list[str] = []
 

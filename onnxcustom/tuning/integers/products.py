@@ -230,7 +230,7 @@ def dynamic_quantize_matmul(walk: Rewriting, node: ir.Node) -> Var:
     assert b is not None
     assert scale is not None
     op = walk.op
-    y = op.MatMul(a, walk.operand(b, scale, zero, axis=-1))
+    y = op.MatMul(walk.rounded(a), walk.operand(b, scale, zero, axis=-1))
     return y if bias is None else y + op.wrap(bias)
 
 

@@ -16,28 +16,26 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxcustom.graph.analysis.constants import constant_array
+from onnxcustom.graph.analysis.integers import MICROSOFT
 from onnxcustom.graph.analysis.operators import is_op
 from onnxcustom.graph.analysis.traversal import all_names, dependents, subgraphs
 from onnxcustom.graph.building.builder import Builder, Var
-from onnxcustom.graph.preparation.sites import InitializerSite, site_of
+from onnxcustom.graph.preparation.sites import own_name
 from onnxcustom.graph.preparation.unused import RemoveUnusedPass
 
 from .steps import BOUNDS, dequantized, quantized
 
 __all__ = [
     "ACTIVATIONS",
-    "MICROSOFT",
     "RULES",
     "Rewriting",
     "attributes",
     "channels_first",
     "channels_last",
     "integer",
-    "own_name",
     "same",
 ]
 
-MICROSOFT = "com.microsoft"
 ACTIVATIONS = ("clip", "keep", "remove")
 
 Made = Var | Sequence[Var | None] | None
@@ -260,6 +258,13 @@ class Rewriting:
             self._made[key] = self.op.DequantizeLinear(q, scale, zero, axis=many)
         return self._made[key]
 
+    def rounded(self, x: ir.Value) -> Var:
+        """What an operator quantizes by itself: with its rounding, if that is to be kept."""
+        if self.activations != "keep":
+            return self.op.wrap(x)
+        q, scale, zero = self.op.DynamicQuantizeLinear(x, outputs=3)
+        return self.op.DequantizeLinear(q, scale, zero)
+
     def _clipped(
         self, x: ir.Value, scale: ir.Value | None, zero: ir.Value | None, dtype: ir.DataType | None, axis: int
     ) -> Var | None:
@@ -374,14 +379,6 @@ class Rewriting:
 def attributes(node: ir.Node, *without: str) -> dict[str, Any]:
     """Attributes of a node, as the builder takes them."""
     return {name: a.value for name, a in node.attributes.items() if name not in without}
-
-
-def own_name(value: ir.Value) -> str:
-    """What the user's model calls a constant: integers have other names in the prepared one."""
-    site = site_of(value)
-    if isinstance(site, InitializerSite) and site.name:
-        return site.name
-    return str(value.name).removesuffix("_constant")
 
 
 def channels_first(op: Builder, x: Var, rank: int | None = None) -> Var:
