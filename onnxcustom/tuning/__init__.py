@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from .dequantizing import dequantize
+from .dynamic import make_dynamic
 from .heads import replace_head
 from .ties import untie
 
-__all__ = ["dequantize", "replace_head", "untie"]
+__all__ = ["dequantize", "make_dynamic", "replace_head", "untie"]
