@@ -15,13 +15,14 @@ ROOT = Path(__file__).resolve().parents[2]
 ROOMS = {
     "testing": "gradient runtime graph",
     "__main__": "cli",
-    "cli": "demo plotting training metrics inspect step feed data objective optim gradient runtime graph",
-    "demo": "plotting training metrics step feed data objective optim gradient runtime graph",
-    "tuning": "runtime graph",
+    "cli": "demo plotting training metrics inspect tuning step feed data objective optim gradient runtime "
+    "graph",
+    "demo": "plotting training metrics tuning step feed data objective optim gradient runtime graph",
     "plotting": "training metrics step feed data objective optim gradient runtime graph",
-    "training": "metrics step feed data objective optim gradient runtime graph",
+    "training": "metrics tuning step feed data objective optim gradient runtime graph",
     "metrics": "",
     "inspect": "step feed data objective optim gradient runtime graph",
+    "tuning": "runtime graph",
     "step": "feed data objective optim gradient runtime graph",
     "feed": "data runtime graph",
     "data": "",

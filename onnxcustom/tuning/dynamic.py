@@ -30,6 +30,8 @@ _LOGGER = logging.getLogger("onnxcustom")
 # Blocks of rows that are compared, and numbers of rows that the result is tried with.
 _BLOCKS = 3
 _SIZES = (1, 3, 8)
+# How much more rounding there is in a whole model than in one node.
+_ROUNDING = 20
 
 
 def make_dynamic(
@@ -54,11 +56,13 @@ def make_dynamic(
     batch : str, default='N'
         Name of the batch axis in inputs and outputs.
     example : dict of str to array_like, optional
-        Rows of inputs, one or more, to run the model on. By default floating-point numbers are drawn, integers are
-        1 or 2, or what else the model runs on, and sizes that the file leaves open are such that it runs.
+        Rows of inputs, one or more, to run the model on. By default numbers are drawn, integers from 1 to 99,
+        or smaller ones if the model does not run on these, and sizes that the file leaves open are such that
+        it runs.
     batch_axis : dict of str to int or None, optional
-        Where the rows of an input are; None for an input without rows. By default axis 0 of the first input with
-        dimensions, another one of it if that is none, and for other inputs the first axis of the same size.
+        Where the rows of an input are; None for an input without rows. By default axis 0 of the first input
+        with dimensions, or axis 1 if that is the one of a single row, and for other inputs the first axis of
+        that size.
 
     Returns
     -------
@@ -68,8 +72,8 @@ def make_dynamic(
     Raises
     ------
     InvalidModelError
-        A node does not take several rows together, or mixes them: it is named, with the tensors that it reads and
-        their shapes. Or onnxruntime does not run the model.
+        A node does not take several rows together, or mixes them: it is named, with the tensors that it
+        reads and their shapes. Or onnxruntime does not run the model.
     InvalidParameterError, UnknownNameError
         `batch` is the name of another dimension; `batch_axis` or `example` name no input.
 
@@ -91,11 +95,11 @@ def make_dynamic(
     proto = _runnable(load(model))
     inputs = _inputs(to_ir(proto))
     _check_name(batch)
-    refused: InvalidModelError | None = None
+    refused: Exception | None = None
     for guess in guesses(inputs, dict(batch_axis or {})):
         try:
             return _freed(proto, guess, batch, example)
-        except InvalidModelError as exc:
+        except (InvalidModelError, InvalidParameterError) as exc:
             refused = refused or exc
     assert refused is not None
     raise refused
@@ -125,15 +129,38 @@ def _freed(
     proto: onnx.ModelProto, guess: Guess, batch: str, example: Mapping[str, Any] | None
 ) -> onnx.ModelProto:
     """The model for any number of rows, if they are where that guess says."""
-    edited = to_ir(proto)
-    InlineFunctionsPass()(edited)
-    inputs = _inputs(edited)
+    inputs = _inputs(to_ir(proto))
     _check_free(inputs, guess, batch)
     block = guess.block
     wanted = max(_BLOCKS * block, -(-max(_SIZES) // block) * block)
-    examples = find_examples(proto, inputs, guess.axes, block, wanted, example)
-    taken = all_names(edited.graph)
-    op = Builder(edited.opset_imports.get("", 1), prefix="rows_", taken=taken)
+    several = find_examples(proto, inputs, guess.axes, block, wanted, example)
+    refused: InvalidModelError | None = None
+    for examples in several:  # sizes may hide what others show: one element where there may be two
+        edited = to_ir(proto)
+        InlineFunctionsPass()(edited)
+        try:
+            walk = _walked(edited, guess, examples)
+            axes = _output_axes(edited, walk)
+            _declare(edited, walk, guess, batch)
+            _drop_unread(edited)
+            made = to_proto(edited)
+            for proof in several:
+                _prove(proto, made, proof, axes, 1 if guess.declared else block)
+        except InvalidModelError as exc:
+            refused = refused or exc
+            continue
+        for name in dict.fromkeys(walk.repaired):
+            _LOGGER.info("%s takes any number of rows now.", name)
+        return made
+    assert refused is not None
+    raise refused
+
+
+def _walked(model: ir.Model, guess: Guess, examples: Examples) -> Walk:
+    """The model with its nodes repaired, and what is known of its values."""
+    inputs, block = _inputs(model), guess.block
+    taken = all_names(model.graph)
+    op = Builder(model.opset_imports.get("", 1), prefix="rows_", taken=taken)
     lead = next(v for v in inputs if v.name == guess.lead)
     axis = guess.axes[guess.lead]
     assert axis is not None
@@ -141,21 +168,13 @@ def _freed(
     given = _given(inputs, examples, guess)
     sizes = [np.array([block], np.int64)] * _BLOCKS
     given[rows] = Known("sized", sizes, np.array([block * _BLOCKS], np.int64))
-    walk = Walk(edited, given, rows, block, _BLOCKS, taken, guess.declared)
-    walk.graph(edited.graph)
+    walk = Walk(model, given, rows, block, _BLOCKS, taken, guess.declared)
+    walk.graph(model.graph)
     if rows.uses():
-        first = next(iter(edited.graph))
-        edited.graph.insert_before(first, op.nodes)
+        model.graph.insert_before(model.graph[0], op.nodes)
         for value in op.initializers:
-            edited.graph.register_initializer(value)
-    axes = _output_axes(edited, walk)
-    _declare(edited, walk, guess, batch)
-    _drop_unread(edited, proto)
-    made = to_proto(edited)
-    _prove(proto, made, examples, axes, block)
-    for name in walk.repaired:
-        _LOGGER.info("%s takes any number of rows now.", name)
-    return made
+            model.graph.register_initializer(value)
+    return walk
 
 
 def _check_free(inputs: Sequence[ir.Value], guess: Guess, batch: str) -> None:
@@ -242,7 +261,7 @@ def _shape(declared: ir.Shape | None, known: Known, block: int, batch: str) -> i
     return _named(dims, layout.axis, batch)
 
 
-def _drop_unread(model: ir.Model, proto: onnx.ModelProto) -> None:
+def _drop_unread(model: ir.Model) -> None:
     """Drop constants that nothing reads since their nodes read others."""
     for graph in model.graphs():
         for value in list(graph.initializers.values()):
@@ -283,7 +302,7 @@ def _prove(
             if axis is None:
                 continue
             rows = np.concatenate([results[i] for results in alone], axis=axis)
-            if not close(found[i], np.take(rows, range(size), axis=axis)):
+            if not close(found[i], np.take(rows, range(size), axis=axis), _ROUNDING):
                 raise InvalidModelError(
                     f"Output {name!r} of {size} rows together is not that of these rows alone: the model "
                     "mixes them."

@@ -18,8 +18,10 @@ __all__ = ["Examples", "find_examples"]
 
 # Sizes for dimensions that a file leaves open: models that halve images or sounds want large ones.
 _SIZES = (64, 48, 96, 32, 128, 224, 256, 320, 16, 512, 8, 640, 1024, 4, 2, 1, 2048, 4096, 8192, 16000)
+# Numbers in a row, of floating point and of integers, up to which a large size is tried as well.
+_LARGE, _LONG = 20000, 256
 # Bounds of integers: indices of tokens, lengths, switches.
-_INTEGERS = ((1, 2), (0, 1), (1, 1), (0, 0), (16000, 16000))
+_INTEGERS = ((1, 99), (1, 9), (1, 2), (0, 1), (1, 1), (0, 0), (16000, 16000))
 
 
 class Examples:
@@ -55,8 +57,8 @@ def find_examples(
     block: int,
     rows: int,
     given: Mapping[str, Any] | None,
-) -> Examples:
-    """Inputs that onnxruntime runs the model on.
+) -> list[Examples]:
+    """Inputs that onnxruntime runs the model on, of the usual and, if there are open sizes, of large ones.
 
     Parameters
     ----------
@@ -78,22 +80,51 @@ def find_examples(
     """
     session = quiet_session(proto)
     reason = ""
-    for arrays in _tried(inputs, axes, rows, given or {}):
-        found = Examples(arrays, axes)
-        try:
-            run_quietly(session, found.rows(0, block))
-        except FAILURES as exc:
-            reason = " ".join(str(exc).split())[:300]
-            continue
-        return found
-    raise InvalidModelError(
-        f"onnxruntime runs the model on none of the inputs that were tried: {reason} Give some, as "
-        "example={'input': array}."
-    )
+    found: list[Examples] = []
+    free = [v for v in inputs if v.name not in (given or {})]
+    for sizes in _sizes(free, axes):
+        for arrays in _tried(inputs, axes, rows, given or {}, sizes):
+            tried = Examples(arrays, axes)
+            try:
+                run_quietly(session, tried.rows(0, block))
+            except FAILURES as exc:
+                reason = reason or str(exc)[:300]
+                continue
+            found.append(tried)
+            break
+        if not found:
+            break
+    if not found:
+        raise InvalidModelError(
+            f"onnxruntime runs the model on none of the inputs that were tried: {reason} Give some, as "
+            "example={'input': array}."
+        )
+    return found
+
+
+def _sizes(inputs: Sequence[ir.Value], axes: Mapping[str, int | None]) -> list[Sequence[int]]:
+    """Sizes to try for dimensions that are open: the usual ones, and large ones."""
+    most = max(_SIZES)
+    some = False
+    for value in inputs:
+        inner = [d for i, d in enumerate(value.shape or ()) if i != axes[str(value.name)]]
+        times = sum(not isinstance(d, int) for d in inner)
+        if times:
+            whole = value.dtype is None or not value.dtype.is_floating_point()
+            fixed = int(np.prod([d for d in inner if isinstance(d, int)]))
+            most = min(most, int(((_LONG if whole else _LARGE) / max(fixed, 1)) ** (1 / times)))
+            some = True
+    if not some:
+        return [_SIZES[:1]]
+    return [_SIZES, sorted((s for s in _SIZES if _SIZES[0] < s <= most), reverse=True)]
 
 
 def _tried(
-    inputs: Sequence[ir.Value], axes: Mapping[str, int | None], rows: int, given: Mapping[str, Any]
+    inputs: Sequence[ir.Value],
+    axes: Mapping[str, int | None],
+    rows: int,
+    given: Mapping[str, Any],
+    sizes: Sequence[int],
 ) -> Iterator[dict[str, np.ndarray]]:
     names = [str(v.name) for v in inputs]
     unknown = [name for name in given if name not in names]
@@ -101,12 +132,13 @@ def _tried(
         raise UnknownNameError(f"example names {unknown}; the inputs of the model are {names}.")
     ready = {n: _repeated(n, np.asarray(a), axes[n], rows) for n, a in given.items()}
     free = [v for v in inputs if v.name not in ready]
-    open_ = any(not isinstance(d, int) for v in free for i, d in enumerate(v.shape or ()) if i != axes[str(v.name)])
     whole = any(v.dtype is not None and v.dtype.is_integer() for v in free)
-    for bounds, size in itertools.product(_INTEGERS if whole else _INTEGERS[:1], _SIZES if open_ else _SIZES[:1]):
+    for bounds, size in itertools.product(_INTEGERS if whole else _INTEGERS[:1], sizes):
         rng = np.random.default_rng(0)
         yield {
-            str(v.name): ready[str(v.name)] if v.name in ready else _drawn(rng, v, axes[str(v.name)], rows, size, bounds)
+            str(v.name): ready[str(v.name)]
+            if v.name in ready
+            else _drawn(rng, v, axes[str(v.name)], rows, size, bounds)
             for v in inputs
         }
 
@@ -115,7 +147,9 @@ def _drawn(
     rng: np.random.Generator, value: ir.Value, axis: int | None, rows: int, size: int, bounds: tuple[int, int]
 ) -> np.ndarray:
     if value.shape is None or value.dtype is None:
-        raise InvalidModelError(f"Input {value.name!r} has no shape: give an example, as example={{{value.name!r}: array}}.")
+        raise InvalidModelError(
+            f"Input {value.name!r} has no shape: give an example, as example={{{value.name!r}: array}}."
+        )
     shape = [rows if i == axis else d if isinstance(d, int) else size for i, d in enumerate(value.shape)]
     dtype = np.dtype(value.dtype.numpy())
     if dtype.kind == "f":
@@ -132,7 +166,9 @@ def _repeated(name: str, array: np.ndarray, axis: int | None, rows: int) -> np.n
     if axis is None:
         return array
     if axis >= array.ndim or not array.shape[axis]:
-        raise InvalidDataError(f"example[{name!r}] has shape {array.shape}: there are no rows along axis {axis}.")
+        raise InvalidDataError(
+            f"example[{name!r}] has shape {array.shape}: there are no rows along axis {axis}."
+        )
     times = -(-rows // array.shape[axis])
     turned = [np.roll(array, i, axis=-1) if array.ndim - 1 != axis else array for i in range(times)]
     return _some(np.concatenate(turned, axis=axis), axis, 0, rows)

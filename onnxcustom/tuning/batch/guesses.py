@@ -12,8 +12,6 @@ from onnxcustom.exceptions import InvalidModelError, InvalidParameterError, Unkn
 
 __all__ = ["Guess", "guesses"]
 
-_MOST = 4
-
 
 @dataclasses.dataclass(frozen=True)
 class Guess:
@@ -26,7 +24,7 @@ class Guess:
     lead : str
         The input that has rows for certain.
     block : int
-        Rows that the file takes at once; 1 if it says that it takes any number.
+        Rows that the file is given at once.
     declared : bool
         Whether it says so.
     """
@@ -38,7 +36,7 @@ class Guess:
 
 
 def guesses(inputs: Sequence[ir.Value], said: Mapping[str, int | None]) -> Iterator[Guess]:
-    """What may be, likely ones first: axis 0 of the first input with dimensions, then others of it.
+    """What may be, likely ones first: axis 0 of the first input with dimensions, or axis 1 of one row.
 
     Raises
     ------
@@ -48,7 +46,9 @@ def guesses(inputs: Sequence[ir.Value], said: Mapping[str, int | None]) -> Itera
     shapes = {str(v.name): [_plain(d) for d in v.shape or ()] for v in inputs}
     _check(shapes, said)
     leads = [n for n, a in said.items() if a is not None] or [
-        str(v.name) for v in inputs if len(shapes[str(v.name)]) > (1 if len(inputs) > 1 else 0) and v.name not in said
+        str(v.name)
+        for v in inputs
+        if len(shapes[str(v.name)]) > (1 if len(inputs) > 1 else 0) and v.name not in said
     ]
     leads = leads or [n for n, s in shapes.items() if s and n not in said]
     if not leads:
@@ -56,19 +56,22 @@ def guesses(inputs: Sequence[ir.Value], said: Mapping[str, int | None]) -> Itera
     lead = leads[0]
     dims = shapes[lead]
     first = said.get(lead)
-    axes = [first] if first is not None else sorted(range(len(dims)), key=lambda a: (a > 0, dims[a] != 1, a))
+    # Time may stand before a batch of one.
+    second = [1] if dims[0] != 1 and dims[1:2] == [1] else []
+    axes = [first] if first is not None else [0, *second]
     seen: list[Guess] = []
     for axis in axes:
-        assert axis is not None
         alike = {n: _like(s, dims[axis], n == lead) for n, s in shapes.items()}
         alone = dict.fromkeys(shapes)
         for others in (alike, alone):
             found = {**others, lead: axis, **said}
-            block = dims[axis] if isinstance(dims[axis], int) else 1
-            guess = Guess(found, lead, block, not isinstance(dims[axis], int))
-            if guess not in seen and block > 0:
-                seen.append(guess)
-    yield from seen[:_MOST]
+            declared = not isinstance(dims[axis], int)
+            # Files that take any number may have a way of their own for a single row.
+            for block in (1, 2) if declared else (dims[axis],):
+                guess = Guess(found, lead, block, declared)
+                if guess not in seen and block > 0:
+                    seen.append(guess)
+    yield from seen
 
 
 def _check(shapes: Mapping[str, Sequence[Any]], said: Mapping[str, int | None]) -> None:

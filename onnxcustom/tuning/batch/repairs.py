@@ -17,7 +17,14 @@ from .layouts import Layout, find_layout
 __all__ = ["Case", "Known", "Repair", "is_shaping", "repairs"]
 
 # Operands that hold the shape of a result.
-_SHAPES = {"Expand": 1, "Resize": 3, "ConstantOfShape": 0, "CenterCropPad": 1, "MaxUnpool": 2, "AffineGrid": 1}
+_SHAPES = {
+    "Expand": 1,
+    "Resize": 3,
+    "ConstantOfShape": 0,
+    "CenterCropPad": 1,
+    "MaxUnpool": 2,
+    "AffineGrid": 1,
+}
 # Operators that give numbers on in their order, under another shape.
 _SHAPING = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten"})
 # Layers with states: where these are, and the lengths of the sequences.
@@ -124,6 +131,7 @@ def repairs(case: Case) -> Iterator[Repair]:
         yield from _shaped(case)
         yield from _sized(case)
         yield from _covering(case)
+        yield from _apart(case)
         yield from _reduced(case)
     yield from _with_other_operands(case)
 
@@ -133,7 +141,8 @@ def repairs(case: Case) -> Iterator[Repair]:
 
 def _shaped(case: Case) -> Iterator[Repair]:
     node = case.node
-    dropping = node.op_type == "Gather" and _takes_only_row(case) and np.ndim(case.known[node.inputs[1]].batch) == 0  # type: ignore[index]
+    index = case.operand(1)
+    dropping = index is not None and np.ndim(index[1].batch) == 0 and _takes_only_row(case)
     if not (is_shaping(node) or dropping):
         return
     found = case.operand(0)
@@ -151,7 +160,11 @@ def _shaped(case: Case) -> Iterator[Repair]:
         if layout is None or layout.axis != axis:
             continue
         op = case.builder()
-        made = _reshape(case, op, x, known, layout) if node.op_type == "Reshape" else _moved(case, op, x, known, layout)
+        made = (
+            _reshape(case, op, x, known, layout)
+            if node.op_type == "Reshape"
+            else _moved(case, op, x, known, layout)
+        )
         if made is not None:
             yield made
 
@@ -260,7 +273,9 @@ def _sized(case: Case) -> Iterator[Repair]:
     vector, held = found
     said = np.asarray(held.blocks[0]).reshape(-1).tolist()
     for place, size in enumerate(said):
-        if size == case.block or (held.kind == "same" and size > 0 and size % case.block == 0 and case.block > 1):
+        if size == case.block or (
+            held.kind == "same" and size > 0 and size % case.block == 0 and case.block > 1
+        ):
             op = case.builder()
             rows = op.wrap(case.rows)
             entry = rows if size == case.block else rows * (size // case.block)
@@ -268,9 +283,11 @@ def _sized(case: Case) -> Iterator[Repair]:
 
 
 def _takes_only_row(case: Case) -> bool:
-    """Whether a Gather takes all rows there are, in their order."""
+    """Whether a node is a Gather that takes all rows there are, in their order."""
     found, index = case.operand(0), case.operand(1)
-    if found is None or index is None or index[1].kind != "same" or found[1].layout is None:
+    if case.node.op_type != "Gather" or found is None or index is None or found[1].layout is None:
+        return False
+    if index[1].kind != "same":
         return False
     axis = case.node.attributes.get_int("axis", 0) % len(found[1].shape)
     places = np.asarray(index[1].batch).reshape(-1)
@@ -303,6 +320,27 @@ def _covering(case: Case) -> Iterator[Repair]:
     numbers = [starts, ends, axes, steps] if any(s != 1 for s in steps) else [starts, ends, axes]
     operands = [np.array(n, np.int64) for n in numbers]
     yield Repair(op, instead=op.Slice(op.wrap(x), *operands).value)
+
+
+def _apart(case: Case) -> Iterator[Repair]:
+    """A part of an axis that rows were made one with: of every row alone."""
+    node, found = case.node, case.operand(0)
+    if node.op_type != "Slice" or "axes" in node.attributes or len(node.inputs) < 3 or found is None:
+        return
+    x, known = found
+    if known.layout is None or known.layout.before > 1 or known.layout.pure(known.shape, case.block):
+        return
+    axis, rank = known.layout.axis, len(known.shape)
+    axes = case.numbers(3, "axes") or list(range(case.known[node.inputs[1]].batch.size))  # type: ignore[index]
+    inner = np.array([a % rank + (a % rank >= axis) for a in axes], np.int64)
+    op = case.builder()
+    entries: list[Any] = [("size", i) for i in range(rank)]
+    split = [*entries[:axis], "rows", -1, *entries[axis + 1 :]]
+    steps = [op.wrap(node.inputs[4])] if len(node.inputs) > 4 and node.inputs[4] is not None else []
+    bounds = [op.wrap(v) for v in node.inputs[1:3] if v is not None]
+    made = op.Slice(op.Reshape(op.wrap(x), _vector(case, op, x, split)), *bounds, inner, *steps)
+    merged = [-1 if i == axis else ("size", i + (i > axis)) for i in range(rank)]
+    yield Repair(op, instead=op.Reshape(made, _vector(case, op, made.value, merged)).value)
 
 
 def _reduced(case: Case) -> Iterator[Repair]:

@@ -34,6 +34,8 @@ class Trial:
         What is asked for.
     opsets : mapping of str to int
         Versions of the domains.
+    shaped : iterable of str
+        Names of what has the same shape in every run.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class Trial:
         constants: Iterable[str],
         outputs: Sequence[str],
         opsets: Mapping[str, int],
+        shaped: Iterable[str] = (),
     ) -> None:
         fixed = {name for name in constants if name in values and values[name].size <= _SMALL}
         graph = onnx.GraphProto(name="trial", node=nodes)
@@ -51,7 +54,8 @@ class Trial:
                 graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(array), name))
             else:
                 kind = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
-                graph.input.append(onnx.helper.make_tensor_value_info(name, kind, [None] * array.ndim))
+                shape = array.shape if name in set(shaped) else [None] * array.ndim
+                graph.input.append(onnx.helper.make_tensor_value_info(name, kind, shape))
         graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
         imports = [onnx.helper.make_opsetid(d, v) for d, v in opsets.items()]
         model = onnx.helper.make_model(graph, opset_imports=imports)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ import onnx_ir as ir
 
 from onnxcustom.exceptions import InvalidModelError
 from onnxcustom.graph.analysis.traversal import reads, subgraphs, unique_name
+from onnxcustom.graph.building.builder import Builder
 
 from .layouts import close, find_layout, joined
 from .repairs import Case, Known, Repair, is_shaping, repairs
@@ -61,7 +63,7 @@ class Walk:
         self.taken, self.declared = taken, declared
         self.known: dict[ir.Value, Known] = dict(given)
         self.repaired: list[str] = []
-        self.opsets = {domain: version for domain, version in model.opset_imports.items()}
+        self.opsets = dict(model.opset_imports.items())
 
     def graph(self, graph: ir.Graph) -> None:
         """Every node of a graph whose inputs are known."""
@@ -99,14 +101,20 @@ class Walk:
             self.known[value] = Known(kind, blocks, whole)
 
     def _trial(
-        self, nodes: Sequence[onnx.NodeProto], known: Mapping[ir.Value, Known], outputs: Sequence[str], node: ir.Node
+        self,
+        nodes: Sequence[onnx.NodeProto],
+        known: Mapping[ir.Value, Known],
+        outputs: Sequence[str],
+        node: ir.Node,
     ) -> Trial:
         values = {str(v.name): k.batch for v, k in known.items()}
         other = next((n for n, v in values.items() if not isinstance(v, np.ndarray)), None)
         if other is not None:
-            raise InvalidModelError(f"{_named(node)} reads {other!r}, which is no tensor: its rows are not known.")
+            raise InvalidModelError(
+                f"{_named(node)} reads {other!r}, which is no tensor: its rows are not known."
+            )
         constant = [str(v.name) for v, k in known.items() if k.kind == "same"]
-        return Trial(nodes, values, constant, outputs, self.opsets)
+        return Trial(nodes, values, constant, outputs, self.opsets, [str(self.rows.name)])
 
     def _compare(
         self,
@@ -118,19 +126,22 @@ class Walk:
     ) -> None:
         """Take what a node gives for rows together, if it is what they give alone, or repair it."""
         found, reason = self._as_it_is(known, outputs, trial)
-        pure = found is not None and all(k.layout is None or self._pure(k) for k in found)
-        if pure or (found is not None and not is_shaping(node)):
+        # Rows that are all alike may be so by accident: what has an axis for them goes before.
+        apart = found is not None and all(k.layout is not None for k in found)
+        pure = apart and all(map(self._pure, found or []))
+        if found is not None and (pure or (apart and not is_shaping(node))):
             self.known.update(zip(wanted, found, strict=True))
             return
-        made = self._repaired(node, known, wanted, outputs, only_pure=found is not None)
+        made = self._repaired(node, known, wanted, outputs, found is not None, apart)
         if made is None and found is None and node.op_type in ("Loop", "Scan"):
             self._body(node, known)
+            known = {v: self.known[v] for v in dict.fromkeys(reads(node))}
             trial = self._trial([proto_of(node)], known, [str(v.name) for v in wanted], node)
             found, reason = self._as_it_is(known, outputs, trial)
-            made = None if found else self._repaired(node, known, wanted, outputs, only_pure=False)
+            made = None if found else self._repaired(node, known, wanted, outputs)
         if made is None and found is None:
             raise RefusedError(_refusal(node, known, self.block, reason))
-        self.known.update(made if made is not None else zip(wanted, found or [], strict=True))
+        self.known.update(made or dict(zip(wanted, found or [], strict=True)))
 
     def _as_it_is(
         self, known: Mapping[ir.Value, Known], outputs: Sequence[Sequence[Any]], trial: Trial
@@ -169,7 +180,8 @@ class Walk:
         known: Mapping[ir.Value, Known],
         wanted: Sequence[ir.Value],
         outputs: Sequence[Sequence[Any]],
-        only_pure: bool,
+        only_apart: bool = False,
+        only_pure: bool = False,
     ) -> dict[ir.Value, Known] | None:
         """Change the node so that it takes rows together; its results, and what is known of them."""
         case = Case(
@@ -180,7 +192,9 @@ class Walk:
             if repair.instead is not None and len(wanted) > 1:
                 continue
             found = self._try(node, known, wanted, outputs, repair)
-            if found is None or (only_pure and not all(self._pure(k) for k in found)):
+            if found is None or (only_apart and any(k.layout is None for k in found)):
+                continue
+            if only_pure and not all(map(self._pure, found)):
                 continue
             self.repaired.append(_named(node))
             return dict(zip(self._apply(node, wanted, repair), found, strict=True))
@@ -214,8 +228,7 @@ class Walk:
         graph = node.graph
         assert isinstance(graph, ir.Graph)
         graph.insert_before(node, repair.op.nodes)
-        for value in repair.op.initializers:
-            self.model.graph.register_initializer(value)
+        self._keep(repair.op)
         for index, value in repair.operands.items():
             node.replace_input_with(index, value)
         if repair.instead is None:
@@ -228,6 +241,14 @@ class Walk:
         graph.remove(node, safe=True)
         return [new]
 
+    def _keep(self, op: Builder) -> None:
+        """Put constants of a repair into the model."""
+        for value in op.initializers:
+            assert value.const_value is not None
+            self.model.graph.register_initializer(value)
+            array = value.const_value.numpy()
+            self.known[value] = Known("same", [array], array)
+
     def _free(self, name: str) -> str:
         return unique_name(name, self.taken)
 
@@ -239,11 +260,13 @@ class Walk:
         assert condition is not None
         chosen = self.known[condition]
         values = {bool(np.all(block)) for block in (*chosen.blocks, chosen.batch)}
+        branches = {
+            a.name: a.as_graph() for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH
+        }
         if len(values) > 1 or chosen.layout is not None:
-            self._node(node)
+            self._by_row(node, chosen, branches)
             return
         (taken,) = values
-        branches = {a.name: a.as_graph() for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH}
         main = branches["then_branch" if taken else "else_branch"]
         other = branches["else_branch" if taken else "then_branch"]
         self.graph(main)
@@ -255,6 +278,60 @@ class Walk:
             raise
         except FAILURES:
             return
+
+    def _by_row(self, node: ir.Node, chosen: Known, branches: Mapping[str, ir.Graph]) -> None:
+        """An If that takes another branch for another row: both are computed, and each row has its own."""
+        where = f"{_named(node)} takes another branch for another row"
+        if chosen.layout is None or chosen.batch.size != self.block * self.count or self.block > 1:
+            raise RefusedError(f"{where} or size of the batch: that is no choice of rows.")
+        results: list[list[ir.Value]] = []
+        for name in ("then_branch", "else_branch"):
+            graph = branches[name]
+            self.graph(graph)
+            results.append(list(graph.outputs))
+        op = Builder(self.opsets.get("", 1), prefix="rows_", taken=self.taken)
+        made: list[ir.Value] = []
+        for value, first, second in zip(node.outputs, *results, strict=True):
+            a, b = self.known[first], self.known[second]
+            if a.layout is None or a.layout != b.layout or a.shape != b.shape or not self._pure(a):
+                raise RefusedError(f"{where}, and its output {value.name!r} has not the same rows in both.")
+            place = a.layout.axis
+            shape = np.array([-1 if i == place else 1 for i in range(len(a.shape))], np.int64)
+            picked = op.Where(op.Reshape(op.wrap(node.inputs[0]), shape), op.wrap(first), op.wrap(second))  # type: ignore[arg-type]
+            blocks = [x if c.all() else y for c, x, y in zip(chosen.blocks, a.blocks, b.blocks, strict=True)]
+            self.known[picked.value] = Known("rows", blocks, joined(blocks, a.layout), a.layout)
+            made.append(picked.value)
+        self._unfold(node, list(branches.values()), op, made)
+        self.repaired.append(_named(node))
+
+    def _unfold(
+        self, node: ir.Node, graphs: Sequence[ir.Graph], op: Builder, made: Sequence[ir.Value]
+    ) -> None:
+        """Put the nodes of branches, and what picks from them, in the place of an If."""
+        outer = node.graph
+        assert isinstance(outer, ir.Graph)
+        times = Counter(v.name for g in self.model.graphs() for v in _made_in(g))
+        for graph in graphs:
+            nodes = list(graph)
+            graph.outputs.clear()
+            graph.remove(nodes)
+            for inner in nodes:
+                for value in inner.outputs:
+                    if value.name and times[value.name] > 1:
+                        value.name = self._free(value.name)
+            outer.insert_before(node, nodes)
+            for value in list(graph.initializers.values()):
+                del graph.initializers[str(value.name)]
+                if times[value.name] > 1:
+                    value.name = self._free(str(value.name))
+                self.model.graph.register_initializer(value)
+        outer.insert_before(node, op.nodes)
+        self._keep(op)
+        for old, new in zip(node.outputs, made, strict=True):
+            name, old.name = old.name, self._free(f"{old.name}_before")
+            new.name, new.type, new.shape = name, old.type, old.shape
+            ir.convenience.replace_all_uses_with([old], [new], replace_graph_outputs=True)
+        outer.remove(node, safe=True)
 
     def _body(self, node: ir.Node, known: Mapping[ir.Value, Known]) -> None:
         """The first turn of a Loop or a Scan."""
@@ -273,6 +350,12 @@ class Walk:
                 return
             self.known[value] = held
         self.graph(body)
+        for value in (*body.inputs, *body.outputs):  # they are declared for the size of the file
+            value.shape = None if value.shape is None or len(value.shape) else value.shape
+
+
+def _made_in(graph: ir.Graph) -> list[ir.Value]:
+    return [*graph.initializers.values(), *(v for node in graph for v in node.outputs)]
 
 
 def _first_of(known: Known | None, axis: int) -> Known | None:
@@ -303,8 +386,8 @@ def _short(exc: BaseException) -> str:
     return text if len(text) <= _MESSAGE else f"{text[:_MESSAGE]}..."
 
 
-def _refusal(
-    node: ir.Node, known: Mapping[ir.Value, Known], block: int, reason: str
-) -> str:
+def _refusal(node: ir.Node, known: Mapping[ir.Value, Known], block: int, reason: str) -> str:
     shapes = ", ".join(f"{v.name!r} of shape {list(k.shape)}" for v, k in known.items())
-    return f"{_named(node)} does not take the batch in any other size than {block}: {reason}. It reads {shapes}."
+    return (
+        f"{_named(node)} does not take the batch in any other size than {block}: {reason}. It reads {shapes}."
+    )
