@@ -9,8 +9,15 @@ __all__ = ["capital", "count", "listed", "shorten", "table", "wrap"]
 
 
 def capital(text: str) -> str:
-    """A text that begins a sentence."""
-    return f"{text[:1].upper()}{text[1:]}"
+    """A text that begins a sentence; names of parameters stay what they are.
+
+    Examples
+    --------
+    >>> capital("input 'x'"), capital("y of 'a'"), capital("sample_weight")
+    ("Input 'x'", "y of 'a'", 'sample_weight')
+    """
+    first = text.partition(" ")[0]
+    return text if len(first) == 1 or "_" in first else f"{text[:1].upper()}{text[1:]}"
 
 
 def count(number: int, noun: str) -> str:

@@ -275,7 +275,7 @@ def changed(array, place, value):
     ("source", "message"),
     [
         ((X[:, :2], Y), "Input 'x' wants 3 columns, the data has 2"),
-        ((X, np.stack([Y, Y], 1)), "Y wants 1 column, the data has 2"),
+        ((X, np.stack([Y, Y], 1)), "y wants 1 column, the data has 2"),
         ((changed(X, (7, 1), np.nan), Y), "contains NaN.* The first is in the arrays, row 7: X holds NaN"),
         ((changed(X, (6, 0), 1e300), Y), "row 6: X holds NaN or infinity, or a number too large for float32"),
         ((X, changed(Y, 4, np.inf)), "contains infinity.* The first is in the arrays, row 4: y holds NaN"),

@@ -358,11 +358,11 @@ def test_several_targets():
     [
         (None, "requires y to be passed, but the target y is None"),
         ([1, 2, 3], "X has 2 rows, y has 3 rows"),
-        ([1, np.nan], "Y: Input y contains NaN"),
-        ([np.inf, 1], "Y: Input y contains infinity"),
-        (np.zeros((2, 2)), "Y wants 1 column, the data has 2"),
-        (["a", "b"], "Y is text, such as"),
-        (3.0, "Y: "),
+        ([1, np.nan], "y: Input y contains NaN"),
+        ([np.inf, 1], "y: Input y contains infinity"),
+        (np.zeros((2, 2)), "y wants 1 column, the data has 2"),
+        (["a", "b"], "y is text, such as"),
+        (3.0, "y: "),
     ],
 )
 def test_bad_targets(y, message):
@@ -371,12 +371,12 @@ def test_bad_targets(y, message):
 
 
 def test_a_column_where_several_are_wanted():
-    with pytest.raises(InvalidDataError, match=r"Y wants 2 dimensions \(N, 3\), the data has 1"):
+    with pytest.raises(InvalidDataError, match=r"y wants 2 dimensions \(N, 3\), the data has 1"):
         as_targets([1, 2], [TensorSpec("out", F32, ("N", 3))], 2)
 
 
 def test_fractions_are_no_class_indices():
-    with pytest.raises(InvalidDataError, match=r"Y wants int64, the data holds 0.5"):
+    with pytest.raises(InvalidDataError, match=r"y wants int64, the data holds 0.5"):
         as_targets([0, 0.5], [TensorSpec("label", I64, ("N",))], 2)
 
 

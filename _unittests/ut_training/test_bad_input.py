@@ -201,7 +201,7 @@ def test_an_unknown_operator(regressor):
         ({"X": np.zeros((20, 4))}, InvalidDataError, r"Input 'x'.* 3 (columns|features)"),
         ({"X": np.zeros(20)}, InvalidDataError, r"'x'.*1D array"),
         ({"X": np.zeros((20, 3, 1))}, InvalidDataError, r"'x' wants 2 dimensions.*has 3"),
-        ({"y": np.zeros((20, 2))}, InvalidDataError, r"Y wants 1 columns?, the data has 2"),
+        ({"y": np.zeros((20, 2))}, InvalidDataError, r"y wants 1 columns?, the data has 2"),
         ({"X": np.full((20, 3), np.nan)}, InvalidDataError, r"'x'.*NaN"),
         ({"X": np.full((20, 3), np.inf)}, InvalidDataError, r"'x'.*infinity"),
         ({"X": np.full((20, 3), 1e300)}, InvalidDataError, r"'x'.*infinity|too large"),
@@ -328,6 +328,53 @@ def test_a_bad_parameter_is_one_error_whatever_is_bad_of_it(regressor):
     for options in ({"lr_mult": [1]}, {"beta1": 2}, {"learning_rate": [1]}, {"skip_nonfinite": "no"}):
         with pytest.raises(InvalidParameterError):
             create("adam", **options)
+
+
+WEIGHTS = np.ones(20)
+ODD = {
+    "X": [np.zeros((0, 3)), 1.0, None, {1}, (v for v in "ab"), memoryview(b"ab")],
+    "y": [np.zeros(19), np.zeros(22), np.zeros((1, 20)), None, 1.0, [], [[1], [1, 2]]],
+    "sample_weight": [
+        *(
+            WEIGHTS[:19],
+            np.ones(22),
+            WEIGHTS[None],
+            np.ones((20, 2)),
+            -WEIGHTS,
+            WEIGHTS * 0,
+            [],
+            {},
+            ["1"] * 20,
+        ),
+        *(np.ma.masked_array(WEIGHTS, WEIGHTS > 0), WEIGHTS.astype(complex), [[1], [1, 2]]),
+    ],
+}
+
+
+@pytest.mark.parametrize(("part", "bad"), [(part, bad) for part, all in ODD.items() for bad in all])
+def test_what_else_is_done_with_data_refuses_what_is_refused_without(regressor, classifier, part, bad):
+    for net, params in (
+        (regressor, {"validation_fraction": 0.25}),
+        (classifier, {"validation_fraction": 0.25}),
+        (classifier, {"class_weight": {"no": 2.0}}),
+    ):
+        if part != "X" or net is regressor:
+            net.refuses(InvalidDataError, r"(?s)^.{,400}$", params, {part: bad})
+
+
+@pytest.mark.parametrize("way", [{}, {"validation_fraction": 0.25}, {"class_weight": {"no": 2.0}}])
+def test_one_weight_for_all_rows(classifier, way):
+    curves = [
+        classifier.make().set_params(**way).fit(classifier.X, classifier.y, weight).history_
+        for weight in (2 * WEIGHTS, 2, np.float32(2), np.array(2.0))
+    ]
+    assert all(curve == curves[0] for curve in curves)
+
+
+def test_numbers_beyond_the_dtype_are_an_error_without_a_warning(regressor):
+    regressor.refuses(
+        InvalidDataError, r"^y: Input y contains infinity", fit={"X": np.ones((2, 3)), "y": [1e300, -1e300]}
+    )
 
 
 @pytest.mark.parametrize("weights", [-np.ones(20), np.full(20, np.nan), np.ones(19), np.full(20, "1")])

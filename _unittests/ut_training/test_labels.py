@@ -1,15 +1,27 @@
 from __future__ import annotations
 
+from decimal import Decimal
+
 import numpy as np
 import onnx
+import onnx.parser
 import onnx_ir as ir
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.metrics import accuracy_score
 
 from onnxcustom.exceptions import InvalidDataError, InvalidModelError
 from onnxcustom.graph import prepare
-from onnxcustom.training.estimators.labels import as_labels, from_one_hot, label_indices, labels_of
+from onnxcustom.training.estimators import OnnxClassifier
+from onnxcustom.training.estimators.labels import (
+    as_labels,
+    from_one_hot,
+    hits_of,
+    label_indices,
+    labels_of,
+)
 from onnxcustom.training.estimators.outputs import declared_columns, fitting_loss, probability_output
 
 
@@ -150,3 +162,58 @@ def test_columns_that_are_declared():
         assert {name: declared_columns(form, name) for name in found} == found
     assert declared_columns(model.SerializeToString(), "p") is None
     assert declared_columns("model.onnx", None) is None
+
+
+@pytest.mark.parametrize(
+    "bad", [pd.NA, pd.NaT, np.nan, None, (1, 2), [1, 2], {1}, np.arange(2)], ids=lambda bad: repr(bad)
+)
+def test_what_is_no_label_in_a_column_of_objects(bad):
+    y = np.empty(3, dtype=object)
+    y[:] = ["a", bad, "b"]
+    with pytest.raises(InvalidDataError, match="in place of a label"):
+        as_labels(y)
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind"),
+    [
+        ([b"a", b"b"], None),
+        ([Decimal(0), Decimal(1)], object),
+        ([np.float64(0), np.float64(2)], object),
+        ([np.datetime64("2020-01-01"), np.datetime64("2021-01-01")], None),
+        ([2**62, 2**62 + 1], None),
+        ([False, True], None),
+        ([-5, 3], None),
+        (["a", "b"], object),
+    ],
+)
+def test_every_label_that_can_be_trained_can_be_scored(labels, kind):
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 17]> net (float[N, 1] x) => (float[N, 1] p)
+        <float[1, 1] w = {0.1}> { z = MatMul(x, w) p = Sigmoid(z) }"""
+    )
+    X = np.linspace(-1, 1, 20, dtype=np.float32)[:, None]
+    y = np.array(labels, dtype=kind)[(X[:, 0] > 0).astype(int)]
+    net = OnnxClassifier(model, class_weight="balanced", validation_fraction=0.2, random_state=0).fit(X, y)
+    assert net.score(X, y) == 1
+    assert net.score(X, y[:, None]) == 1
+    assert net.score(X, y[::-1], np.arange(20.0)) == 0
+    assert net.score(X, np.where(X[:, 0] > 0.5, y, y[0])) == np.mean((X[:, 0] > 0.5) | (X[:, 0] < 0))
+    with pytest.raises(InvalidDataError, match="X has 20 rows, y has 19 rows"):
+        net.score(X, y[1:])
+    other = np.arange(20) if isinstance(labels[0], str) else np.array(["z"] * 20)
+    with pytest.raises(InvalidDataError, match="text and numbers"):
+        net.score(X, other)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_the_score_is_that_of_scikit_learn(several):
+    rng = np.random.default_rng(0)
+    predicted, y = (rng.integers(0, 2, size=(50, 3)) if several else rng.integers(0, 4, 50) for _ in "ab")
+    hits = hits_of(y, predicted, np.arange(4))
+    weights = rng.uniform(size=50)
+    assert np.average(hits, weights=weights) == pytest.approx(
+        accuracy_score(y, predicted, sample_weight=weights)
+    )
+    if not several:
+        assert (hits_of(np.eye(4)[y], predicted, np.arange(4)) == hits).all()

@@ -243,7 +243,7 @@ def test_frames_of_pandas_say_where_something_is_unfit(kind):
     for call in (lambda: regressor().fit(frame, Y[:3]), lambda: net.predict(frame)):
         with pytest.raises(InvalidDataError, match=f"Input 'x': {words}"):
             call()
-    with pytest.raises(InvalidDataError, match=f"Y: {words}"):
+    with pytest.raises(InvalidDataError, match=f"y: {words}"):
         regressor().fit(X[:3], frame["b"])
     with pytest.raises(InvalidDataError, match=f"Input 'x': {words}"):  # of dates alone
         regressor().fit(frame[["b"]].assign(c=frame["b"]), Y[:3])
@@ -301,7 +301,7 @@ def test_predictions_of_a_stream_are_those_of_its_blocks(kind):
     ("y", "weights", "words"),
     [
         (np.ones(8), np.ones(7), "X has 8 rows, sample_weight has 7 rows"),
-        (np.ones(8), np.ones((8, 2)), "Sample_weight wants 1 dimension"),
+        (np.ones(8), np.ones((8, 2)), "sample_weight wants 1 dimension"),
         (np.ones(8), [1, -1, *[1] * 6], "must not be negative: row 1 has -1"),
         (np.ones(8), [np.nan, *[1] * 7], "contains NaN"),
         (np.ones((1, 8)), None, "wants 1 column, the data has 8"),

@@ -136,12 +136,12 @@ def _as_sparse(data: Any, spec: TensorSpec, what: str, keep: bool) -> Any:
     """A sparse matrix by rows, or as a dense array if that is not too large."""
     floating = spec.dtype is not None and spec.dtype.kind == "f"
     try:
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             made = check_array(
                 data, dtype=spec.dtype if floating else "numeric", accept_sparse="csr", input_name=spec.name
             )
     except (TypeError, ValueError) as exc:
-        raise InvalidDataError(f"{capital(what)}: {exc}") from exc
+        raise InvalidDataError(f"{capital(what)}: {_without_numbers(exc)}") from exc
     _check_shape(made, spec, what)
     if spec.dtype is not None and made.dtype != spec.dtype:
         made = type(made)((_cast(made.data, spec, what), made.indices, made.indptr), shape=made.shape)
@@ -227,7 +227,7 @@ def _checked(data: Any, spec: TensorSpec, what: str, matrix: bool) -> np.ndarray
     floating = spec.dtype is not None and spec.dtype.kind == "f"
     try:
         # Numbers too large for the dtype become infinite, which is then an error, not a warning.
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             return check_array(
                 data,
                 dtype=spec.dtype if floating else "numeric",
@@ -240,7 +240,13 @@ def _checked(data: Any, spec: TensorSpec, what: str, matrix: bool) -> np.ndarray
     except TypeError as exc:
         raise _TypeOfDataError(f"{capital(what)}: {exc}") from exc
     except (ValueError, OverflowError) as exc:
-        raise InvalidDataError(f"{capital(what)}: {exc}") from exc
+        raise InvalidDataError(f"{capital(what)}: {_without_numbers(exc)}") from exc
+
+
+def _without_numbers(exc: Exception) -> str:
+    """What scikit-learn says of data, without all of these."""
+    lines = str(exc).splitlines() or [type(exc).__name__]
+    return lines[0] if lines[0].startswith("Complex data") else "\n".join(lines)
 
 
 class _TypeOfDataError(InvalidDataError, TypeError):

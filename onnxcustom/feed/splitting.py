@@ -11,11 +11,13 @@ from sklearn.utils import _safe_indexing
 from sklearn.utils.validation import _num_samples
 
 from onnxcustom.data.blocks import Key
+from onnxcustom.data.frames import is_column, is_frame
 from onnxcustom.data.sources import Axes
 from onnxcustom.exceptions import InvalidDataError
 
 from .arrays import dimensions, is_named
 from .order import permutation
+from .validation import same_rows
 
 __all__ = ["check_fraction", "hold_out"]
 
@@ -58,14 +60,15 @@ def hold_out(
     Raises
     ------
     InvalidDataError
-        A fraction that is none, or fewer than two rows.
+        A fraction that is none, fewer than two rows, or other numbers of them.
     """
     check_fraction(fraction)
-    rows = _row_count(X, axes)
+    X, y, sample_weight = map(_indexable, (X, y, sample_weight))
+    rows = _row_count(X, y, sample_weight, axes)
     held = _chosen(rows, float(fraction), seed, labels)
     kept = np.setdiff1d(np.arange(rows), held, assume_unique=True)
     weights = held_weights = sample_weight
-    if np.ndim(sample_weight) > 0:
+    if dimensions(sample_weight) > 0:
         key = Key("sample_weight")
         weights, held_weights = (_take(sample_weight, rows, key, axes) for rows in (kept, held))
     train, validation = (
@@ -74,11 +77,27 @@ def hold_out(
     return *train, weights, *validation, held_weights
 
 
-def _row_count(X: Any, axes: Axes) -> int:
-    """Rows of the features, two at least."""
-    parts = {Key("X", name): part for name, part in X.items()} if is_named(X) else {Key("X"): X}
-    counts = (_rows(part, _axis(key, part, axes)) for key, part in parts.items())
-    rows = next((n for n in counts if n is not None), 1)
+def _indexable(data: Any) -> Any:
+    """Data that rows can be taken from: what is no array, frame or list of some kind, as an array."""
+    if is_named(data):
+        return {name: _indexable(part) for name, part in data.items()}
+    known = data is None or isinstance(data, (np.ndarray, list, tuple)) or scipy.sparse.issparse(data)
+    return data if known or is_frame(data) or is_column(data) else np.asarray(data)
+
+
+def _row_count(X: Any, y: Any, sample_weight: Any, axes: Axes) -> int:
+    """Rows of the data, two at least."""
+    counts: dict[str, int | None] = {}
+    for role, data in {"X": X, "y": y}.items():
+        parts = {Key(role, n): part for n, part in data.items()} if is_named(data) else {Key(role): data}
+        for key, part in parts.items():
+            name = role if key.name is None else f"{role} of {key.name!r}"
+            counts[name] = None if part is None else _rows(part, _axis(key, part, axes), name)
+    rows = next((n for n in counts.values() if n is not None), 1)
+    if dimensions(sample_weight) > 0:
+        key = Key("sample_weight")
+        counts[key.role] = _rows(sample_weight, _axis(key, sample_weight, axes), key.role)
+    same_rows(counts)
     if rows < 2:
         raise InvalidDataError(f"validation_fraction holds rows out, and there are {rows}.")
     return rows
@@ -88,8 +107,12 @@ def _axis(key: Key, data: Any, axes: Axes) -> int | None:
     return axes[key].get(dimensions(data), 0) if key in axes else 0
 
 
-def _rows(data: Any, axis: int | None) -> int | None:
-    return _num_samples(data) if axis == 0 else None if axis is None else np.shape(data)[axis]
+def _rows(data: Any, axis: int | None, name: str) -> int | None:
+    if axis is None:
+        return None
+    if dimensions(data) <= axis and not isinstance(data, (list, tuple)):
+        raise InvalidDataError(f"validation_fraction holds rows out, and {name} has none: {data!r:.40}.")
+    return _num_samples(data) if axis == 0 else np.shape(data)[axis]
 
 
 def check_fraction(fraction: Any) -> None:
@@ -121,6 +144,8 @@ def _chosen(rows: int, fraction: float, seed: int, labels: np.ndarray | None) ->
 
 
 def _take(data: Any, rows: np.ndarray, key: Key, axes: Axes) -> Any:
+    if data is None:
+        return None  # whoever wants it says so
     if is_named(data):
         return {name: _take(part, rows, Key(key.role, name), axes) for name, part in data.items()}
     axis = _axis(key, data, axes)

@@ -25,6 +25,7 @@ __all__ = [
     "as_targets",
     "check_batch_size",
     "check_in_memory",
+    "same_rows",
     "weights_of",
 ]
 
@@ -69,7 +70,7 @@ def as_inputs(X: Any, specs: Sequence[TensorSpec], *, sparse: bool = False) -> d
         spec.name: as_tensor(columns[spec.name], spec, f"input {spec.name!r}", single, sparse)
         for spec in specs
     }
-    _same_rows({f"input {spec.name!r}": row_count(arrays[spec.name], spec) for spec in specs})
+    same_rows({f"input {spec.name!r}": row_count(arrays[spec.name], spec) for spec in specs})
     return arrays
 
 
@@ -123,7 +124,7 @@ def as_targets(y: Any, specs: Sequence[TensorSpec], rows: int) -> dict[str, np.n
         for spec in specs
     }
     found = {spec.name: row_count(arrays[spec.name], spec) for spec in specs}
-    _same_rows({"X": rows, **{"y" if single else f"y of {k!r}": n for k, n in found.items()}})
+    same_rows({"X": rows, **{"y" if single else f"y of {k!r}": n for k, n in found.items()}})
     return arrays
 
 
@@ -134,6 +135,7 @@ def as_sample_weight(
     *,
     part: bool = False,
     labels: np.ndarray | None = None,
+    like: str = "X",
 ) -> np.ndarray:
     """The weights of the rows as an array of shape (n,), or those of labels as one of their shape.
 
@@ -149,20 +151,22 @@ def as_sample_weight(
         Whether there are more rows than these, so that all of them may have weight zero.
     labels : ndarray, optional
         Labels, several a row, that may have a weight each.
+    like : str, default='X'
+        What has these rows.
 
     Raises
     ------
     InvalidDataError
         Weights that are negative, all zero, not finite or of another length.
     """
-    if isinstance(sample_weight, numbers.Real):
+    if _is_number(sample_weight):
         sample_weight = np.full(rows, sample_weight)
     by_label = labels is not None and labels.shape != (rows,) and np.shape(sample_weight) == labels.shape
     shape = labels.shape if labels is not None and by_label else (None,)
     spec = TensorSpec("sample_weight", np.dtype(dtype), shape)
     weights = as_tensor(sample_weight, spec, "sample_weight")
     if not by_label:
-        _same_rows({"X": rows, "sample_weight": len(weights)})
+        same_rows({like: rows, "sample_weight": len(weights)})
     if (weights < 0).any():
         row = int(np.argmax(weights < 0)) if not by_label else 0
         where = "there is" if part or by_label else f"row {row} has"
@@ -258,7 +262,21 @@ def _by_name(data: Any, specs: Sequence[TensorSpec], what: str, kind: str) -> Ma
     )
 
 
-def _same_rows(lengths: Mapping[str, int | None]) -> None:
+def _is_number(value: Any) -> bool:
+    array = value if isinstance(value, np.ndarray) else None
+    return isinstance(value, numbers.Real) or (
+        array is not None and array.ndim == 0 and array.dtype.kind in "biuf"
+    )
+
+
+def same_rows(lengths: Mapping[str, int | None]) -> None:
+    """Compare numbers of rows, by what has them; None for what has none.
+
+    Raises
+    ------
+    InvalidDataError
+        They differ.
+    """
     counts = {name: n for name, n in lengths.items() if n is not None}
     if len(set(counts.values())) > 1:
         text = ", ".join(f"{name} has {count(n, 'row')}" for name, n in counts.items())

@@ -12,6 +12,7 @@ from sklearn.exceptions import DataConversionWarning
 from onnxcustom._warnings import warn_user
 from onnxcustom.exceptions import InvalidDataError, InvalidModelError
 from onnxcustom.feed.specs import TensorSpec
+from onnxcustom.feed.validation import as_sample_weight
 from onnxcustom.graph import Prepared, class_labels
 from onnxcustom.graph.analysis.decision import Decision
 from onnxcustom.objective import BaseLearningLoss
@@ -22,6 +23,7 @@ from .labels import (
     are_numbered,
     as_labels,
     check_same,
+    distinct,
     from_one_hot,
     label_indices,
     labels_of,
@@ -100,7 +102,7 @@ class LabelCoding:
         several = labels.size > len(labels)
         if self.decision.multilabel or (several and not self._by_label(labels)):
             raise InvalidDataError("class_weight needs one label a row: give sample_weight instead.")
-        found, places = np.unique(labels.reshape(-1), return_inverse=True)
+        found, places = distinct(labels.reshape(-1), return_inverse=True)
         weights = np.array([factors.get(label, 1.0) for label in found.tolist()])[places.reshape(-1)]
         if several:
             weights = weights.reshape(labels.shape)
@@ -111,13 +113,15 @@ class LabelCoding:
         return self.spec.weighed and labels.ndim in (self.spec.rank, (self.spec.rank or 0) + 1)
 
     def _spread(self, weights: Any, labels: np.ndarray) -> np.ndarray:
-        """Weights of rows as broadcast over their labels."""
-        given = np.asarray(weights)
-        if labels.size == len(labels):
-            return given.reshape(-1)
-        if given.shape == labels.shape:
+        """Weights of rows, checked, as broadcast over their labels."""
+        one = labels.size == len(labels)
+        axis = 0 if one or self.spec.is_each(labels) else self.spec.axis
+        rows = max(1, np.size(weights)) if axis is None else labels.shape[axis]
+        given = as_sample_weight(
+            weights, rows, np.float64, part=True, labels=None if one else labels, like="y"
+        )
+        if one or given.shape == labels.shape:
             return given
-        axis = 0 if self.spec.is_each(labels) else self.spec.axis
         if axis is None:
             return given.mean()
         return given.reshape([-1 if a == axis else 1 for a in range(labels.ndim)])

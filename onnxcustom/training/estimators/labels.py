@@ -11,13 +11,16 @@ from onnxcustom._parameters import check_number
 from onnxcustom.data.sparse import is_sparse
 from onnxcustom.exceptions import InvalidDataError
 from onnxcustom.feed.arrays import check_not_masked
+from onnxcustom.feed.validation import same_rows
 
 __all__ = [
     "are_numbered",
     "as_labels",
     "check_same",
     "class_factors",
+    "distinct",
     "from_one_hot",
+    "hits_of",
     "label_indices",
     "labels_of",
     "some",
@@ -30,11 +33,18 @@ def as_labels(y: Any) -> np.ndarray:
     if y is None:
         raise InvalidDataError("Training requires y to be passed, but the target y is None: give the labels.")
     check_not_masked(y, "y")
-    array = y.toarray() if is_sparse(y) else np.asarray(y)
+    try:
+        array = y.toarray() if is_sparse(y) else np.asarray(y)
+    except (TypeError, ValueError, RuntimeError) as exc:  # rows of several lengths, say
+        raise InvalidDataError(f"y: {exc}") from exc
     if array.ndim == 0:
-        raise InvalidDataError(f"y must hold a label for every row, not {y!r}.")
-    if array.dtype.kind == "O" and any(v is None or v != v for v in array.reshape(-1)):
-        raise InvalidDataError("y contains None or NaN in place of a label.")
+        raise InvalidDataError(f"y must hold a label for every row, not {y!r:.60}.")
+    if array.dtype.kind == "O":
+        for value in array.reshape(-1):
+            if isinstance(value, (list, tuple, set, dict, np.ndarray)):
+                raise InvalidDataError(f"y contains {value!r:.40} in place of a label.")
+            if value is None or _differs_from_itself(value):
+                raise InvalidDataError("y contains None or NaN in place of a label.")
     if array.dtype.kind == "c":
         raise InvalidDataError("Complex data not supported: y holds complex numbers in place of labels.")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
@@ -45,6 +55,28 @@ def as_labels(y: Any) -> np.ndarray:
             "no label: OnnxRegressor predicts numbers."
         )
     return array
+
+
+def _differs_from_itself(value: Any) -> bool:
+    """Whether a value is NaN, or nothing that can be compared, such as pandas' NA."""
+    try:
+        return bool(value != value)
+    except (TypeError, ValueError):
+        return True
+
+
+def distinct(labels: np.ndarray, **options: Any) -> Any:
+    """Labels sorted and once each, and what :func:`numpy.unique` gives beside them.
+
+    Raises
+    ------
+    InvalidDataError
+        Text and numbers, say: there is no order among them.
+    """
+    try:
+        return np.unique(labels, **options)
+    except TypeError as exc:
+        raise InvalidDataError(f"The labels in y are of several types: {exc}.") from exc
 
 
 def from_one_hot(y: np.ndarray, axis: int, labels: np.ndarray) -> np.ndarray:
@@ -62,10 +94,7 @@ def labels_of(y: np.ndarray, columns: int) -> np.ndarray:
     """Labels in the order of the columns for a model that does not say."""
     if y.ndim == 2 and y.shape[1] == columns > 1 and y.dtype.kind in "biuf" and np.isin(y, (0, 1)).all():
         return np.arange(columns)  # one-hot
-    try:
-        labels = np.unique(y)
-    except TypeError as exc:
-        raise InvalidDataError(f"The labels in y are of several types: {exc}.") from exc
+    labels = distinct(y)
     if len(labels) == columns:
         return labels
     if labels.dtype.kind in "iuf" and len(labels) and labels.min() >= 0 and labels.max() < columns:
@@ -136,8 +165,8 @@ def label_indices(y: np.ndarray, labels: np.ndarray) -> np.ndarray:
         index = np.where(labels[nearest] == y, nearest, -1)
     if (index < 0).any():
         raise InvalidDataError(
-            f"y holds the labels {some(np.unique(y[index < 0]))}, which the model does not have; its classes "
-            f"are {some(labels)}."
+            f"y holds the labels {some(distinct(y[index < 0]))}, which the model does not have; its "
+            f"classes are {some(labels)}."
         )
     return index
 
@@ -148,6 +177,41 @@ def that_count(labels: np.ndarray, ignored: int | None) -> np.ndarray:
         return labels
     kept = labels != ignored
     return labels if kept.all() else labels[kept]
+
+
+def hits_of(y: Any, predicted: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Whether the label, or every one of several, that is predicted for a row is that of the data.
+
+    Parameters
+    ----------
+    y : array_like
+        Labels, or rows of zeros with a single 1.
+    predicted : ndarray of shape (n,) or (n, columns)
+        Labels; 0 and 1 for several a row.
+    labels : ndarray
+        Those there are.
+
+    Raises
+    ------
+    InvalidDataError
+        Another number of rows, text in place of numbers or the other way round.
+    """
+    expected = as_labels(y)
+    if predicted.ndim == 1 and expected.ndim == 2 and expected.shape[1] > 1:
+        expected = from_one_hot(expected, 1, labels)
+    elif expected.size == len(expected):
+        expected = expected.reshape(-1, *(1,) * (predicted.ndim - 1))
+    same_rows({"X": len(predicted), "y": len(expected)})
+    if expected.shape != predicted.shape:
+        raise InvalidDataError(f"y has shape {expected.shape}, what is predicted {predicted.shape}.")
+    words, wanted = ({isinstance(v, str) for v in distinct(a).tolist()} for a in (expected, labels))
+    if words and not words <= wanted:
+        raise InvalidDataError(
+            f"y holds {some(distinct(expected))}, the classes are {some(labels)}: text and numbers are never "
+            "the same label."
+        )
+    hits = expected.astype(object) == predicted.astype(object)
+    return hits.reshape(len(hits), -1).all(axis=1)
 
 
 def some(labels: np.ndarray) -> str:
@@ -179,7 +243,7 @@ def class_factors(class_weight: Any, y: Any, classes: np.ndarray) -> dict[Any, f
         Something else, a weight that is no number in [0, inf), or one for a class that there is not.
     """
     if isinstance(class_weight, str) and class_weight == "balanced":
-        labels, counts = y() if callable(y) else np.unique(as_labels(y).reshape(-1), return_counts=True)
+        labels, counts = y() if callable(y) else distinct(as_labels(y).reshape(-1), return_counts=True)
         weights = counts.sum() / (len(counts) * counts)
         return dict(zip(labels.tolist(), weights.tolist(), strict=True))
     if not isinstance(class_weight, Mapping):

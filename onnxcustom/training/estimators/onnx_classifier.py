@@ -9,13 +9,11 @@ from typing import Any
 import numpy as np
 from sklearn.base import ClassifierMixin
 from sklearn.exceptions import DataConversionWarning
-from sklearn.metrics import accuracy_score
 from sklearn.utils.metaestimators import available_if
 
 from onnxcustom._warnings import warn_user
 from onnxcustom.data import Stream
 from onnxcustom.exceptions import InvalidDataError
-from onnxcustom.feed.arrays import check_not_masked
 from onnxcustom.feed.validation import as_sample_weight, check_in_memory
 from onnxcustom.graph import Prepared
 from onnxcustom.graph.analysis.decision import Decision
@@ -24,7 +22,7 @@ from onnxcustom.training.declaring import documented
 from onnxcustom.training.plan import Begun, Given, Plan
 
 from .label_coding import LabelCoding, find_labels, ignored_label
-from .labels import as_labels, check_same, class_factors
+from .labels import as_labels, check_same, class_factors, distinct, hits_of
 from .onnx_estimator import OnnxEstimator
 from .outputs import choose_loss, decision_of, declared_columns, first_scores
 
@@ -129,7 +127,7 @@ class OnnxClassifier(ClassifierMixin, OnnxEstimator):
                 "classes=classes, y=y) gives of all labels."
             )
         if classes is not None:
-            classes = np.unique(as_labels(classes))
+            classes = distinct(as_labels(classes))
             if self.__sklearn_is_fitted__():
                 check_same(classes, self.classes_)
         return self._train(Given(X, y, sample_weight, X_val, y_val, sample_weight_val), epochs, classes)
@@ -222,7 +220,8 @@ class OnnxClassifier(ClassifierMixin, OnnxEstimator):
 
     def _strata(self, y: Any) -> np.ndarray | None:
         labels = as_labels(y)
-        return labels.reshape(-1) if labels.size == len(labels) else None
+        one = labels.size == len(labels)
+        return distinct(labels.reshape(-1), return_inverse=True)[1].reshape(-1) if one else None
 
     # -- predictions -----------------------------------------------------------------------------
 
@@ -357,16 +356,16 @@ class OnnxClassifier(ClassifierMixin, OnnxEstimator):
         check_in_memory(X)
         if y is None:
             raise InvalidDataError("score compares with expected labels, and y is None: give them.")
-        check_not_masked(y, "y")
-        predicted, coding = self.predict(X), self._meaning
+        predicted, coding, labels = self.predict(X), self._meaning, as_labels(y)
         if predicted.ndim == 1 or coding.decision.multilabel:
-            weights, labels = _weights(sample_weight, len(predicted)), as_labels(y)
-            kept = coding.counted(labels.reshape(-1)) if predicted.ndim == 1 else None
+            hits, weights = hits_of(labels, predicted, self.classes_), _weights(sample_weight, len(predicted))
+            kept = coding.counted(labels.reshape(-1)) if labels.size == len(predicted) else None
             if kept is not None:
-                labels, predicted = labels.reshape(-1)[kept], predicted[kept]
-                weights = None if weights is None else weights[kept]
-            return float(accuracy_score(labels, predicted, sample_weight=weights))
-        labels = np.asarray(y).reshape(predicted.shape)
+                hits, weights = hits[kept], None if weights is None else weights[kept]
+            return float(np.average(hits, weights=weights))
+        if labels.size != predicted.size:
+            raise InvalidDataError(f"y has shape {labels.shape}, what is predicted {predicted.shape}.")
+        labels = labels.reshape(predicted.shape)
         return self._score_labels(predicted == labels, coding.counted(labels), sample_weight)
 
     def _score_labels(self, hits: np.ndarray, kept: np.ndarray | None, sample_weight: Any) -> float:
