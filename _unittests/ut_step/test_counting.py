@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import pickle
 
 import numpy as np
@@ -20,6 +21,7 @@ from onnxcustom.gradient import ENGINES
 from onnxcustom.graph import to_proto
 from onnxcustom.objective import FocalLearningLoss, NLLLearningLoss, SoftmaxCrossEntropyLearningLoss
 from onnxcustom.optim import create
+from onnxcustom.training.callbacks import Callback, Checkpoint
 
 Entropy = SoftmaxCrossEntropyLearningLoss
 WEIGHTS = [0.5, 2.0, 0.25, 1.0]
@@ -356,3 +358,123 @@ def test_pickles_of_losses_that_ignored_nothing():
     old = pickle.load(io.BytesIO(pickle.dumps(loss)))
     assert not old.ignores
     assert old.get_params() == {**Entropy(ignore_index=None).get_params()}
+
+
+# -- accumulation of outputs that count differently ------------------------------------------------------
+
+
+def uneven(rows=12):
+    X, y = heads_data(rows)
+    y["words"][1:3] = -100
+    y["words"][rows - 1, 1:] = -100
+    return X, y
+
+
+def part(values, rows):
+    return {name: array[rows] for name, array in values.items()}
+
+
+def heads_step(accumulate=1, **options):
+    rule = create("adam", learning_rate=0.1, accumulate=accumulate, **options)
+    return TrainingStep(two_heads(), HEADS, rule, loss_weights=FACTORS, penalty="l2")
+
+
+@pytest.mark.parametrize("cuts", [[0, 4, 8, 12], [0, 1, 3, 12], [0, 3, 12]])
+def test_announced_batches_are_one_batch(cuts):
+    X, y = uneven()
+    whole, parts = heads_step(), heads_step(3)
+    pieces = [slice(a, b) for a, b in itertools.pairwise(cuts)]
+    for _ in range(5):
+        whole.run(X, y)
+        parts.announce(*(part(y, rows) for rows in pieces))
+        for rows in pieces:
+            alone = TrainingStep(two_heads(), HEADS, loss_weights=FACTORS, penalty="l2")
+            alone.set_weights(parts.weights())
+            wanted = alone.run(part(X, rows), part(y, rows))
+            parts = pickle.loads(pickle.dumps(parts))
+            assert parts.run(part(X, rows), part(y, rows)) == pytest.approx(wanted)
+            assert parts.head_losses == pytest.approx(alone.head_losses)
+        if len(pieces) < 3:
+            assert parts.apply_accumulated()
+        np.testing.assert_allclose(parts.weights()["W"], whole.weights()["W"], rtol=1e-9)
+    assert parts.iteration == 5
+
+
+def test_what_was_not_announced():
+    X, y = uneven()
+    step = heads_step(3)
+    step.run(part(X, slice(4)), part(y, slice(4)))
+    with pytest.raises(InvalidDataError, match=r"Say with announce\(\) beforehand"):
+        step.run(part(X, slice(4, 8)), part(y, slice(4, 8)))
+    with pytest.raises(InvalidDataError, match="1 batches are accumulated already"):
+        step.announce(y)
+    step.forget_accumulated()
+    with pytest.raises(InvalidDataError, match="4 batches are announced, and an update is of 1 to 3"):
+        step.announce(y, y, y, y)
+    step.announce(part(y, slice(4)), part(y, slice(4, 8)))
+    step.run(part(X, slice(4)), part(y, slice(4)))
+    with pytest.raises(InvalidDataError, match="Of 2 batches that were announced 1 were given"):
+        step.apply_accumulated()
+    with pytest.raises(InvalidDataError, match="give the batches that were announced"):
+        step.run(part(X, slice(7, 12)), part(y, slice(7, 12)))
+    step.run(part(X, slice(4, 8)), part(y, slice(4, 8)))
+    with pytest.raises(InvalidDataError, match="that were announced are through"):
+        step.run(part(X, slice(4)), part(y, slice(4)))
+    assert step.apply_accumulated()
+    assert step.iteration == 1
+
+
+def fitted(X, y, batch_size, accumulate, epochs=3, **options):
+    net = OnnxRegressor(
+        two_heads(),
+        loss=HEADS,
+        loss_weights=FACTORS,
+        optimizer=create("adam", learning_rate=0.1, accumulate=accumulate),
+        batch_size=batch_size,
+        max_iter=epochs,
+        shuffle=False,
+        **options,
+    )
+    return net.fit(X, y)
+
+
+@pytest.mark.parametrize("rows", [12, 11])
+def test_fit_announces(rows):
+    """Four batches of three are one of twelve; the last update of an epoch is of what is left."""
+    X, y = uneven(rows)
+    one, several = fitted(X, y, rows, 1), fitted(X, y, 3, 5)
+    np.testing.assert_allclose(several.weights_["W"], one.weights_["W"], rtol=1e-9)
+    np.testing.assert_allclose(several.history_["loss"], one.history_["loss"], rtol=1e-9)
+    assert several.step_.iteration == one.step_.iteration == 3
+
+
+def test_streams_announce():
+    X, y = uneven()
+    one = fitted(X, y, 12, 1)
+    rows = stream([({n: X[n][i : i + 4] for n in X}, {n: y[n][i : i + 4] for n in y}) for i in (0, 4, 8)])
+    net = OnnxRegressor(
+        two_heads(),
+        loss=HEADS,
+        loss_weights=FACTORS,
+        optimizer=create("adam", learning_rate=0.1, accumulate=4),
+        batch_size=3,
+        max_iter=3,
+        shuffle=False,
+    ).fit(rows)
+    np.testing.assert_allclose(net.weights_["W"], one.weights_["W"], rtol=1e-9)
+
+
+def test_fit_goes_on_within_a_window(tmp_path):
+    X, y = uneven()
+
+    class Stop(Callback):
+        def on_batch_end(self, trainer, batch, loss):
+            if trainer.n_iter_ == 1 and trainer.run.batches == 2:
+                trainer.run.stop("enough", final=False)
+
+    through = fitted(X, y, 2, 4)
+    with pytest.warns(UserWarning, match="before the last 2 of the batches of an update"):
+        fitted(X, y, 2, 4, callbacks=[Stop(), Checkpoint(tmp_path)])
+    resumed = fitted(X, y, 2, 4, callbacks=[Checkpoint(tmp_path)])
+    np.testing.assert_array_equal(resumed.weights_["W"], through.weights_["W"])
+    assert resumed.history_["loss"] == through.history_["loss"]

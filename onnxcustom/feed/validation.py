@@ -90,7 +90,7 @@ def check_in_memory(X: Any) -> None:
         )
 
 
-def as_targets(y: Any, specs: Sequence[TensorSpec], rows: int) -> dict[str, np.ndarray]:
+def as_targets(y: Any, specs: Sequence[TensorSpec], rows: int | None) -> dict[str, np.ndarray]:
     """The expected values as the arrays that the losses want.
 
     Parameters
@@ -100,8 +100,8 @@ def as_targets(y: Any, specs: Sequence[TensorSpec], rows: int) -> dict[str, np.n
         frame. Of the kinds that :func:`as_inputs` takes.
     specs : sequence of TensorSpec
         What the losses want, named like the model's outputs.
-    rows : int
-        Number of rows of the features.
+    rows : int or None
+        Number of rows of the features; None if they are not known.
 
     Returns
     -------

@@ -85,7 +85,7 @@ def taken_over(recipe: Recipe, state: State, other: Recipe, done: State) -> tupl
     same = made.rule.accumulate == other.rule.accumulate and made.weights == other.weights
     target.go_on_from(done, accumulated=same)
     if _units(made) != _units(other):
-        target.pending_units = None
+        target.pending_units = target.window = None
     if not same:
         _warn_of_lost(done)
     return made, target

@@ -22,6 +22,7 @@ from .plan import Origin
 from .recipe import Recipe
 from .state import State
 from .targets import divided_as
+from .window import Window
 
 __all__ = ["COUNT", "export_state", "import_state", "leave_out_older"]
 
@@ -31,6 +32,8 @@ _KEYS = frozenset({"born", "clock", "learning_rate", "modes", "optimizer", *_COU
 _POSITIONS = "positions"
 # Labels or rows of every output in the batches that are accumulated; not there in older checkpoints.
 _UNITS = "pending_units"
+# The batches that are announced; not there if none are.
+_WINDOW = "window"
 # Whether penalties have no part in what is accumulated; not there in older checkpoints, where they have.
 _APART = "penalties_apart"
 # Counts in files: what a float64 holds exactly.
@@ -52,6 +55,7 @@ def export_state(recipe: Recipe, state: State) -> tuple[dict[str, np.ndarray], d
         "modes": {**dataclasses.asdict(recipe.modes), "seed": int(state.origin.seed)},
         _POSITIONS: {t.output: t.positions for t in recipe.targets},
         _APART: True,
+        **({} if state.window is None else {_WINDOW: dataclasses.asdict(state.window)}),
     }
 
 
@@ -83,6 +87,7 @@ def import_state(
         setattr(state, name, int(data[name]))
     units = data.get(_UNITS)
     state.pending_units = None if units is None else list(units)
+    state.window = Window.load(data.get(_WINDOW), len(recipe.targets))
     if _APART not in data:
         leave_out_older(recipe, state)
     return recipe, state
@@ -163,7 +168,7 @@ def _check_units(recipe: Recipe, state: Mapping[str, Any]) -> None:
 
 def _checked_state(recipe: Recipe, present: State, state: Mapping[str, Any]) -> Clock:
     """The saved clock; the rest of the state is as it should be."""
-    if not isinstance(state, Mapping) or set(state) - {_POSITIONS, _UNITS, _APART} != _KEYS:
+    if not isinstance(state, Mapping) or set(state) - {_POSITIONS, _UNITS, _APART, _WINDOW} != _KEYS:
         found = sorted(map(str, state)) if isinstance(state, Mapping) else repr(state)
         raise _unfit(f"the state of a step has {sorted(_KEYS)}, not {found}")
     name = type(recipe.rule).__name__
@@ -176,6 +181,8 @@ def _checked_state(recipe: Recipe, present: State, state: Mapping[str, Any]) -> 
             f"it has accumulated {state['pending']} batches, this step accumulates {recipe.rule.accumulate}"
         )
     _check_units(recipe, state)
+    if _WINDOW in state and Window.load(state[_WINDOW], len(recipe.targets)) is None:
+        raise _unfit(f"{_WINDOW} is {state[_WINDOW]!r:.60}, not what is known of batches to come")
     _check_born(recipe, state)
     _check_modes(recipe, state["modes"])
     _check_positions(recipe, state.get(_POSITIONS, {}))

@@ -43,6 +43,7 @@ class Runs:
         self._programs: dict[tuple[Weighted, Phase], Program] = {}
         # The program that ran last on a batch, and what every loss was a mean over.
         self._last: tuple[Program, list[int]] | None = None
+        self._heads: dict[str, float] = {}
         self._counts = len(recipe.targets) > 1 or any(target.counted for target in recipe.targets)
 
     def program(self, weighted: Weighted, phase: Phase) -> Program:
@@ -63,10 +64,14 @@ class Runs:
         updating = state.pending + 1 >= accumulate
         program = self.program(self._weighting(values), "update" if updating else "accumulate")
         units = self._units(program, values) if self._counts or accumulate > 1 else []
-        share = self._share(units, program.rows(values)) if accumulate > 1 else 1.0
+        share, divisors = self._divided(units, program.rows(values)) if accumulate > 1 else (1.0, units)
         self._last = program, units
         # A batch without any label that counts has no loss: 0 / 1.
-        loss = program.run(values, clock.values, clock.t, share, [unit or 1 for unit in units])
+        loss = program.run(values, clock.values, clock.t, share, [n or 1 for n in divisors])
+        self._heads = program.heads()
+        if state.window is not None:
+            loss += self._as_counted(units, divisors)
+            state.window.take(units)
         unfit = program.nonfinite() or (state.kept if updating else state.accumulated).unfit()
         if unfit or not math.isfinite(loss):
             return self._refuse(loss, unfit)
@@ -81,7 +86,14 @@ class Runs:
         """See :meth:`~onnxcustom.TrainingStep.apply_accumulated`."""
         state = self.state
         if not state.pending:
+            if state.window is not None:
+                state.forget_accumulated()  # all of it was left out
             return False
+        if state.window is not None and state.window.seen < state.window.batches:
+            raise InvalidDataError(
+                f"Of {state.window.batches} batches that were announced {state.window.seen} were given: what "
+                "their losses are divided by is that of all. Give the others, or call forget_accumulated()."
+            )
         clock = self._clock()
         program = self.program(self.recipe.weighted, "apply")
         program.run([], clock.values, clock.t, 0.0)
@@ -96,7 +108,7 @@ class Runs:
     @property
     def head_losses(self) -> dict[str, float]:
         """Loss of every output in the last batch, by name, if several are trained."""
-        return {} if self._last is None else self._last[0].heads()
+        return self._heads
 
     @property
     def head_units(self) -> dict[str, int]:
@@ -142,6 +154,23 @@ class Runs:
         first = len(self.recipe.inputs)
         return counts_of(self.recipe.targets, lambda i: values[first + i].numpy(), program.rows(values))
 
+    def _divided(self, units: Sequence[int], rows: int) -> tuple[float, Sequence[float]]:
+        """Share of a batch in what is accumulated, and what its losses are divided by."""
+        window = self.state.window
+        if window is None:
+            return self._share(units, rows), units
+        window.check(units)
+        return 1 / (self.state.pending + 1), window.divisors()
+
+    def _as_counted(self, units: Sequence[int], divisors: Sequence[float]) -> float:
+        """What the objective of a batch is more by than with the losses divided otherwise."""
+        more = 0.0
+        for target, unit, divisor in zip(self.recipe.targets, units, divisors, strict=True):
+            fed = self._heads.get(target.output, 0.0)
+            self._heads[target.output] = fed * divisor / unit if unit else 0.0
+            more += target.weight * (self._heads[target.output] - fed)
+        return more
+
     def _share(self, units: Sequence[int], rows: int) -> float:
         """Share of a batch in what is accumulated: one for all outputs, since their gradients are added.
 
@@ -162,7 +191,8 @@ class Runs:
                     f"accumulate adds up batches, and the losses of {targets[0].output!r} and "
                     f"{target.output!r} are means over {units[0]} and {unit} labels or rows in this batch, "
                     f"{totals[0] - units[0]} and {total - unit} in those before: no factor of the batch is "
-                    "right for both. Pad labels to one length, or use accumulate=1 and larger batches."
+                    "right for both. Say with announce() beforehand what batches an update is of, as fit "
+                    "does; pad labels to one length; or use accumulate=1 and larger batches."
                 )
         return units[0] / totals[0] if totals[0] else 1.0
 

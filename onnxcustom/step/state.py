@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from onnxcustom.runtime import Device
 from .buffers import DoubleBuffer
 from .plan import BEGINNING, Origin
 from .recipe import Recipe
+from .window import Window
 
 __all__ = ["Arrays", "State"]
 
@@ -60,11 +62,14 @@ class State:
         Batches accumulated since the last update, and what they are divided by.
     pending_units : list of int or None
         The same for every output, their labels or rows; None if there is nothing, or it is not known.
+    window : Window or None
+        The batches of which these are, if they were announced.
     """
 
     pending: int
     pending_rows: int
     pending_units: list[int] | None
+    window: Window | None
 
     def __init__(
         self, recipe: Recipe, device: Device, arrays: Arrays, clock: Clock, origin: Origin = BEGINNING
@@ -120,7 +125,7 @@ class State:
     def forget_accumulated(self) -> None:
         """Begin to accumulate anew."""
         self.pending = self.pending_rows = 0
-        self.pending_units = None
+        self.pending_units = self.window = None
 
     def front(self) -> dict[str, Any]:
         """OrtValues of what the model itself reads, and of the rule's state."""
@@ -200,7 +205,7 @@ class State:
         self.iteration, self.skipped = other.iteration, other.skipped
         if accumulated:
             self.pending, self.pending_rows = other.pending, other.pending_rows
-            self.pending_units = other.pending_units
+            self.pending_units, self.window = other.pending_units, copy.deepcopy(other.window)
             self.accumulated.write({self._sums[w]: array for w, array in other.sums().items()})
 
     def tensors(self) -> dict[str, tuple[DoubleBuffer, str]]:

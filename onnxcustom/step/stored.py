@@ -261,6 +261,7 @@ class StoredStep:
             "arrays": state.read(),
             "counts": (state.iteration, state.skipped, state.pending, state.pending_rows),
             "units": state.pending_units,
+            "window": state.window,
             "clock": state.clock,
             "origin": state.origin,
             "penalties_apart": True,
@@ -283,7 +284,7 @@ class StoredStep:
             recipe = recipe.replace(rule=recipe.rule.formula())
         made = State(recipe, self.device, state["arrays"], clock, origin)
         made.iteration, made.skipped, made.pending, made.pending_rows = state["counts"]
-        made.pending_units = state.get("units")
+        made.pending_units, made.window = state.get("units"), state.get("window")
         if "penalties_apart" not in state:
             leave_out_older(recipe, made)
         self._set_up(recipe, made)

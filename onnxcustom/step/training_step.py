@@ -10,8 +10,8 @@ import numpy as np
 from onnxcustom._parameters import check_flag, check_number, own_parameters
 from onnxcustom.data.blocks import Key
 from onnxcustom.exceptions import InvalidDataError
-from onnxcustom.feed.specs import TensorSpec
-from onnxcustom.feed.validation import as_inputs
+from onnxcustom.feed.specs import TensorSpec, rows_of
+from onnxcustom.feed.validation import as_inputs, as_targets
 from onnxcustom.graph import Prepared, Selection
 from onnxcustom.optim import select_optimizer
 from onnxcustom.runtime import parse_device, to_ortvalue
@@ -25,6 +25,7 @@ from .recipe import make_recipe
 from .state import State
 from .stored import StoredStep
 from .targets import Target
+from .window import Window
 
 __all__ = ["TrainingStep"]
 
@@ -237,6 +238,61 @@ class TrainingStep(StoredStep):
         """:meth:`run_batch` of what the frozen half has made of a batch, in place of the model's inputs."""
         self._last = halves.runs
         return self._last.batch(values)
+
+    def announce(self, *expected: Any) -> None:
+        """Say of which batches the next update is, where losses of several outputs count differently.
+
+        With an optimizer that accumulates, each loss is then divided by what it counts in all of them: the
+        update is that of one batch of all their rows. They have to follow; an update comes with as many as
+        ``accumulate`` says, or with :meth:`apply_accumulated` after fewer.
+
+        Parameters
+        ----------
+        *expected
+            Expected values of each batch to come, as :meth:`run` takes them.
+
+        Raises
+        ------
+        InvalidDataError
+            None, more than the optimizer accumulates, or some batches were accumulated before.
+        """
+        wanted = []
+        for y in expected:
+            arrays = as_targets(y, self.expected, None)
+            wanted.append([*self.counts(arrays, rows_of(arrays, self.expected)).values()])
+        self._announce(wanted)
+
+    def announce_batches(self, batches: Sequence[tuple[Sequence[Any], int]]) -> None:
+        """:meth:`announce` batches as :meth:`run_batch` takes them, and the rows of each."""
+        targets, first = self._recipe.targets, len(self._recipe.inputs)
+        self._announce(
+            [counts_of(targets, lambda i, v=v: v[first + i].numpy(), rows) for v, rows in batches]  # type: ignore[misc]
+        )
+
+    @property
+    def announced(self) -> int:
+        """Number of batches that were announced and are still to come."""
+        window = self._state.window
+        return 0 if window is None else window.batches - window.seen
+
+    def _announce(self, counts: Sequence[Sequence[int]]) -> None:
+        """:meth:`announce` what losses count in each batch."""
+        accumulate = self._recipe.rule.accumulate
+        if not 0 < len(counts) <= accumulate:
+            raise InvalidDataError(
+                f"{len(counts)} batches are announced, and an update is of 1 to {accumulate}, as accumulate "
+                "of the optimizer says."
+            )
+        if self._state.pending or self._state.window is not None:
+            raise InvalidDataError(
+                f"{self._state.pending} batches are accumulated already: call apply_accumulated() or "
+                "forget_accumulated() before others are announced."
+            )
+        self._state.window = Window.of(counts)
+
+    def forget_accumulated(self) -> None:
+        """Leave out what was accumulated since the last update, and what was announced."""
+        self._state.forget_accumulated()
 
     def apply_accumulated(self) -> bool:
         """Update the weights by what is accumulated, though it is of fewer batches than ``accumulate`` says.

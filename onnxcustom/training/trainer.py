@@ -29,6 +29,7 @@ from .frozen_loader import FrozenBatch
 from .plan import Begun, Given, Plan, Resumed
 from .resuming import capture, checked, restore_callbacks
 from .run import Run, deferred_interrupt
+from .windows import counts_differ, in_windows, leave_out_cut
 
 __all__ = ["Trainer"]
 
@@ -218,6 +219,7 @@ class Trainer(Beginning):
         for callback in run.callbacks.items:
             if isinstance(callback, Checkpoint):
                 callback.on_train_end(self)
+        leave_out_cut(self.step_)
         with self._told_of_divergence(run, f"After epoch {self.n_iter_}"):
             self.step_.apply_accumulated()
 
@@ -273,7 +275,10 @@ class Trainer(Beginning):
         counted = self.step_.counts_labels
         overridden = type(self).train_step is not Trainer.train_step
         total, rows, batches = run.total, run.rows, run.batches
-        for batch in loader.epoch(self.n_iter_, batches):
+        given = loader.epoch(self.n_iter_, batches)
+        if counts_differ(self.step_, loader):
+            given = in_windows(self.step_, given, batches)
+        for batch in given:
             if overridden:
                 batch = batch.copy()
             if observed:
