@@ -221,3 +221,177 @@ def test_ten_steps():
     )
     losses = [step.run(X, y) for _ in range(10)]
     assert losses == sorted(losses, reverse=True)
+
+
+def scores(body, weights=None, **more):
+    """A model with a head of two outputs behind a hidden layer, and what the head's numbers go through."""
+    return model(
+        HIDDEN + "z = Gemm(f, w, b) " + body, {"u": (4, 6), "w": (6, 2), "b": (2,), **(weights or {})}, **more
+    )
+
+
+def test_indices_that_are_no_label():
+    body = "p = Softmax(z) k = Constant<value = int64[1] {%s}>() v, i = TopK(p, k)"
+    outputs = "float[N, K] p, int64[N, M] i"
+    with pytest.warns(UserWarning, match=r"Outputs \['i'\] came from the layer"):
+        made = replace_head(scores(body % 2, outputs=outputs), 3)
+    assert [o.name for o in made.graph.output] == ["p"]
+    made = replace_head(scores(body % 1, outputs=outputs), 3)  # the best score alone is a label
+    onnx.checker.check_model(made, full_check=True)
+    p, i = run(made, RNG.normal(size=(9, 4)).astype(np.float32))
+    assert i.tolist() == p.argmax(axis=1)[:, None].tolist()
+    counted = scores("p = Softmax(z) n = Shape(p) c = NonZero(p)", outputs="float[N, K] p, int64[R, M] c")
+    with pytest.warns(UserWarning, match=r"\['c'\]"):
+        replace_head(counted, 3)
+
+
+def test_scales_and_shapes_behind_a_head_stay():
+    body = "h = Constant<value = float {0.5}>() a = Mul(h, z) s = Constant<value = int64[3] {-1, 1, 2}>() "
+    body += "r = Reshape(a, s) t = Transpose<perm=[0, 2, 1]>(r) p = Softmax<axis=1>(t)"
+    made = replace_head(scores(body, outputs="float[N, K, 1] p"), 3)
+    onnx.checker.check_model(made, full_check=True)
+    held, x = onnxcustom.weights(made), RNG.normal(size=(5, 4)).astype(np.float32)
+    z = np.tanh(x @ held["u"]) @ held["head_weight"]
+    np.testing.assert_allclose(run(made, x)[0], softmax(0.5 * z, axis=1)[:, :, None], rtol=1e-5)
+
+
+def test_rows_are_not_mixed_with_outputs():
+    body = "y = MatMul(x, w) z = Add(y, b) s = Constant<value = int64[1] {-1}>() p = Reshape(z, s)"
+    given = model(body, {"w": (4, 1), "b": (1,)}, "float[N, T, 4] x", "float[M] p")
+    with pytest.warns(UserWarning, match=r"\(Reshape\) does not go with 3 outputs in place of 1"):
+        made = replace_head(given, 3)
+    assert run(made, np.ones((2, 5, 4), np.float32))[0].shape == (2, 5, 3)
+    assert run(replace_head(given, 1), np.ones((2, 5, 4), np.float32))[0].shape == (10,)
+
+
+@pytest.mark.parametrize(
+    ("body", "weights", "shape", "wanted"),
+    [
+        ("z = MatMul(x, w) p = Softmax(z)", {"w": (4, 2)}, (3, 7, 4), (3, 7, 5)),
+        (
+            "z = Conv(x, w, b) p = Softmax<axis=1>(z)",
+            {"w": (2, 4, 1, 1), "b": (2,)},
+            (3, 4, 6, 7),
+            (3, 5, 6, 7),
+        ),
+        ("z = Conv(x, w) p = Sigmoid(z)", {"w": (2, 4, 1)}, (3, 4, 6), (3, 5, 6)),
+        (
+            "z = ConvTranspose<strides=[2, 2]>(x, w, b) p = Sigmoid(z)",
+            {"w": (4, 1, 2, 2), "b": (1,)},
+            (3, 4, 6, 7),
+            (3, 5, 12, 14),
+        ),
+        (
+            "v = Transpose<perm=[1, 0]>(w) y = MatMul(x, v) z = Add(b, y) p = Softmax(z)",
+            {"w": (2, 4), "b": (2,)},
+            (3, 4),
+            (3, 5),
+        ),
+        (
+            "v = Transpose<perm=[1, 0]>(w) z = Gemm<transB=1>(x, w, b) p = Softmax(z)",
+            {"w": (2, 4), "b": (2,)},
+            (3, 4),
+            (3, 5),
+        ),
+        (
+            "y = Conv(x, w) t = Transpose<perm=[0, 2, 3, 1]>(y) p = Softmax(t)",
+            {"w": (2, 4, 1, 1)},
+            (3, 4, 6, 7),
+            (3, 6, 7, 5),
+        ),
+        ("y = Conv(x, w) g = GlobalAveragePool(y) p = Flatten(g)", {"w": (2, 4, 3, 3)}, (3, 4, 6, 7), (3, 5)),
+        (
+            "y = Conv(x, w) s = Constant<value = int64[4] {0, 2, 8, 10}>() "
+            'z = Resize<mode="nearest">(y, , , s) p = Sigmoid(z)',
+            {"w": (2, 4, 3, 3)},
+            (3, 4, 6, 7),
+            (3, 5, 8, 10),
+        ),
+    ],
+)
+def test_heads_of_all_shapes(body, weights, shape, wanted):
+    if "Resize" in body:
+        body = body.replace("{0,", "{3,")
+    sizes = ", ".join(map(str, shape))
+    made = replace_head(
+        model(body, weights, f"float[{sizes}] x", f"float[{', '.join('ABCD'[: len(wanted)])}] p"), 5
+    )
+    onnx.checker.check_model(made, full_check=True)
+    x = RNG.normal(size=shape).astype(np.float32)
+    found = run(made, x)[0]
+    assert found.shape == wanted
+    if "Softmax" in body:
+        np.testing.assert_allclose(found.sum(axis=wanted.index(5)), 1, rtol=1e-5)
+    pytest.importorskip("onnxruntime")
+    loss = "squared_error"
+    step = onnxcustom.TrainingStep(made, loss=loss, optimizer="adam", learning_rate=0.01, weights="head_*")
+    target = np.full(wanted, 0.3, np.float32)
+    losses = [step.run(x, target) for _ in range(10)]
+    assert losses == sorted(losses, reverse=True)
+
+
+def test_the_output_of_a_layer_by_name():
+    body = HIDDEN + "y = Gemm(f, v) z = Gemm(f, w, b) p = Softmax(z)"
+    given = model(
+        body, {"u": (4, 6), "v": (6, 3), "w": (6, 2), "b": (2,)}, outputs="float[N, L] y, float[N, K] p"
+    )
+    made = replace_head(given, 4, at="z")
+    y, p = run(made, RNG.normal(size=(5, 4)).astype(np.float32))
+    assert (y.shape, p.shape) == ((5, 3), (5, 4))
+    np.testing.assert_allclose(p.sum(axis=1), 1, rtol=1e-5)
+
+
+def test_names_in_metadata():
+    given = scores("p = Softmax(z)")
+    texts = {
+        "names": "{0: 'cat', 1: 'dog'}",
+        "id2label": '{"0": "cat", "1": "dog"}',
+        "label2id": '{"cat": 0, "dog": 1}',
+        "classes": '["cat", "dog"]',
+        "class_list": "cat,dog",
+        "labels": "cat\ndog",
+        "character": "c",
+        "model_name": "cat,dog,bird,fish",
+        "feature_names": "a,b",
+    }
+    onnx.helper.set_model_props(given, texts)
+    made = replace_head(given, ["a", "b", "c"])
+    found = {p.key: p.value for p in made.metadata_props}
+    assert found == {
+        **texts,
+        "names": "{0: 'a', 1: 'b', 2: 'c'}",
+        "id2label": '{"0": "a", "1": "b", "2": "c"}',
+        "label2id": '{"a": 0, "b": 1, "c": 2}',
+        "classes": '["a", "b", "c"]',
+        "class_list": "a,b,c",
+        "labels": "a\nb\nc",
+    }
+    with pytest.warns(UserWarning, match="Metadata .* name the classes"):
+        made = replace_head(given, 3)
+    assert {p.key for p in made.metadata_props} == {"character", "model_name", "feature_names"}
+
+
+def test_a_map_of_labels_is_made_anew():
+    pytest.importorskip("onnxruntime")
+    given = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["": 17, "ai.onnx.ml": 1]>
+        m (float[N, 4] x) => (int64[N] label, seq(map(string, float)) p)
+        <float[4, 2] w = {1, 2, 3, 4, 5, 6, 7, 8}> {
+            z = MatMul(x, w) q = Softmax(z) label = ArgMax<axis = 1, keepdims = 0>(q)
+            p = ai.onnx.ml.ZipMap<classlabels_strings = ["no", "yes"]>(q)
+        }""")
+    from onnxcustom.runtime import create_session
+
+    made = replace_head(given, ["a", "b", "c"])
+    x = RNG.normal(size=(5, 4)).astype(np.float32)
+    label, maps = create_session(made).run(None, {"x": x})
+    assert [max(m, key=m.get) for m in maps] == label.tolist()
+    assert set(maps[0]) == {"a", "b", "c"}
+    assert class_labels(to_ir(made)).tolist() == ["a", "b", "c"]
+
+
+def test_heads_of_integers_are_refused_with_the_remedy():
+    body = "q, s, n = DynamicQuantizeLinear(x) i = MatMulInteger(q, w, n) p = Cast<to = 1>(i)"
+    given = model(body, {}, "float[N, 4] x")
+    given.graph.initializer.append(numpy_helper.from_array(np.ones((4, 2), np.int8), "w"))
+    with pytest.raises(InvalidModelError, match=r"\(MatMulInteger\).*tuning\.dequantize"):
+        replace_head(given, 3)

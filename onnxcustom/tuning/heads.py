@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,9 @@ from onnxcustom._registry import did_you_mean
 from onnxcustom._warnings import warn_user
 from onnxcustom.exceptions import InvalidModelError, InvalidParameterError, UnknownNameError
 from onnxcustom.graph.analysis.classifier import class_axis, find_logits
+from onnxcustom.graph.analysis.integers import FUSED, REMEDY, computes_integers
 from onnxcustom.graph.analysis.kernels import uses
-from onnxcustom.graph.analysis.traversal import all_names
+from onnxcustom.graph.analysis.traversal import all_names, subgraphs
 from onnxcustom.graph.building.builder import Builder, Var
 from onnxcustom.graph.files.io import ModelLike, to_proto
 from onnxcustom.graph.preparation.passes import InferShapesPass
@@ -25,17 +26,18 @@ from onnxcustom.graph.preparation.unused import RemoveUnusedPass
 from onnxcustom.graph.trainable.finding import trainable_values
 from onnxcustom.graph.trainable.initialize import initialize_weights
 
+from .class_names import rename_classes
+from .following import Follower, Following, behind, chooses
+
 __all__ = ["replace_head"]
 
 # Layers that a head may be, and where their weight is.
-_LAYERS = {"Gemm": (1,), "MatMul": (0, 1), "Conv": (1,)}
-# What may follow a layer whatever its number of outputs is, if it has no other operand of that size.
-_KEPT = frozenset(
-    "Abs AveragePool Cast Clip Dropout Elu Erf Exp Flatten Gelu GlobalAveragePool GlobalMaxPool HardSigmoid "
-    "HardSwish Identity LeakyRelu Log LogSoftmax MaxPool Mish Neg ReduceMax ReduceMean ReduceSum Relu "
-    "Reshape Resize Selu Sigmoid Softmax Softplus Softsign Sqrt Squeeze Tanh Transpose Unsqueeze".split()
-)
+_LAYERS = {"Gemm": (1,), "MatMul": (0, 1), "Conv": (1,), "ConvTranspose": (1,)}
+_CONVOLUTIONS = ("Conv", "ConvTranspose")
 _SHAPELESS = ("Shape", "Size")
+# What makes probabilities, or their logarithms, and what it is called here.
+_LINKS = {"Softmax": "softmax", "Sigmoid": "sigmoid", "LogSoftmax": "logarithms"}
+_LABELS = (ir.DataType.INT64, ir.DataType.INT32, ir.DataType.STRING)
 _ACTIVATIONS = ("auto", "none", "sigmoid", "softmax")
 
 
@@ -51,7 +53,7 @@ class _Head:
     @property
     def axis(self) -> int:
         """Axis of what it computes that has its outputs."""
-        if self.node.op_type == "Conv":
+        if self.node.op_type in _CONVOLUTIONS:
             return 1
         return -2 if self.node.op_type == "MatMul" and self.position == 0 else -1
 
@@ -66,11 +68,15 @@ def replace_head(
 ) -> onnx.ModelProto:
     """Put a new last layer in place of a model's own, to train it for other classes or values.
 
-    The new layer has the form of the old one (Gemm, MatMul with a bias, or Conv) and reads the same
+    The new layer has the form of the old one (Gemm, MatMul with a bias, Conv, ConvTranspose) and reads the same
     features; its weight starts at random, its bias at 0. They are called ``head_weight`` and
     ``head_bias``. What follows the layer (activations, poolings, reshapes) stays if it fits any number of
     outputs. If a node does not, a warning names it: what follows the new layer is removed, and the output
     is the layer's own, with the activation.
+
+    Labels (the place of the best score, or what stands there in a table), the labels of ZipMap and names of
+    classes in the metadata are made anew. Other outputs that came from the layer, such as the places of
+    the five best scores, are removed, and so are names where no new ones are given; a warning names them.
 
     Parameters
     ----------
@@ -81,9 +87,11 @@ def replace_head(
         holds labels, picked by the best score, is made anew with these (0, 1, 2, ... for a number).
     at : str, optional
         The layer to replace, by the name of its node or of the tensor that it computes. By default the last
-        one with a weight before the model's first output of numbers.
+        one with a weight before the model's first output of numbers. By name, it is the first output that
+        comes from that layer.
     seed : int, default=0
-        Of the new weight, drawn as by ``initialize_weights(method="lecun")``.
+        Of the new weight: normal, of variance 1 / (numbers summed up in an output), LeCun's initialization,
+        as ``initialize_weights(method="lecun")`` draws.
     activation : {'auto', 'softmax', 'sigmoid', 'none'}, default='auto'
         What makes probabilities of the scores. 'auto': what the model has; for one output a sigmoid where it
         has a softmax, and for several a softmax where it has a sigmoid of one column or rows that it divides
@@ -97,7 +105,7 @@ def replace_head(
     Raises
     ------
     InvalidModelError
-        There is no such layer, or several are last.
+        There is no such layer, several are last, or what is last computes with integers.
     UnknownNameError
         `at` is no name of a layer; no such activation.
     InvalidParameterError
@@ -123,11 +131,19 @@ def replace_head(
     edited = Prepared.of(model).take()
     InferShapesPass()(edited)
     layers = _layers(edited)
-    output = _first_of_numbers(edited)
-    head = _last(output, layers) if at is None else _at(edited, at, layers)
+    if at is None:
+        output = _first_of_numbers(edited.graph.outputs)
+        head = _last(output, layers)
+    else:
+        head = _at(at, layers)
+        output = _first_of_numbers(edited.graph.outputs, behind(head.result))
     op = Builder(edited.opset_imports[""], taken=all_names(edited.graph))
     weight, scores = _new_layer(op, head, count)
-    _Tail(edited, op, head, output, labels).put(scores, count, activation)
+    tail = _Tail(edited, op, head, output, labels)
+    tail.put(scores, count, activation)
+    dropped = rename_classes(edited.metadata_props, tail.size, labels)
+    if dropped:
+        warn_user(f"Metadata {dropped} name the classes of the layer that is replaced: removed.", UserWarning)
     _finish(edited, op)
     return initialize_weights(to_proto(edited), weight, "lecun", seed=seed)
 
@@ -161,16 +177,20 @@ def _layers(model: ir.Model) -> dict[ir.Node, int]:
     return found
 
 
-def _first_of_numbers(model: ir.Model) -> ir.Value:
-    """The output that a layer is looked for before."""
-    for value in model.graph.outputs:
+def _first_of_numbers(outputs: Sequence[ir.Value], among: Collection[ir.Value] | None = None) -> ir.Value:
+    """The first output of floating-point numbers, of those that a layer is looked for before."""
+    for value in outputs:
         producer = value.producer()
-        if producer is not None and producer.op_type == "ZipMap" and producer.inputs[0] is not None:
+        if producer is None or (among is not None and value not in among):
+            continue
+        if producer.op_type == "ZipMap" and producer.inputs[0] is not None:
             return producer.inputs[0]
-        if value.dtype is not None and value.dtype.is_floating_point() and producer is not None:
+        if value.dtype is not None and value.dtype.is_floating_point():
             return value
     raise InvalidModelError(
-        "No output of the model holds floating-point numbers: there is no layer to replace."
+        f"None of the outputs {[v.name for v in outputs]} that "
+        f"{'the model has' if among is None else 'come from that layer'} holds floating-point numbers: there "
+        "is no layer to replace."
     )
 
 
@@ -179,6 +199,7 @@ def _last(output: ir.Value, layers: dict[ir.Node, int]) -> _Head:
     found: dict[ir.Node, None] = {}
     seen: set[ir.Node] = set()
     waiting = [output.producer()]
+    inside = False
     while waiting:
         node = waiting.pop()
         if node is None or node in seen or node.op_type in _SHAPELESS:
@@ -186,12 +207,19 @@ def _last(output: ir.Value, layers: dict[ir.Node, int]) -> _Head:
         seen.add(node)
         if node in layers:
             found[node] = None
-        else:
-            waiting += [v.producer() for v in node.inputs if v is not None]
+            continue
+        if computes_integers(node) or node.op_type in FUSED:
+            raise InvalidModelError(
+                f"Node {node.name!r} ({node.op_type}), before output {output.name!r}, computes with "
+                f"integers: there is no layer to replace yet. {REMEDY}."
+            )
+        inside = inside or bool(subgraphs(node))
+        waiting += [v.producer() for v in node.inputs if v is not None]
     if len(found) != 1:
-        names = [node.name for node in found]
+        names = [str(node.name) for node in found]
         raise InvalidModelError(
-            f"Before output {output.name!r} there is no layer with a weight (Gemm, MatMul or Conv)."
+            f"Before output {output.name!r} there is no layer with a weight (Gemm, MatMul, Conv or "
+            f"ConvTranspose){' outside of the graphs of If, Loop and Scan' if inside else ''}."
             if not found
             else f"Several layers are last before output {output.name!r}: say which one to replace, at= one "
             f"of {names}."
@@ -200,7 +228,7 @@ def _last(output: ir.Value, layers: dict[ir.Node, int]) -> _Head:
     return _head(node, layers[node])
 
 
-def _at(model: ir.Model, at: str, layers: dict[ir.Node, int]) -> _Head:
+def _at(at: str, layers: dict[ir.Node, int]) -> _Head:
     """The layer of that name, or that computes the tensor of that name."""
     heads = [_head(node, position) for node, position in layers.items()]
     for head in heads:
@@ -242,8 +270,8 @@ def _new_layer(op: Builder, head: _Head, count: int) -> tuple[str, Var]:
         for what, size in (("weight", sizes), ("bias", [count, 1] if head.axis == -2 else [count]))
     )
     name = str(weight.value.name)
-    if node.op_type == "Conv":
-        return name, op.Conv(x, weight, bias, **attributes)
+    if node.op_type in _CONVOLUTIONS:
+        return name, op.node(node.op_type, x, weight, bias, **attributes)
     if node.op_type == "Gemm":
         return name, op.Gemm(x, weight, bias, **attributes)
     product = op.MatMul(weight, x) if position == 0 else op.MatMul(x, weight)
@@ -252,14 +280,17 @@ def _new_layer(op: Builder, head: _Head, count: int) -> tuple[str, Var]:
 
 def _sizes(node: ir.Node, position: int, shape: list[int], count: int) -> tuple[list[int], dict[str, Any]]:
     """Shape of the new weight, and attributes of the new node."""
-    if node.op_type == "Conv":
+    if node.op_type in _CONVOLUTIONS:
         attributes = {k: a.value for k, a in node.attributes.items()}
         groups = attributes.get("group", 1)
         if count % groups:
             raise InvalidModelError(
-                f"Node {node.name!r} (Conv) has {groups} groups: the number of outputs must be a multiple of "
+                f"Node {node.name!r} ({node.op_type}) has {groups} groups: the number of outputs must be "
+                "a multiple of "
                 f"that, not {count}."
             )
+        if node.op_type == "ConvTranspose":
+            return [shape[0], count // groups, *shape[2:]], attributes
         return [count, *shape[1:]], attributes
     if node.op_type == "Gemm":
         turned = node.attributes.get_int("transA", 0)
@@ -286,179 +317,175 @@ class _Tail:
         shape = head.result.shape
         size = None if shape is None else shape[head.axis]
         self.size = size if isinstance(size, int) else None
-        self.broken: ir.Node | None = None
-        self.axis = head.axis
-        # The label of an output may be gone with ZipMap: its input stands for it.
-        logits = find_logits(model, self._declared(), ()) if self._declared() else None
-        self.logits = logits
-        self.logarithms = class_axis(model, self._declared()) if self._declared() else None
-
-    def _declared(self) -> str:
-        """Name of the graph output that the numbers come out of."""
-        for value in self.model.graph.outputs:
-            producer = value.producer()
-            through = (
-                producer is not None and producer.op_type == "ZipMap" and producer.inputs[0] is self.output
-            )
-            if value is self.output or through:
-                return str(value.name)
-        return ""
+        self.declared = _declared(model, output)
+        name = str(self.declared.name)
+        logits = find_logits(model, name, ())
+        on_path = logits is not None and any(v.name == logits.name for v in behind(head.result))
+        self.logits = logits if on_path else None
+        self.logarithms = class_axis(model, name)
+        self.axis: int | None = head.axis
+        self.last = False
+        self.removed: list[str] = []
 
     def put(self, scores: Var, count: int, activation: str) -> None:
         """Let the outputs come from the new scores."""
-        kept, self.broken = self._follow()
-        self.axis = self._axis(kept)
-        wanted = self._activation(count, activation)
-        made, known = scores, self.logits is not None or self.logarithms is not None
-        for node in kept:
-            if known and node.op_type in ("Softmax", "Sigmoid", "LogSoftmax"):
+        head = self.head
+        found = Following(head.axis, self.size, count)
+        found.follow(head.result, self.output, None if self.logits is None else self.logits.name)
+        broken = found.broken
+        kind = self._kind(found)
+        wanted = self._activation(count, activation, kind)
+        # Behind a node that does not fit nothing stays, in front of it what makes no probabilities.
+        kept = [] if broken is not None else found.nodes
+        self.axis = head.axis if broken is not None else found.axis
+        shape = head.result.shape if broken is not None else self.output.shape
+        self.last = shape is not None and self.axis == len(shape) - 1
+        made = scores
+        for follower in kept:
+            if kind is not None and follower.node.op_type in _LINKS:
                 continue  # made anew below
-            made = self._again(node, made)
+            made = self._again(follower, made)
         made = self._activated(made, wanted)
-        dependent = _behind(self.head.result)
-        if self.broken is not None:
-            where = f"Node {self.broken.name!r} ({self.broken.op_type})"
+        dependent = behind(head.result)
+        if broken is not None:
             warn_user(
-                f"{where} does not go with {count} outputs in place of {self.size}: what follows the new "
-                f"layer is removed, and output {self._declared()!r} is its own.",
+                f"Node {broken.name!r} ({broken.op_type}) does not go with {count} outputs in place of "
+                f"{self.size}: what follows the new layer is removed, and output {self.declared.name!r} is "
+                "its own.",
                 UserWarning,
             )
-        self._outputs(made, count, dependent)
+        self._outputs(made, count, dependent, broken is not None)
+        if self.removed:
+            warn_user(
+                f"Outputs {self.removed} came from the layer that is replaced: they are removed.", UserWarning
+            )
 
-    def _follow(self) -> tuple[list[ir.Node], ir.Node | None]:
-        """Nodes behind the head that fit any number of outputs; if one does not, none, and that one."""
-        kept: list[ir.Node] = []
-        value = self.head.result
-        path = _before(self.output)
-        while value is not self.output:
-            readers = [n for n in dict.fromkeys(use.node for use in value.uses()) if n in path]
-            if self.logits is not None and value.name == self.logits.name and readers[0].op_type not in _KEPT:
-                return kept, None  # a softmax or sigmoid in several nodes, made anew
-            if len(readers) != 1 or not self._fits(readers[0], value):
-                return [], readers[0]
-            kept.append(readers[0])
-            value = readers[0].outputs[0]
-        return kept, None
+    def _kind(self, found: Following) -> str | None:
+        """What made probabilities of the old scores, or logarithms of them."""
+        if self.logits is not None:
+            return self.logits.kind
+        if self.logarithms is not None:
+            return "logarithms"
+        links = [f.node.op_type for f in found.nodes if f.node.op_type in _LINKS]
+        if found.broken is None:
+            return None
+        if links:
+            return _LINKS[links[0]]
+        return "softmax" if _divides_exponentials(self.output.producer()) else None
 
-    def _fits(self, node: ir.Node, value: ir.Value) -> bool:
-        if node.op_type not in _KEPT or node.domain not in ("", "ai.onnx") or node.inputs[0] is not value:
-            return False
-        for other in node.inputs[1:]:
-            if other is None:
-                continue
-            if other.const_value is None:
-                return False
-            array = other.const_value.numpy()
-            # Sizes and axes are no problem unless the old number of outputs is among the former.
-            if node.op_type == "Reshape" and self.size is not None and self.size in array.tolist()[1:]:
-                return False
-        return True
-
-    def _again(self, node: ir.Node, value: Var) -> Var:
+    def _again(self, follower: Follower, value: Var) -> Var:
         """The same node behind another value."""
-        others = [None if v is None else self.op.wrap(v) for v in node.inputs[1:]]
-        return self.op.node(node.op_type, value, *others, **{k: a.value for k, a in node.attributes.items()})
+        node = follower.node
+        operands: list[Any] = [None if v is None else self.op.wrap(v) for v in node.inputs]
+        operands[follower.position] = value
+        for index, array in follower.operands.items():
+            operands[index] = array
+        return self.op.node(node.op_type, *operands, **{k: a.value for k, a in node.attributes.items()})
 
-    def _activation(self, count: int, activation: str) -> str:
+    def _activation(self, count: int, activation: str, kind: str | None) -> str:
         """What makes probabilities of the new scores."""
         if activation != "auto":
             return activation
-        if self.logits is None:
-            return "none" if self.logarithms is None else "logarithms"
-        kind = self.logits.kind
+        if kind is None or kind == "logarithms":
+            return kind or "none"
         if count == 1:
             return "sigmoid"
-        return "softmax" if kind == "softmax" or self.logits.normalized or self.logits.columns == 1 else kind
-
-    def _axis(self, kept: list[ir.Node]) -> int:
-        """Axis of the classes in the output."""
-        if self.broken is None and self.logits is not None and self.logits.kind == "softmax":
-            return self.logits.axis
-        if self.broken is None and self.logarithms is not None:
-            return self.logarithms
-        moved = any(node.op_type in ("Flatten", "Reshape", "Squeeze", "Transpose") for node in kept)
-        return -1 if moved else self.head.axis
+        normalized = self.logits is not None and self.logits.normalized
+        one = self.size == 1 or (self.logits is not None and self.logits.columns == 1)
+        return "softmax" if normalized or one else kind
 
     def _activated(self, scores: Var, activation: str) -> Var:
-        op, axis = self.op, self.axis
+        op, axis = self.op, -1 if self.axis is None else self.axis
+        if self.last:
+            axis = -1  # one operator in every opset
         if activation == "softmax":
             return op.Softmax(scores, axis=axis)
         if activation == "logarithms":
             return op.LogSoftmax(scores, axis=axis)
         return op.Sigmoid(scores) if activation == "sigmoid" else scores
 
-    def _shape(self, count: int) -> ir.Shape | None:
+    def _shape(self, count: int, broken: bool) -> ir.Shape | None:
         """Shape of the output, if it is known how many dimensions it has."""
-        like = self.head.result.shape if self.broken else self.output.shape
+        like = self.head.result.shape if broken else self.output.shape
         if like is None:
             return None
         dims = list(like)
-        dims[self.axis] = count
+        if self.axis is not None:
+            dims[self.axis] = count
         return ir.Shape(dims)
 
-    def _outputs(self, made: Var, count: int, dependent: set[ir.Value]) -> None:
+    def _outputs(self, made: Var, count: int, dependent: set[ir.Value], broken: bool) -> None:
         """Give the outputs that came from the old head new ones, or none."""
-        graph, found, removed = self.model.graph, [], []
+        graph, found = self.model.graph, []
+        shape = self._shape(count, broken)
         for value in graph.outputs:
-            name, dtype = str(value.name), value.dtype
-            if value is self.output or name == self._declared():
-                fresh = self.op.Identity(made).value
-                fresh.name, value.name = name, self.op.unique(f"{name}_before")
-                fresh.dtype, fresh.shape = self.output.dtype, self._shape(count)
-                found.append(fresh)
+            if value is self.declared:
+                fresh = self._declared(made, count)
+                if value is self.output:
+                    fresh.shape = shape
+                    fresh.type = made.value.type if broken and made.dtype is not None else self.output.type
             elif value not in dependent:
                 found.append(value)
-            elif dtype in (ir.DataType.INT64, ir.DataType.STRING):
-                fresh = self._label(made, count).value
+                continue
+            elif value.dtype in _LABELS and chooses(value) and self.axis is not None:
+                fresh = self._label(made, count, value, None if shape is None else len(shape)).value
                 fresh.shape = value.shape
-                fresh.name, value.name = name, self.op.unique(f"{name}_before")
-                found.append(fresh)
             else:
-                removed.append(name)
-        if removed:
-            warn_user(
-                f"Outputs {removed} came from the layer that is replaced: they are removed.", UserWarning
-            )
+                self.removed.append(str(value.name))
+                continue
+            name = str(value.name)
+            fresh.name, value.name = name, self.op.unique(f"{name}_before")
+            found.append(fresh)
         graph.outputs[:] = found
 
-    def _label(self, made: Var, count: int) -> Var:
+    def _declared(self, made: Var, count: int) -> ir.Value:
+        """The output itself: a tensor, or what ZipMap makes of it."""
+        node = self.declared.producer()
+        if self.declared is self.output or node is None or count < 2:
+            return self.op.Identity(made).value
+        labels = self._names(count)
+        name = "classlabels_strings" if isinstance(labels[0], str) else "classlabels_int64s"
+        fresh = self.op.node("ZipMap", made, domain=node.domain, version=1, **{name: labels}).value
+        fresh.type, fresh.shape = None, None
+        return fresh
+
+    def _names(self, count: int) -> list[Any]:
+        return list(range(max(2, count))) if self.labels is None else self.labels
+
+    def _label(self, made: Var, count: int, like: ir.Value, rank: int | None) -> Var:
         """The label of the best score."""
-        op = self.op
-        labels: list[Any] = list(range(max(2, count))) if self.labels is None else self.labels
+        op, labels, axis = self.op, self._names(count), self.axis
+        assert axis is not None
+        keep = int(like.shape is not None and len(like.shape) == rank)
         if count == 1:
             best = op.Cast(made > 0.5, to=ir.DataType.INT64)
-            best = op.Squeeze(best, [self.axis])
+            best = best if keep else op.Squeeze(best, [axis])
         else:
-            best = op.ArgMax(made, axis=self.axis, keepdims=0)
+            best = op.ArgMax(made, axis=axis, keepdims=keep)
         if isinstance(labels[0], str):
             tensor: Any = ir.StringTensor([label.encode() for label in labels], shape=ir.Shape([len(labels)]))
         else:
-            tensor = ir.tensor(np.array(labels, dtype=np.int64))
+            dtype = np.int32 if like.dtype == ir.DataType.INT32 else np.int64
+            tensor = ir.tensor(np.array(labels, dtype=dtype))
         return op.Gather(op.wrap(op.initializer(op.unique("head_labels"), tensor)), best, axis=0)
 
 
-def _behind(value: ir.Value) -> set[ir.Value]:
-    """Values that are computed from a value."""
-    seen, waiting = {value}, [value]
-    while waiting:
-        for use in waiting.pop().uses():
-            for output in use.node.outputs:
-                if output not in seen:
-                    seen.add(output)
-                    waiting.append(output)
-    return seen
+def _declared(model: ir.Model, output: ir.Value) -> ir.Value:
+    """The graph output that the numbers come out of."""
+    for value in model.graph.outputs:
+        producer = value.producer()
+        zipped = producer is not None and producer.op_type == "ZipMap" and producer.inputs[0] is output
+        if value is output or zipped:
+            return value
+    raise AssertionError(output)
 
 
-def _before(value: ir.Value) -> set[ir.Node]:
-    """Nodes that a value is computed by."""
-    seen: set[ir.Node] = set()
-    waiting = [value.producer()]
-    while waiting:
-        node = waiting.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            waiting += [v.producer() for v in node.inputs if v is not None]
-    return seen
+def _divides_exponentials(node: ir.Node | None) -> bool:
+    """Whether a node is the last one of a softmax in several nodes."""
+    if node is None or node.op_type != "Div" or node.inputs[0] is None:
+        return False
+    maker = node.inputs[0].producer()
+    return maker is not None and maker.op_type == "Exp"
 
 
 def _finish(model: ir.Model, op: Builder) -> None:
@@ -470,3 +497,5 @@ def _finish(model: ir.Model, op: Builder) -> None:
             graph.register_initializer(value)
     RemoveUnusedPass()(model)
     ir.passes.common.TopologicalSortPass()(model)
+    if any(value.shape is None for value in graph.outputs):
+        InferShapesPass()(model)
