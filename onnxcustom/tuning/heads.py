@@ -68,8 +68,8 @@ def replace_head(
 ) -> onnx.ModelProto:
     """Put a new last layer in place of a model's own, to train it for other classes or values.
 
-    The new layer has the form of the old one (Gemm, MatMul with a bias, Conv, ConvTranspose) and reads the same
-    features; its weight starts at random, its bias at 0. They are called ``head_weight`` and
+    The new layer has the form of the old one (Gemm, MatMul with a bias, Conv, ConvTranspose) and reads the
+    same features; its weight starts at random, its bias at 0. They are called ``head_weight`` and
     ``head_bias``. What follows the layer (activations, poolings, reshapes) stays if it fits any number of
     outputs. If a node does not, a warning names it: what follows the new layer is removed, and the output
     is the layer's own, with the activation.
