@@ -22,7 +22,7 @@ ROOMS = {
     "training": "metrics tuning step feed data objective optim gradient runtime graph",
     "metrics": "",
     "inspect": "step feed data objective optim gradient runtime graph",
-    "tuning": "runtime graph",
+    "tuning": "optim runtime graph",
     "step": "feed data objective optim gradient runtime graph",
     "feed": "data runtime graph",
     "data": "",

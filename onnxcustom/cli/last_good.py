@@ -11,10 +11,9 @@ from sklearn.exceptions import ConvergenceWarning
 
 from onnxcustom._warnings import warn_user
 from onnxcustom.training.callbacks import EarlyStopping, StopOnNonFinite
+from onnxcustom.training.callbacks.early_stopping import Kept, put_back, weights_of
 
 __all__ = ["LastGood"]
-
-_Kept = tuple[dict[str, np.ndarray], dict[str, np.ndarray]]
 
 
 class LastGood(StopOnNonFinite):
@@ -34,20 +33,20 @@ class LastGood(StopOnNonFinite):
     def on_train_begin(self, trainer: Any) -> None:
         """The weights before training are good as long as there are no others."""
         self._name = "val_loss" if "val_loss" in trainer.run.measures else "loss"
-        self._kept = self._now = _weights_of(trainer)
+        self._kept = self._now = weights_of(trainer)
         self._epoch: int = 0
         self._lowest: float | None = None
         self.told_ = ""
 
     def on_epoch_begin(self, trainer: Any) -> None:
         """Keep the weights that the loss of this epoch will be of."""
-        self._now = _weights_of(trainer)
+        self._now = weights_of(trainer)
 
     def on_epoch_end(self, trainer: Any) -> None:
         """Keep the weights if there are none better."""
         value = trainer.history_[self._name][-1]
         if self._lowest is None or value < self._lowest:
-            self._kept = _weights_of(trainer) if self._name == "val_loss" else self._now
+            self._kept = weights_of(trainer) if self._name == "val_loss" else self._now
             self._epoch, self._lowest = trainer.n_iter_, float(value)
 
     def on_nonfinite(self, trainer: Any, error: Exception) -> bool:
@@ -69,10 +68,7 @@ class LastGood(StopOnNonFinite):
     def on_train_end(self, trainer: Any) -> None:
         """Put the good weights back, if it came to that."""
         if self.told_:
-            weights, statistics = self._kept
-            trainer.step_.set_weights(weights)
-            if statistics:
-                trainer.step_.set_statistics(statistics)
+            put_back(trainer, self._kept)
 
     def state_dict(self) -> dict[str, Any]:
         """The good weights, and those that the present epoch began with."""
@@ -86,9 +82,9 @@ class LastGood(StopOnNonFinite):
             return
         state = copy.deepcopy(dict(state))
         self._epoch, self._lowest, self.told_ = state["epoch"], state["lowest"], state["told"]
-        self._kept = dict(state["kept"][0]), dict(state["kept"][1])
-        self._now = dict(state["now"][0]), dict(state["now"][1])
+        self._kept, self._now = _three(state["kept"]), _three(state["now"])
 
 
-def _weights_of(trainer: Any) -> _Kept:
-    return trainer.step_.weights(), trainer.step_.statistics()
+def _three(parts: list[dict[str, np.ndarray]]) -> Kept:
+    """Weights, statistics and averages; older checkpoints have none of the latter."""
+    return tuple(map(dict, [*parts, {}][:3]))

@@ -68,6 +68,7 @@ def taken_over(recipe: Recipe, state: State, other: Recipe, done: State) -> tupl
     own = {n: a for n, a in tensors.items() if state.has(n)}
     if not made.rule.continues(other.rule):
         state.write(own)
+        state.set_averages(done.averages())
         _warn_of_lost(done)
         return made, state
     kept = {w: states for w, states in done.of_rule().items() if w in made.weights}
@@ -81,6 +82,7 @@ def taken_over(recipe: Recipe, state: State, other: Recipe, done: State) -> tupl
     target.write(own)
 
     # Nothing below is refused.
+    target.set_averages(done.averages())
     target.set_of_rule(kept, made.rule)
     same = made.rule.accumulate == other.rule.accumulate and made.weights == other.weights
     target.go_on_from(done, accumulated=same)

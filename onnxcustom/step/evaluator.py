@@ -77,7 +77,7 @@ class Evaluator:
         penalties = self.recipe.penalties
         if not penalties:
             return 0.0
-        weights, zero = self.state.weights(), np.zeros((), self.recipe.scalar_dtype)
+        weights, zero = self.state.predicting(), np.zeros((), self.recipe.scalar_dtype)
         terms = [p.penalty_loss(None, zero, weights[name]) for name, p in penalties.items()]
         return sum(float(term.numpy()) for term in terms)
 

@@ -142,7 +142,8 @@ class Halves:
         model = part.trained({n: _shape(like, axis) for n, (axis, like) in found.items()}, axes)
         names = part.names(model)
         self.trained = _half(recipe, model, {names[n]: axis for n, axis in axes.items()})
-        _check_layout(recipe.graph(), self.trained.graph())
+        origin = state.origin
+        _check_layout(recipe.graph(origin=origin), self.trained.graph(origin=origin))
         self.runs = Runs(self.trained, state, rule, *settings)
         self._evaluator = Evaluator(self.trained, state, settings[0])
         values = {n: next(v for v in model.graph.inputs if v.name == own) for n, own in names.items()}

@@ -11,6 +11,7 @@ from onnxcustom._parameters import check_number
 from onnxcustom.graph.analysis.traversal import all_nodes
 from onnxcustom.graph.trainable.roles import Role, weight_roles
 from onnxcustom.optim import BaseLearningRate
+from onnxcustom.optim.averaging import Average
 from onnxcustom.step.passes.packing import plan_packs
 from onnxcustom.step.passes.sparse import gather_only
 
@@ -82,6 +83,8 @@ class Plan:
         number of rows: it is then not to be read without :attr:`ComposedStep.scalars`.
     checked : bool
         Whether a graph says if the gradients are finite.
+    average : Average or None
+        The moving average that is kept of every weight.
     """
 
     weights: tuple[str, ...]
@@ -93,6 +96,7 @@ class Plan:
     prescaled: bool = False
     outside: bool = False
     checked: bool = False
+    average: Average | None = None
 
     def plain(self) -> Plan:
         """The same for a graph that is read by itself."""
@@ -110,6 +114,7 @@ def make_plan(
     penalized: Mapping[str, object],
     origin: Origin,
     *,
+    average: Average | None,
     fast: bool,
     host: bool,
 ) -> Plan:
@@ -125,13 +130,16 @@ def make_plan(
         Weights that have a penalty.
     origin : Origin
         Where the training counts from.
+    average : Average or None
+        The moving average that is kept of every weight.
     fast : bool
         Whether graphs are rewritten to run faster.
     host : bool
         Whether tensors live in host memory: only there a part of one can be seen as another.
     """
     tables: list[str] = []
-    if rule.accumulate == 1 and rule.by_rows and getattr(rule, "lazy_update", False):
+    lazy = rule.by_rows and getattr(rule, "lazy_update", False)
+    if rule.accumulate == 1 and lazy and average is None:  # which moves in every row
         # A penalty has a gradient of its own in every row.
         tables = gather_only(model, [w for w in weights if w not in penalized])
     # Half precision would lose small gradients: they stay as they are.
@@ -155,6 +163,7 @@ def make_plan(
         prescaled,
         outside=fast and host,
         checked=rule.hides_nonfinite or not host,
+        average=average,
     )
 
 

@@ -33,6 +33,7 @@ from onnxcustom.graph.trainable.finding import array_of
 from onnxcustom.graph.trainable.selection import Catalog
 from onnxcustom.objective import BaseLearningPenalty, select_penalties
 from onnxcustom.optim import BaseLearningRate
+from onnxcustom.optim.averaging import AVERAGE, Average
 from onnxcustom.runtime.bfloat16 import WAY_OUT, check_bfloat16
 from onnxcustom.runtime.devices import parse_device
 
@@ -91,6 +92,8 @@ class Recipe:
         Constants of the model that another step has handed on, so that they are no longer the user's.
     columns : mapping of str to tuple of str
         Names of columns by input, where they are not the model's own.
+    average : Average or None
+        The moving average that is kept of every weight.
     """
 
     prepared: Prepared
@@ -107,6 +110,7 @@ class Recipe:
     host: bool = True
     moved: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     columns: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    average: Average | None = None
 
     #: Where the training counts from, of a recipe that an older version has written, which had this in it.
     older_origin = BEGINNING
@@ -132,7 +136,7 @@ class Recipe:
         state = {**state, "prepared": Prepared.of(state["proto"])}
         if not isinstance(state["moved"], Mapping):  # of an older version, whose model has them already
             state["moved"] = constants(state["prepared"], state["moved"])
-        vars(self).update({f.name: state[f.name] for f in dataclasses.fields(self)})
+        vars(self).update({f.name: state[f.name] for f in dataclasses.fields(self) if f.name in state})
         if "born" in state:
             vars(self)["older_origin"] = Origin.of(state["born"], vars(state["modes"])["seed"])
 
@@ -193,7 +197,12 @@ class Recipe:
         """How weights are updated: see :func:`~onnxcustom.step.plan.make_plan`."""
         model = self.trunk.model
         about = (self.weights, self.rule, self.penalties, origin)
-        return make_plan(model, *about, fast=self.passes, host=self.host)
+        return make_plan(model, *about, average=self.average, fast=self.passes, host=self.host)
+
+    def first_state(self, weight: np.ndarray) -> dict[str, np.ndarray]:
+        """What is kept of a weight that was never updated: the rule's state, and its average."""
+        average = {} if self.average is None else {AVERAGE: self.average.first(weight)}
+        return {**self.rule.create_state(weight), **average}
 
     @collected_later()
     def compose(

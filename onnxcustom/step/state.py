@@ -12,8 +12,9 @@ from onnxcustom.exceptions import InvalidDataError, UnknownNameError
 from onnxcustom.feed.specs import tensor_specs
 from onnxcustom.graph import constants
 from onnxcustom.optim import BaseLearningRate
+from onnxcustom.optim.averaging import AVERAGE
 from onnxcustom.optim.clock import Clock
-from onnxcustom.runtime import Device
+from onnxcustom.runtime import Device, to_ortvalue
 
 from .buffers import DoubleBuffer
 from .plan import BEGINNING, Origin
@@ -79,6 +80,7 @@ class State:
         self.device = device
         self.weight_names = list(recipe.weights)
         self._states = {w: {s: old for s, (old, _) in states.items()} for w, states in graph.state.items()}
+        self._averages = {w: s.pop(AVERAGE) for w, s in self._states.items() if AVERAGE in s}
         self._sums = {w: old for w, (old, _) in graph.accumulated.items()}
         in_place = [old for updates in graph.by_rows.values() for old in updates]
         packs = {name: members for name, (_, members) in graph.packs.items()}
@@ -101,7 +103,7 @@ class State:
         graph = recipe.graph(origin=origin)
         tensors = {**weights}
         for name, states in graph.state.items():
-            first = recipe.rule.create_state(weights[name])
+            first = recipe.first_state(weights[name])
             tensors.update({old: first[s] for s, (old, _) in states.items()})
         arrays: Arrays = (tensors, constants(recipe.model, graph.statistics), {})
         return cls(recipe, device, arrays, recipe.rule.begun(), origin)
@@ -128,18 +130,32 @@ class State:
         self.pending_units = self.window = None
 
     def front(self) -> dict[str, Any]:
-        """OrtValues of what the model itself reads, and of the rule's state."""
-        return {
-            name: value
-            for buffer in (self.kept, self.statistics)
-            for name, value in buffer.values[buffer.front].items()
-        }
+        """OrtValues of what the model itself reads when it predicts, averages of weights if they are kept."""
+        kept = self.kept.values[self.kept.front]
+        found = {**kept, **self.statistics.values[self.statistics.front]}
+        for name, average in self._averages.items():
+            same = kept[name].data_type() == kept[average].data_type()
+            found[name] = kept[average] if same else to_ortvalue(self._average(name), self.device)
+        return found
+
+    def _average(self, name: str) -> np.ndarray:
+        """A copy of the average of a weight, in its dtype."""
+        weight = self.kept.values[self.kept.front][name]
+        return self.kept.read([self._averages[name]])[0].astype(weight.numpy().dtype)
 
     # -- reading -------------------------------------------------------------------------------------
 
     def weights(self) -> dict[str, np.ndarray]:
         """Copies of the weights."""
         return _read(self.kept, {name: name for name in self.weight_names})
+
+    def averages(self) -> dict[str, np.ndarray]:
+        """Copies of the averages of weights, as they are kept; none if none are."""
+        return _read(self.kept, self._averages)
+
+    def predicting(self) -> dict[str, np.ndarray]:
+        """Copies of the weights that predict: the averages, if there are some."""
+        return {name: self._average(name) for name in self._averages} or self.weights()
 
     def of_rule(self) -> dict[str, dict[str, np.ndarray]]:
         """Copies of the rule's state: weight -> name -> array."""
@@ -179,6 +195,19 @@ class State:
                 _check_same_kind(f"{what} {name!r}", arrays[name], present)
         self.kept.write(weights)
         self.statistics.write(running)
+        begun = {w: average for w, average in self._averages.items() if w in weights}
+        likes = self.kept.read(begun.values())
+        self.kept.write(
+            {old: weights[w].astype(a.dtype) for (w, old), a in zip(begun.items(), likes, strict=True)}
+        )
+
+    def set_averages(self, averages: Mapping[str, np.ndarray]) -> None:
+        """Overwrite averages of some or all weights, if they fit; those of other weights are left out."""
+        known = {name: array for name, array in averages.items() if name in self._averages}
+        present = self.averages()
+        for name, array in known.items():
+            _check_same_kind(f"average of weight {name!r}", array, present[name])
+        self.kept.write({self._averages[name]: array for name, array in known.items()})
 
     def set_weights(self, weights: Mapping[str, np.ndarray]) -> None:
         """Overwrite some or all weights, if they fit."""
@@ -213,6 +242,7 @@ class State:
         named = {f"weights/{name}": (self.kept, name) for name in self.weight_names}
         for w, states in self._states.items():
             named.update({f"state/{w}/{s}": (self.kept, old) for s, old in states.items()})
+        named.update({f"average/{w}": (self.kept, old) for w, old in self._averages.items()})
         named.update({f"statistics/{name}": (self.statistics, name) for name in self.statistics.names})
         named.update({f"accumulated/{w}": (self.accumulated, old) for w, old in self._sums.items()})
         return named

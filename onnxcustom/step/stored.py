@@ -142,8 +142,20 @@ class StoredStep:
     # -- weights and state -----------------------------------------------------------------------
 
     def weights(self) -> dict[str, np.ndarray]:
-        """Copies of the present weights, by name."""
+        """Copies of the present weights that are trained, by name."""
         return self._state.weights()
+
+    def predicting_weights(self) -> dict[str, np.ndarray]:
+        """Copies of the weights that predict: the averages, if they are kept, else :meth:`weights`."""
+        return self._state.predicting()
+
+    def averages(self) -> dict[str, np.ndarray]:
+        """Copies of the averages of weights, by name; none if none are kept."""
+        return self._state.averages()
+
+    def set_averages(self, averages: Mapping[str, np.ndarray]) -> None:
+        """Overwrite averages of some or all weights; errors as :meth:`set_weights`."""
+        self._state.set_averages(averages)
 
     def state(self) -> dict[str, dict[str, np.ndarray]]:
         """Copies of the optimizer's state: weight name -> state name -> array."""
@@ -167,7 +179,7 @@ class StoredStep:
         self._become(placed(self._recipe, self._state, statistics), self._state)
 
     def set_weights(self, weights: Mapping[str, np.ndarray]) -> None:
-        """Overwrite some or all weights.
+        """Overwrite some or all weights; averages of them begin there.
 
         Raises
         ------
@@ -212,9 +224,9 @@ class StoredStep:
         self._become(*taken_over(self._recipe, self._state, other._recipe, other._state))
 
     def trained_model(self) -> onnx.ModelProto:
-        """The user's model with the present weights and statistics."""
+        """The user's model with the weights that predict, and with the present statistics."""
         recipe, columns = self._recipe, self._recipe.columns
-        tensors = {**recipe.moved, **self.weights(), **self.statistics()}
+        tensors = {**recipe.moved, **self.predicting_weights(), **self.statistics()}
         trained = replace_constants(recipe.prepared.proto, tensors)
         if columns:
             write_feature_names(trained, {**read_feature_names(trained), **columns})

@@ -14,6 +14,7 @@ from onnxcustom.feed.specs import TensorSpec, rows_of
 from onnxcustom.feed.validation import as_inputs, as_targets
 from onnxcustom.graph import Prepared, Selection
 from onnxcustom.optim import select_optimizer
+from onnxcustom.optim.averaging import select_average
 from onnxcustom.runtime import parse_device, to_ortvalue
 
 from .counting import counts_of
@@ -90,6 +91,10 @@ class TrainingStep(StoredStep):
         Settings of the session that trains, used as they are, in place of `threads` and of those that
         the documentation explains under "Speed and memory". Pickles keep all but entries of its
         configuration, which onnxruntime does not list.
+    average : {None, 'ema'} or tuning.Average, optional
+        Moving average of the weights, taken after every update: it is what predictions, losses of
+        :meth:`scores` and :meth:`trained_model` go by, while training goes on with the weights themselves.
+        :class:`onnxcustom.tuning.Average` says how; ``'ema:decay=0.99,start=100'`` does in text.
 
     Attributes
     ----------
@@ -142,6 +147,7 @@ class TrainingStep(StoredStep):
         recompute: bool = False,
         batch_axis: Mapping[str, int | None] | None = None,
         sess_options: Any = None,
+        average: Any = None,
     ) -> None:
         if threads is not None:
             check_number("threads", threads, "[1, inf)", integral=True)
@@ -164,6 +170,7 @@ class TrainingStep(StoredStep):
             modes=modes,
             passes=bool(passes),
             recompute=bool(recompute),
+            average=select_average(average),
             weighted=bool(sample_weight),
             host=self.device.type == "cpu",
         )

@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from onnxcustom.graph.building.builder import Builder, Var
 from onnxcustom.optim import BaseLearningRate, State
+from onnxcustom.optim.averaging import AVERAGE
 from onnxcustom.optim.transforms import global_norm_factor, scalar
 from onnxcustom.step.passes.packing import concatenate
 from onnxcustom.step.passes.sparse import RowGradient
@@ -94,14 +95,19 @@ def compose_updates(
     updates, optimizer = Updates(), plan.rule
     gradients, sparse = _clipped(op, optimizer, gradients, sparse)
     index = {name: k for k, name in enumerate(weights)}
-    states = {name: _state_inputs(op, optimizer, name, w) for name, w in weights.items()}
+    states = {name: _state_inputs(op, plan, name, w) for name, w in weights.items()}
 
     def apply(name: str, w: Var, g: Var, state: dict[str, Var]) -> tuple[Var, dict[str, Var]]:
         age = plan.ages.get(name, 0)
         step = scalars.step if age == 0 else op.once(("step", age), lambda: scalars.step - age)
         about = {"name": name, "role": plan.roles.get(name, "unknown"), "index": index[name]}
         given = {"values": scalars.hyper, "prescaled": plan.prescaled}
-        return optimizer.apply(op, w, g, State(state), scalars.learning_rate, step, **about, **given)  # type: ignore[arg-type]
+        own = State({s: v for s, v in state.items() if s != AVERAGE})
+        new, made = optimizer.apply(op, w, g, own, scalars.learning_rate, step, **about, **given)  # type: ignore[arg-type]
+        if plan.average is not None:  # of what it is in full precision
+            whole, done = made.get("master", new), float(optimizer.begin_num_update)
+            made[AVERAGE] = plan.average.update(op, state[AVERAGE], whole, scalars.step, done)
+        return new, made
 
     for members in plan.packs:
         shapes = [weights[name].static_shape or () for name in members]
@@ -120,11 +126,14 @@ def compose_updates(
     return updates
 
 
-def _state_inputs(op: Builder, optimizer: BaseLearningRate, name: str, w: Var) -> dict[str, Var]:
-    """Graph inputs for the state of a weight."""
+def _state_inputs(op: Builder, plan: Plan, name: str, w: Var) -> dict[str, Var]:
+    """Graph inputs for the state of a weight, its average among it."""
+    likes = state_layout(plan.rule, w)
+    if plan.average is not None:
+        likes[AVERAGE] = plan.average.first(_like(w))
     return {
         s: op.input(op.unique(f"{name}_{s}"), ir.DataType.from_numpy(like.dtype), like.shape)
-        for s, like in state_layout(optimizer, w).items()
+        for s, like in likes.items()
     }
 
 
@@ -151,9 +160,13 @@ def _pack(
 
 def state_layout(optimizer: BaseLearningRate, w: Var) -> dict[str, np.ndarray]:
     """Arrays that look like the state of a weight; their content means nothing."""
+    return optimizer.create_state(_like(w))
+
+
+def _like(w: Var) -> np.ndarray:
     assert w.dtype is not None
     assert w.static_shape is not None
-    return optimizer.create_state(np.broadcast_to(np.zeros((), w.dtype.numpy()), w.static_shape))
+    return np.broadcast_to(np.zeros((), w.dtype.numpy()), w.static_shape)
 
 
 def _clipped(

@@ -76,7 +76,9 @@ class Results(BaseEstimator):
 
     def _changed(self) -> set[str]:
         """Parameters of the step that were set since it was made."""
-        return {name for name, value in self._as_made().items() if not same(self._made_from[name], value)}
+        # What an older version has made knows nothing of later parameters, which had their defaults.
+        made = {field.name: field.default for field in self._fields()} | self._made_from
+        return {name for name, value in self._as_made().items() if not same(made[name], value)}
 
     _made_from: dict[str, Any]
 
@@ -100,10 +102,10 @@ class Results(BaseEstimator):
 
     @property
     def weights_(self) -> dict[str, np.ndarray]:
-        """Copies of the trained weights, by name."""
+        """Copies of the trained weights, by name: of their averages, if they are kept."""
         if not self.__sklearn_is_fitted__():
             raise AttributeError(f"This {type(self).__name__} is not fitted yet: it has no weights_.")
-        return self.step_.weights()
+        return self.step_.predicting_weights()
 
     def get_trained_onnx(self) -> onnx.ModelProto:
         """The user's model with the trained weights; names, inputs, outputs and metadata are kept.

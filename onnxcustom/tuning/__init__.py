@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from onnxcustom.optim.averaging import Average
+
 from .dequantizing import dequantize
 from .dynamic import make_dynamic
 from .heads import replace_head
 from .ties import untie
 
-__all__ = ["dequantize", "make_dynamic", "replace_head", "untie"]
+__all__ = ["Average", "dequantize", "make_dynamic", "replace_head", "untie"]

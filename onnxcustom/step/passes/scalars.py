@@ -31,9 +31,23 @@ _TEXT = {
     "Exp": "exp({0})",
     "Log": "log({0})",
     "Cast": "{0}",
+    "Min": "least({0}, {1})",
+    "Max": "most({0}, {1})",
 }
+
+
+def _least(a: float, b: float) -> float:
+    return b if b < a or b != b else a  # NaN stays, whichever it is
+
+
+def _most(a: float, b: float) -> float:
+    return b if b > a or b != b else a
+
+
 _QUICK: dict[str, Any] = {"power": math.pow, "sqrt": math.sqrt, "exp": math.exp, "log": math.log}
+_QUICK |= {"least": _least, "most": _most}
 _SAFE: dict[str, Any] = {"power": np.power, "sqrt": np.sqrt, "exp": np.exp, "log": np.log}
+_SAFE |= {"least": np.minimum, "most": np.maximum}
 
 
 class ScalarPlan:
@@ -212,8 +226,10 @@ def _template(node: ir.Node) -> str | None:
     """How Python writes a node of floating-point arithmetic."""
     if node.domain != "" or node.op_type not in _TEXT or len(node.outputs) != 1:
         return None
-    values = [*node.inputs, node.outputs[0]]
-    return _TEXT[node.op_type] if all(v is not None and v.dtype in _FLOATS for v in values) else None
+    values, text = [*node.inputs, node.outputs[0]], _TEXT[node.op_type]
+    if text.count("{") != len(node.inputs):  # the largest of three, say
+        return None
+    return text if all(v is not None and v.dtype in _FLOATS for v in values) else None
 
 
 def plan_scalars(model: ir.Model, loss: str, sources: Mapping[str, str], hoist: bool) -> ScalarPlan:

@@ -18,9 +18,11 @@ from .scoring import direction_known, less_is_better
 if TYPE_CHECKING:
     from ..run import Run, Training
 
-__all__ = ["EarlyStopping"]
+__all__ = ["EarlyStopping", "Kept", "put_back", "weights_of"]
 
-_Kept = tuple[dict[str, np.ndarray], dict[str, np.ndarray]]
+#: Weights, running statistics, and averages of the weights if they are kept.
+Kept = tuple[dict[str, np.ndarray], ...]
+_PARTS = ("weights", "statistics", "averages")
 
 
 class EarlyStopping(Callback):
@@ -97,9 +99,8 @@ class EarlyStopping(Callback):
         self.best_: float | None = None
         self.best_epoch_: int | None = None
         self._waited = 0
-        self._weights: dict[str, np.ndarray] = {}
-        self._statistics: dict[str, np.ndarray] = {}
-        self._before: _Kept | None = None
+        self._best: Kept = ()
+        self._before: Kept | None = None
         self._first = self._is_on_the_way(trainer.run) and trainer.run.loader.n_batches == 1
 
     def _is_on_the_way(self, run: Run) -> bool:
@@ -109,7 +110,7 @@ class EarlyStopping(Callback):
     def on_epoch_begin(self, trainer: Training) -> None:
         """Keep the weights that an epoch of one batch measures."""
         if self._first:
-            self._before = trainer.step_.weights(), trainer.step_.statistics()
+            self._before = weights_of(trainer)
 
     def on_epoch_end(self, trainer: Training) -> None:
         """Keep the best, count the others."""
@@ -119,8 +120,7 @@ class EarlyStopping(Callback):
         if is_better(self._name, self._mode, value, self.best_, self.min_delta):
             self.best_, self.best_epoch_, self._waited = float(value), trainer.n_iter_, 0
             if self.restore_best:
-                now = trainer.step_.weights(), trainer.step_.statistics()
-                self._weights, self._statistics = self._before or now
+                self._best = self._before or weights_of(trainer)
             return
         self._waited += 1
         if self._waited > self.patience:
@@ -131,19 +131,14 @@ class EarlyStopping(Callback):
 
     def on_train_end(self, trainer: Training) -> None:
         """Put the best weights back."""
-        if self._weights:
-            trainer.step_.set_weights(self._weights)
-            if self._statistics:
-                trainer.step_.set_statistics(self._statistics)
-        self._weights, self._statistics = {}, {}
+        if self._best:
+            put_back(trainer, self._best)
+        self._best = ()
 
     def state_dict(self) -> dict[str, Any]:
         """The best and its weights."""
-        kept = {
-            "weights": self._weights,
-            "statistics": self._statistics,
-            "before": dict(zip(("weights", "statistics"), self._before or (), strict=False)),
-        }
+        best = dict(zip(_PARTS, self._best or ({}, {}, {}), strict=False))
+        kept = {**best, "before": dict(zip(_PARTS, self._before or (), strict=False))}
         numbers = {"best": self.best_, "best_epoch": self.best_epoch_, "waited": self._waited}
         return {"name": self._name, **numbers, **copy.deepcopy(kept)}
 
@@ -153,6 +148,27 @@ class EarlyStopping(Callback):
             return
         state = copy.deepcopy(dict(state))
         self.best_, self.best_epoch_, self._waited = state["best"], state["best_epoch"], state["waited"]
-        self._weights, self._statistics = dict(state["weights"]), dict(state["statistics"])
+        best = _parts(state)
+        self._best = best if best[0] else ()
         if self._first and state.get("before"):
-            self._before = dict(state["before"]["weights"]), dict(state["before"]["statistics"])
+            self._before = _parts(state["before"])
+
+
+def weights_of(trainer: Training) -> Kept:
+    """Weights, running statistics and averages of the step, as they are now."""
+    step = trainer.step_
+    return step.weights(), step.statistics(), step.averages()
+
+
+def put_back(trainer: Training, kept: Kept) -> None:
+    """Overwrite weights, statistics and averages of the step by those that were kept."""
+    weights, statistics, averages = kept
+    trainer.step_.set_weights(weights)
+    if statistics:
+        trainer.step_.set_statistics(statistics)
+    trainer.step_.set_averages(averages)
+
+
+def _parts(state: Mapping[str, Any]) -> Kept:
+    """What was kept, of a state; older ones know no averages."""
+    return tuple(dict(state.get(part, {})) for part in _PARTS)

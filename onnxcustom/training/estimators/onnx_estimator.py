@@ -53,6 +53,9 @@ class OnnxEstimator(Trainer):
     batch_axis : dict of str to int or None
         Where the rows of an input or output are, by name, if that is not what the model's dimensions say;
         None for a tensor without rows: such an input is given once a batch, such an output is one row.
+    average : {None, 'ema'} or tuning.Average
+        Moving average of the weights, taken after every update: it is what validation, callbacks, predictions
+        and :meth:`get_trained_onnx` go by, while training goes on with the weights themselves.
     """
 
     model: Any = of_step()
@@ -81,6 +84,7 @@ class OnnxEstimator(Trainer):
     batch_axis: Mapping[str, int | None] | None = of_step(None)
     cache_frozen: Any = False
     cache_bytes: float = 2**30
+    average: Any = of_step(None)
 
     @property
     def _live_parameters(self) -> frozenset[str]:
@@ -122,6 +126,7 @@ class OnnxEstimator(Trainer):
             threads=self.threads,
             seed=draw_seed(self.random_state) if self.dropout == "on" else 0,
             batch_axis=self.batch_axis,
+            average=self.average,
         )
         step.settle(X, y)
         return step
