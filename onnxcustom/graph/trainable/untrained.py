@@ -11,6 +11,7 @@ import onnx_ir as ir
 from onnxcustom.graph.analysis.operands import is_bias_add, is_float, single_counts
 from onnxcustom.graph.analysis.operators import is_op
 from onnxcustom.graph.analysis.paths import MOVES, End, Paths
+from onnxcustom.graph.trainable.signals import Signals
 
 __all__ = ["Untrained"]
 
@@ -47,6 +48,10 @@ class Untrained:
     def _paths(self) -> Paths:
         return Paths(self._graph)
 
+    @functools.cached_property
+    def _signals(self) -> Signals:
+        return Signals(self._paths)
+
     def why(self, value: ir.Value) -> str | None:
         """What every operator that reads an initializer takes it for, None if one reads it as a weight."""
         single = value.const_value is not None and value.const_value.size == 1
@@ -68,6 +73,7 @@ class Untrained:
             self._mask,
             self._table,
             self._bound,
+            self._signals.why,
         )
         return next((found for test in tests if (found := test(value, end)) is not None), None)
 
