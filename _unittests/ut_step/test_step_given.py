@@ -62,6 +62,15 @@ BAD: dict[str, tuple[Callable[[TrainingStep], Any], Any, str]] = {
     ),
     "shape": (lambda s: s.set_statistics({"m": np.zeros(3, np.float32)}), InvalidDataError, "tensor 'm'|'m'"),
     "unknown": (lambda s: s.set_statistics({"q": np.zeros(2, np.float32)}), UnknownNameError, "'q'"),
+    "weights None": (lambda s: s.set_weights(None), InvalidDataError, "weights must be in a dict"),  # type: ignore[arg-type]
+    "weights list": (lambda s: s.start_from([X]), InvalidDataError, "weights must be in a dict"),  # type: ignore[arg-type]
+    "weights ragged": (lambda s: s.set_weights({"a": [[1], [1, 2]]}), InvalidDataError, "'a' is no array"),  # type: ignore[dict-item]
+    "state 3": (lambda s: s.set_state({"a": 3}), InvalidDataError, "weight 'a' must be in a dict"),  # type: ignore[dict-item]
+    "state None": (lambda s: s.set_state(None), InvalidDataError, "states must be in a dict"),  # type: ignore[arg-type]
+    "statistics": (lambda s: s.set_statistics(X), InvalidDataError, "statistics must be in a dict"),  # type: ignore[arg-type]
+    "batch None": (lambda s: s.run_batch(None), InvalidDataError, "list of OrtValues, not None"),  # type: ignore[arg-type]
+    "arrays": (lambda s: s.run_batch([X, X]), InvalidDataError, "holds a ndarray.*takes arrays"),
+    "batch dict": (lambda s: s.run_batch({"x": X, "y": X}), InvalidDataError, "list of OrtValues"),  # type: ignore[arg-type]
 }
 
 

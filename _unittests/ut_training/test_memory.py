@@ -12,6 +12,7 @@ import pytest
 
 from onnxcustom import OnnxClassifier, OnnxRegressor, TrainingStep
 from onnxcustom.data import stream
+from onnxcustom.data.owned import owned
 from onnxcustom.feed.batch_buffers import Batch
 from onnxcustom.optim import Adam, ReduceOnPlateau
 from onnxcustom.training import beginning
@@ -300,3 +301,11 @@ def test_a_step_on_one_buffer_is_the_step_on_many(accumulate: int) -> None:
         assert losses[0] == losses[1]
         overwrite([X, y])
     same(snapshot(one.state_dict()), snapshot(many.state_dict()))
+
+
+def test_tensors_of_pytorch_are_copied_without_a_warning() -> None:
+    torch = pytest.importorskip("torch")
+    given = torch.zeros(3)
+    own = owned(given)
+    given[:] = 1
+    np.testing.assert_array_equal(own, np.zeros(3, np.float32))

@@ -167,6 +167,16 @@ def test_get_state_and_set_state(make, kind):
         other.get_state("velocity")
 
 
+@pytest.mark.parametrize("bad", [None, 3, "ab", [1, 2], [None, None], {"w": 1}], ids=repr)
+def test_set_state_takes_tensors(make, bad):
+    model = make().fit(*data())
+    before = model.trained_coef_
+    with pytest.raises(InvalidDataError, match="state must be a list of"):
+        model.set_state(bad)
+    for name, array in model.trained_coef_.items():
+        np.testing.assert_array_equal(array, before[name])
+
+
 def test_state_there_and_back_is_a_resumed_training(make):
     X, y = data()
     one, other = (make(learning_rate="nesterov", warm_start=True).fit(X, y) for _ in range(2))

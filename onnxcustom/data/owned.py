@@ -50,7 +50,7 @@ def owned(data: Any) -> Any:
     if not hasattr(data, "__array__") or isinstance(data, np.generic):
         return data
     try:
-        return np.array(data)
+        return np.asarray(data).copy()  # PyTorch's tensors warn of np.array
     except Exception:  # who converts it says what is wrong
         return data
 

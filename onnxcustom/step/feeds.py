@@ -8,15 +8,25 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from onnxcustom.data.blocks import Key
+from onnxcustom.exceptions import InvalidDataError
 from onnxcustom.feed.specs import TensorSpec, of_batch, rows_of
 from onnxcustom.feed.stream_rows import axes_of
 from onnxcustom.feed.validation import as_inputs, as_targets, weights_of
+from onnxcustom.runtime.binding import is_c_ortvalue
 
 from .compose import Weighted
 from .recipe import Recipe
 from .targets import Target, part_shape, settled
 
-__all__ = ["Feeds", "check_expected", "data_axes", "feeds_of", "settled_by", "settled_by_shapes"]
+__all__ = [
+    "Feeds",
+    "check_expected",
+    "check_values",
+    "data_axes",
+    "feeds_of",
+    "settled_by",
+    "settled_by_shapes",
+]
 
 
 class Feeds(NamedTuple):
@@ -83,6 +93,23 @@ def check_expected(recipe: Recipe, expected: Mapping[str, np.ndarray]) -> None:
     """Check expected values by output name, converted already, against what the losses allow."""
     for target in recipe.targets:
         target.loss.check_expected(expected[target.output], target.columns)
+
+
+def check_values(values: Any) -> None:
+    """Refuse a batch that is no list of OrtValues.
+
+    Raises
+    ------
+    InvalidDataError
+        What it is in place of one.
+    """
+    if not isinstance(values, (list, tuple)):
+        raise InvalidDataError(f"A batch is a list of OrtValues, not {values!r:.60}.")
+    for value in values:
+        if not (hasattr(value, "_ortvalue") or is_c_ortvalue(value)):
+            raise InvalidDataError(
+                f"A batch is a list of OrtValues, and holds a {type(value).__name__}: run() takes arrays."
+            )
 
 
 def data_axes(recipe: Recipe) -> dict[Key, dict[int, int | None]]:

@@ -253,7 +253,10 @@ def _read(buffer: DoubleBuffer, names: Mapping[str, str]) -> dict[str, np.ndarra
 
 
 def _check_same_kind(what: str, array: Any, present: np.ndarray) -> None:
-    array = np.asarray(array)
+    try:
+        array = np.asarray(array)
+    except (TypeError, ValueError) as exc:  # rows of several lengths, say
+        raise InvalidDataError(f"The {what} is no array: {exc}") from exc
     if array.shape != present.shape or array.dtype != present.dtype:
         raise InvalidDataError(
             f"The {what} has shape {present.shape} and dtype {present.dtype}, not {array.shape} and "

@@ -174,6 +174,7 @@ class StoredStep:
             A name that the model does not have or that is trained; an array of another shape or dtype, with
             NaN, infinity or a negative variance; nothing is changed.
         """
+        _check_named(statistics, "statistics")
         if trained := [name for name in statistics if name in self._recipe.weights]:
             raise UnknownNameError(f"{trained} are trained weights, not statistics: use set_weights().")
         self._become(placed(self._recipe, self._state, statistics), self._state)
@@ -186,10 +187,14 @@ class StoredStep:
         UnknownNameError, InvalidDataError
             A name that is not trained, or an array of another shape or dtype; nothing is changed.
         """
+        _check_named(weights, "weights")
         self._state.set_weights(weights)
 
     def set_state(self, state: Mapping[str, Mapping[str, np.ndarray]]) -> None:
         """Overwrite the optimizer's state of some or all weights; errors as :meth:`set_weights`."""
+        _check_named(state, "states")
+        for name, states in state.items():
+            _check_named(states, f"states of weight {name!r}")
         self._state.set_of_rule(state, self.optimizer)
 
     def start_from(self, weights: Mapping[str, np.ndarray]) -> None:
@@ -199,7 +204,13 @@ class StoredStep:
         ----------
         weights : dict of str to ndarray
             Some or all of what :func:`onnxcustom.weights` finds in the model.
+
+        Raises
+        ------
+        UnknownNameError, InvalidDataError
+            A name that the model does not have, or an array that does not fit; nothing is changed.
         """
+        _check_named(weights, "weights")
         self._become(placed(self._recipe, self._state, weights), self._state)
 
     def take_over(self, other: StoredStep) -> None:
@@ -309,3 +320,9 @@ class StoredStep:
             f"batch_axis={axes}, "
             f"engine={self.engine.name!r}, device={self.device.name!r}, iteration={self.iteration})"
         )
+
+
+def _check_named(arrays: Any, what: str) -> None:
+    """Refuse what is no dict."""
+    if not isinstance(arrays, Mapping):
+        raise InvalidDataError(f"The {what} must be in a dict, by name, not a {type(arrays).__name__}.")

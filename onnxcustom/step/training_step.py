@@ -9,7 +9,7 @@ import numpy as np
 
 from onnxcustom._parameters import check_flag, check_number, own_parameters
 from onnxcustom.data.blocks import Key
-from onnxcustom.exceptions import InvalidDataError
+from onnxcustom.exceptions import EvaluationError, InvalidDataError
 from onnxcustom.feed.specs import TensorSpec, rows_of
 from onnxcustom.feed.validation import as_inputs, as_targets
 from onnxcustom.graph import Prepared, Selection
@@ -18,7 +18,7 @@ from onnxcustom.optim.averaging import select_average
 from onnxcustom.runtime import parse_device, to_ortvalue
 
 from .counting import counts_of
-from .feeds import Feeds, check_expected, data_axes, feeds_of, settled_by, settled_by_shapes
+from .feeds import Feeds, check_expected, check_values, data_axes, feeds_of, settled_by, settled_by_shapes
 from .frozen import FrozenInputs, Halves
 from .modes import ModeSettings
 from .plan import Origin
@@ -213,14 +213,18 @@ class TrainingStep(StoredStep):
         Raises
         ------
         InvalidDataError
-            There are more or fewer values than the step reads.
+            There are more or fewer values than the step reads, or other things than OrtValues.
         ConvergenceError
             As for :meth:`run`.
         """
-        if not self._recipe.settled:
-            self._retarget(settled_by_shapes(self._recipe, [tuple(v.shape()) for v in values]))
-        self._last = self._runs
-        return self._last.batch(values)
+        try:
+            if not self._recipe.settled:
+                self._retarget(settled_by_shapes(self._recipe, [tuple(v.shape()) for v in values]))
+            self._last = self._runs
+            return self._last.batch(values)
+        except (TypeError, AttributeError, KeyError, EvaluationError):
+            check_values(values)  # only now: looking costs as much as a small step
+            raise
 
     def halves(self, arrays: Mapping[str, np.ndarray]) -> Halves:
         """The step with its frozen part apart, which need not run again for the same rows.

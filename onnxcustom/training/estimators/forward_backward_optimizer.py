@@ -260,7 +260,7 @@ class OrtGradientForwardBackwardOptimizer(TrainedSession):
             Another number of tensors, another shape or dtype; nothing is changed.
         """
         step = self._fitted().step_
-        arrays = [v if isinstance(v, np.ndarray) else v.numpy() for v in state]
+        arrays = _as_arrays(state)
         if _kind(kind) == "weight":
             _same_length(arrays, step.weights())
             step.set_weights(dict(zip(step.weights(), arrays, strict=True)))
@@ -349,6 +349,16 @@ class OrtGradientForwardBackwardOptimizer(TrainedSession):
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Negative mean loss over the rows: higher is better."""
         return -float(np.mean(self.losses(X, y, sample_weight), dtype=np.float64))
+
+
+def _as_arrays(state: Any) -> list[np.ndarray]:
+    """The arrays of a list of tensors."""
+    if not isinstance(state, (list, tuple)):
+        raise InvalidDataError(f"state must be a list of tensors, not a {type(state).__name__}.")
+    wrong = [v for v in state if not (isinstance(v, np.ndarray) or hasattr(v, "numpy"))]
+    if wrong:
+        raise InvalidDataError(f"state must be a list of arrays or OrtValues, and holds {wrong[0]!r:.40}.")
+    return [v if isinstance(v, np.ndarray) else v.numpy() for v in state]
 
 
 def _kind(kind: str) -> str:
