@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxcustom.graph.building.builder import Var
@@ -52,7 +53,7 @@ def _dft_gradient(op: GradientBuilder, node: NodeView, dy: Var, axis: int | Var)
         onesided = bool(node.attr("onesided"))
         dx = _dft(op, dy, axis, onesided) / n
         if onesided:
-            dx = dx * _multiplicity(op, dx, length, axis)
+            dx = dx * _multiplicity(op, dx, length, axis, x.rank)
             length = length // 2 + 1 if isinstance(length, int) else op.Div(length, 2) + 1
     if node.input(1) is not None or (node.attr("inverse") and node.attr("onesided")):
         dx = _resize(op, dx, _size(op, x, axis) - length, axis)
@@ -112,8 +113,16 @@ def _dft(op: GradientBuilder, v: Var, axis: int | Var, onesided: bool) -> Var:
     return op.DFT(v, None, where, onesided=flag)
 
 
-def _multiplicity(op: GradientBuilder, dx: Var, length: int | Var, axis: int | Var) -> Var:
+def _multiplicity(
+    op: GradientBuilder, dx: Var, length: int | Var, axis: int | Var, known_rank: int | None
+) -> Var:
     """How often each frequency of a one-sided spectrum of real values counts: the inner ones twice."""
+    if isinstance(length, int) and isinstance(axis, int) and known_rank is not None:
+        bins = np.arange(length // 2 + 1)
+        counted = np.where((bins == 0) | (2 * bins == length), 1.0, 2.0)
+        return op.const(
+            counted.reshape([-1 if d == axis % known_rank else 1 for d in range(known_rank)]), like=dx
+        )
     int64 = ir.DataType.INT64
     k = op.Range(0, op.squeeze(_vector(op, _size(op, dx, axis)), [0]), 1)
     single = op.Or(op.Equal(k, 0), op.Equal(k * 2, _vector(op, length)))
