@@ -166,6 +166,8 @@ class Beginning(Results):
         X, y = data.X, data.y
         if isinstance(X, Stream):
             X, y = self._sample(X, prepared)
+        if prepared is not None:
+            prepared = self._with_head(prepared, dataclasses.replace(data, y=y), X, classes)
         step = self._make_step(prepared, X, y)
         return step, self._meaning_of(prepared, step, dataclasses.replace(data, y=y), X, classes)
 
@@ -182,6 +184,10 @@ class Beginning(Results):
 
     def _sample(self, stream: Stream, prepared: Prepared | None) -> tuple[Any, Any]:
         return self.sample(stream)
+
+    def _with_head(self, prepared: Prepared, data: Given, X: Any, classes: Any) -> Prepared:
+        """The model, or it with another last layer; `X` are features in memory."""
+        return prepared
 
     def _make_step(self, prepared: Prepared | None, X: Any, y: Any) -> TrainingStep:
         return self.make_step(X, y)

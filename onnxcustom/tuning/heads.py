@@ -59,10 +59,11 @@ class _Head:
 
 
 def replace_head(
-    model: ModelLike,
+    model: ModelLike | Prepared,
     outputs: int | Sequence[Any],
     *,
     at: str | None = None,
+    output: str | None = None,
     seed: int = 0,
     activation: str = "auto",
 ) -> onnx.ModelProto:
@@ -87,8 +88,10 @@ def replace_head(
         holds labels, picked by the best score, is made anew with these (0, 1, 2, ... for a number).
     at : str, optional
         The layer to replace, by the name of its node or of the tensor that it computes. By default the last
-        one with a weight before the model's first output of numbers. By name, it is the first output that
-        comes from that layer.
+        one with a weight before `output`.
+    output : str, optional
+        The output that is made anew. By default the model's first one of numbers, of those that come from
+        the layer if that is named.
     seed : int, default=0
         Of the new weight: normal, of variance 1 / (numbers summed up in an output), LeCun's initialization,
         as ``initialize_weights(method="lecun")`` draws.
@@ -107,7 +110,7 @@ def replace_head(
     InvalidModelError
         There is no such layer, several are last, or what is last computes with integers.
     UnknownNameError
-        `at` is no name of a layer; no such activation.
+        `at` is no name of a layer, `output` none of an output; no such activation.
     InvalidParameterError
         `outputs` is no number from 1 on and no list of different labels.
 
@@ -132,14 +135,14 @@ def replace_head(
     InferShapesPass()(edited)
     layers = _layers(edited)
     if at is None:
-        output = _first_of_numbers(edited.graph.outputs)
-        head = _last(output, layers)
+        result = _output(edited, output)
+        head = _last(result, layers)
     else:
         head = _at(at, layers)
-        output = _first_of_numbers(edited.graph.outputs, behind(head.result))
+        result = _output(edited, output, behind(head.result))
     op = Builder(edited.opset_imports[""], taken=all_names(edited.graph))
     weight, scores = _new_layer(op, head, count)
-    tail = _Tail(edited, op, head, output, labels)
+    tail = _Tail(edited, op, head, result, labels)
     tail.put(scores, count, activation)
     dropped = rename_classes(edited.metadata_props, tail.size, labels)
     if dropped:
@@ -177,8 +180,12 @@ def _layers(model: ir.Model) -> dict[ir.Node, int]:
     return found
 
 
-def _first_of_numbers(outputs: Sequence[ir.Value], among: Collection[ir.Value] | None = None) -> ir.Value:
-    """The first output of floating-point numbers, of those that a layer is looked for before."""
+def _output(model: ir.Model, name: str | None, among: Collection[ir.Value] | None = None) -> ir.Value:
+    """The output of that name, or the first one of floating-point numbers."""
+    names = [v.name for v in model.graph.outputs]
+    if name is not None and name not in names:
+        raise UnknownNameError(f"The model has no output {name!r}; its outputs are {names}.")
+    outputs = [v for v in model.graph.outputs if name in (None, v.name)]
     for value in outputs:
         producer = value.producer()
         if producer is None or (among is not None and value not in among):
@@ -188,9 +195,8 @@ def _first_of_numbers(outputs: Sequence[ir.Value], among: Collection[ir.Value] |
         if value.dtype is not None and value.dtype.is_floating_point():
             return value
     raise InvalidModelError(
-        f"None of the outputs {[v.name for v in outputs]} that "
-        f"{'the model has' if among is None else 'come from that layer'} holds floating-point numbers: there "
-        "is no layer to replace."
+        f"None of the outputs {[v.name for v in outputs]} holds floating-point numbers"
+        f"{'' if among is None else ' that come from that layer'}: there is no layer to replace."
     )
 
 

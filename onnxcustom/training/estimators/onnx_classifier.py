@@ -15,7 +15,7 @@ from onnxcustom._warnings import warn_user
 from onnxcustom.data import Stream
 from onnxcustom.exceptions import InvalidDataError
 from onnxcustom.feed.validation import as_sample_weight, check_in_memory
-from onnxcustom.graph import Prepared
+from onnxcustom.graph import Prepared, find_logits
 from onnxcustom.graph.analysis.decision import Decision
 from onnxcustom.step.training_step import TrainingStep
 from onnxcustom.training.declaring import documented
@@ -23,8 +23,9 @@ from onnxcustom.training.plan import Begun, Given, Plan
 
 from .label_coding import LabelCoding, find_labels, ignored_label
 from .labels import as_labels, check_same, class_factors, distinct, hits_of
+from .new_head import other_classes
 from .onnx_estimator import OnnxEstimator
-from .outputs import choose_loss, decision_of, declared_columns, first_scores
+from .outputs import choose_loss, decision_of, declared_columns, first_scores, probability_output
 
 __all__ = ["OnnxClassifier"]
 
@@ -134,7 +135,26 @@ class OnnxClassifier(ClassifierMixin, OnnxEstimator):
 
     def make_step(self, X: Any, y: Any) -> TrainingStep:
         """A new training step at the model's own weights, with the loss that fits the model."""
-        return self._chosen_step(Prepared.of(self.model), X, y)
+        prepared = self._with_head(Prepared.of(self.model), Given(X, y), X, None)
+        return self._chosen_step(prepared, X, y)
+
+    def _head_output(self, prepared: Prepared) -> str:
+        if isinstance(self.loss, Mapping) and len(self.loss) == 1:
+            return str(next(iter(self.loss)))
+        return probability_output(prepared.model)
+
+    def _other_outputs(self, prepared: Prepared, data: Given, X: Any, classes: Any) -> tuple[Any, str] | None:
+        output = self._head_output(prepared)
+        shape: tuple[Any, ...] = tuple(self._scores(prepared, output, X).shape)
+        logits, y = find_logits(prepared.model, output), as_labels(data.y)
+        axis = -1 if logits is None else logits.axis
+        if logits is None and len(shape) > 2:  # the one whose removal gives the labels' shape
+            fits = [a for a in range(1, len(shape)) if (*shape[1:a], *shape[a + 1 :]) == y.shape[1:]]
+            axis = (fits or [1])[0]
+        known = self.classes_ if self.__sklearn_is_fitted__() else classes
+        if known is None and isinstance(data.X, Stream) and y.ndim == 1 and data.X.source.repeatable:
+            known = data.X.labels()
+        return other_classes(prepared, shape, axis, y, self.loss, known)
 
     def _make_step(self, prepared: Prepared | None, X: Any, y: Any) -> TrainingStep:
         if prepared is None or type(self).make_step is not OnnxClassifier.make_step:
@@ -153,7 +173,7 @@ class OnnxClassifier(ClassifierMixin, OnnxEstimator):
         self, prepared: Prepared | None, step: TrainingStep, data: Given, X: Any, classes: Any
     ) -> LabelCoding:
         """The labels, from the graph, the training that goes on, the user's word or the data."""
-        prepared = Prepared.of(self.model) if prepared is None else prepared
+        prepared = step.recipe.prepared if prepared is None else prepared
         target, y = step.targets[0], as_labels(data.y)
         several = y.ndim == 2 and y.shape[1] > 1
         decision = decision_of(prepared.model, target.output, target.loss, several)
@@ -228,7 +248,7 @@ class OnnxClassifier(ClassifierMixin, OnnxEstimator):
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         output = next(iter(self.loss), None) if isinstance(self.loss, Mapping) else None
-        columns = declared_columns(self.model, output)
+        columns = declared_columns(self.model, output) if self.head is None else None
         tags.classifier_tags.multi_class = columns is None or columns > 2
         return tags
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
@@ -17,7 +18,10 @@ from onnxcustom.graph.shapes.batch_axis import BatchAxes
 from onnxcustom.optim import select_optimizer
 from onnxcustom.step.training_step import TrainingStep
 from onnxcustom.training.declaring import of_step
+from onnxcustom.training.plan import Given
 from onnxcustom.training.trainer import Trainer
+
+from .new_head import check_head, with_head
 
 __all__ = ["OnnxEstimator"]
 
@@ -56,6 +60,10 @@ class OnnxEstimator(Trainer):
     average : {None, 'ema'} or tuning.Average
         Moving average of the weights, taken after every update: it is what validation, callbacks, predictions
         and :meth:`get_trained_onnx` go by, while training goes on with the weights themselves.
+    head : 'auto', int, list of int or str, or None
+        A new last layer, as :func:`onnxcustom.tuning.replace_head` makes it of these outputs, with
+        `random_state` for its seed if that is an integer. ``'auto'``: where the data has other classes, or
+        another number of columns, than the model; a warning says so. None: the model's own.
     """
 
     model: Any = of_step()
@@ -82,6 +90,7 @@ class OnnxEstimator(Trainer):
     checkpoint_dir: Any = None
     validation_fraction: float | None = None
     batch_axis: Mapping[str, int | None] | None = of_step(None)
+    head: Any = of_step(None)
     cache_frozen: Any = False
     cache_bytes: float = 2**30
     average: Any = of_step(None)
@@ -107,6 +116,26 @@ class OnnxEstimator(Trainer):
             specs = [with_axis(spec, axes.inputs[spec.name], None) for spec in input_specs(prepared.model)]
             X = features(Block.of(X), axes_of(specs, []), specs)
         return X, y
+
+    def _with_head(self, prepared: Prepared, data: Given, X: Any, classes: Any) -> Prepared:
+        """The model with the last layer that :attr:`head` says; a model that was given one is that."""
+        check_head(self.head)
+        if self.head is None:
+            return prepared
+        if not isinstance(self.head, str):
+            return with_head(prepared, self.head, self._head_output(prepared), self.random_state)
+        found = self._other_outputs(prepared, data, X, classes)
+        if found is None:
+            return prepared
+        return with_head(prepared, found[0], self._head_output(prepared), self.random_state, found[1])
+
+    @abstractmethod
+    def _head_output(self, prepared: Prepared) -> str:
+        """The output that a new last layer is for."""
+
+    @abstractmethod
+    def _other_outputs(self, prepared: Prepared, data: Given, X: Any, classes: Any) -> tuple[Any, str] | None:
+        """Outputs that the data wants in place of the model's own, and why; None if these will do."""
 
     def _step_of(self, prepared: Prepared, loss: Any, X: Any, y: Any) -> TrainingStep:
         """A step at the model's own weights."""

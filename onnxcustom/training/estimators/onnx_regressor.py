@@ -9,15 +9,18 @@ import numpy as np
 from sklearn.base import RegressorMixin
 from sklearn.metrics import r2_score
 
+from onnxcustom.exceptions import InvalidModelError
 from onnxcustom.feed.arrays import dimensions
 from onnxcustom.feed.specs import rows_of
 from onnxcustom.feed.validation import as_inputs, as_targets, check_in_memory, weights_of
 from onnxcustom.graph import Prepared
+from onnxcustom.step.targets import prediction_tensors
 from onnxcustom.step.training_step import TrainingStep
 from onnxcustom.training.declaring import documented
 from onnxcustom.training.plan import Given
 
 from .onnx_estimator import OnnxEstimator
+from .outputs import first_scores
 
 __all__ = ["OnnxRegressor"]
 
@@ -61,7 +64,33 @@ class OnnxRegressor(RegressorMixin, OnnxEstimator):
 
     def make_step(self, X: Any, y: Any) -> TrainingStep:
         """A new training step at the model's own weights."""
-        return self._step_of(Prepared.of(self.model), self._loss, X, y)
+        prepared = self._with_head(Prepared.of(self.model), Given(X, y), X, None)
+        return self._step_of(prepared, self._loss, X, y)
+
+    def _head_output(self, prepared: Prepared) -> str:
+        if isinstance(self.loss, Mapping) and len(self.loss) == 1:
+            return str(next(iter(self.loss)))
+        names = list(prediction_tensors(prepared.model))
+        if not names:
+            raise InvalidModelError(
+                "No output of the model holds floating-point numbers: there is none to train."
+            )
+        return names[0]
+
+    def _other_outputs(self, prepared: Prepared, data: Given, X: Any, classes: Any) -> tuple[Any, str] | None:
+        several = isinstance(data.y, Mapping) or (isinstance(self.loss, Mapping) and len(self.loss) > 1)
+        if data.y is None or several:
+            return None
+        output = self._head_output(prepared)
+        shape = next(v.shape for v in prepared.model.graph.outputs if v.name == output)
+        columns: Any = None if shape is None or len(shape) != 2 else shape[1]
+        if not isinstance(columns, int) and (shape is None or len(shape) == 2):
+            found = first_scores(prepared, output, X, self.batch_axis, self.device).shape
+            columns = found[1] if len(found) == 2 else None
+        wanted = np.shape(data.y)[1] if dimensions(data.y) == 2 else 1
+        if dimensions(data.y) > 2 or not isinstance(columns, int) or wanted == columns:
+            return None
+        return wanted, f"y has {wanted} column{'s' if wanted > 1 else ''} and output {output!r} has {columns}"
 
     def _make_step(self, prepared: Prepared | None, X: Any, y: Any) -> TrainingStep:
         if prepared is None or type(self).make_step is not OnnxRegressor.make_step:
