@@ -133,7 +133,13 @@ class OldRuntime:
 
 
 @pytest.mark.parametrize(
-    ("version", "always"), [("1.17.3", ["AttentionFusion"]), ("1.19.2", []), ("1.31.0", [])]
+    ("version", "always"),
+    [
+        ("1.17.3", ["AttentionFusion", "ConstantSharing"]),
+        ("1.18.1", ["AttentionFusion"]),
+        ("1.19.2", []),
+        ("1.31.0", []),
+    ],
 )
 def test_optimizations_to_what_has_no_kernel_are_left_out(version, always):
     missing = {"FusedMatMul": "MatmulTransposeFusion", "FusedGemm": "GemmActivationFusion"}

@@ -12,6 +12,7 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
+from onnxcustom._garbage import collected_later
 from onnxcustom.exceptions import EvaluationError, InvalidModelError, InvalidParameterError, ProviderError
 from onnxcustom.graph.analysis.operators import normal_domain
 from onnxcustom.graph.analysis.traversal import proto_nodes
@@ -40,6 +41,7 @@ _LINEAR = (1, 30)
 _EINSUM_OF_NOTHING = (1, 31)
 
 
+@collected_later()
 def create_session(
     model: onnx.ModelProto | bytes | ir.Model,
     device: Any = "cpu",
@@ -165,6 +167,9 @@ def _session(ort: Any, source: Any, options: Any, providers: Any, provider_optio
     arguments = {"sess_options": options, "providers": providers, "provider_options": provider_options}
     # Up to 1.18 this one ends the process on a LayerNormalization without bias, as gradients have it.
     off = ["AttentionFusion"] if _version(ort) < (1, 19) else []
+    # Up to 1.17 this one takes a time that grows with the square of what reads a constant: minutes for 10,000
+    # nodes. What it does changes no number.
+    off += ["ConstantSharing"] if _version(ort) < (1, 18) else []
     while True:
         try:
             return ort.InferenceSession(source, disabled_optimizers=off, **arguments)

@@ -26,7 +26,10 @@ __all__ = [
 def subgraphs(node: ir.Node) -> list[ir.Graph]:
     """Graphs in the attributes of a node."""
     found: list[ir.Graph] = []
-    for attribute in node.attributes.data.values():  # of a million nodes: no views of a UserDict
+    attributes = node.attributes.data  # of a million nodes: no views of a UserDict
+    if not attributes:
+        return found
+    for attribute in attributes.values():
         if attribute.type == _GRAPH:
             found.append(attribute.as_graph())
         elif attribute.type == _GRAPHS:

@@ -43,9 +43,10 @@ class _Cleaning:
     def clean(self, graph: ir.Graph | ir.Function) -> bool:
         """Remove from a graph; True if there was something."""
         modified, dead = False, []
+        ends = self.ends
         for node in reversed(list(graph)):
             outputs = node.outputs
-            unused = [i for i, v in enumerate(outputs) if v not in self.ends and not v.uses()]
+            unused = [i for i, v in enumerate(outputs) if not v.uses() and v not in ends]
             bodies = self.bodies.get(node, ())
             if len(unused) == len(outputs):
                 for reader in (node, *(n for body in bodies for n in all_nodes(body))):
@@ -103,10 +104,11 @@ def _optional_outputs(op_type: str, opset: int) -> tuple[bool, ...]:
 
 def _trim_inputs(node: ir.Node) -> None:
     """Leave out absent inputs at the end."""
-    count = len(node.inputs)
-    while count and node.inputs[count - 1] is None:
+    inputs = node.inputs
+    count = len(inputs)
+    while count and inputs[count - 1] is None:
         count -= 1
-    if count < len(node.inputs):
+    if count < len(inputs):
         node.resize_inputs(count)
 
 

@@ -63,8 +63,9 @@ def bias_products(
             row = len(total.shape or ())
             made = ir.node("MatMul", [input_of(row), node.inputs[0]], name=f"{node.name}_product")
             _replace(graph, node, made, total.shape)
-    graph.inputs.extend(ones.values())
-    RemoveUnusedPass()(model)
+    if ones:
+        graph.inputs.extend(ones.values())
+        RemoveUnusedPass()(model)
     return {str(value.name): rank for rank, value in ones.items()}
 
 
