@@ -39,7 +39,7 @@ UNTRAINABLE = {
     ),
     "stopped": (
         """g (float[N,2] x) => (int64[N,1] k) <float[2,3] w = {1, 2, 3, 4, 5, 6}> {
-        z = MatMul(x, w)  k = ArgMax <axis = 1> (z) }""",
+        z = MatMul(x, w)  k = ArgMin <axis = 1> (z) }""",
         ["1 of 1 weight cannot be trained", "no floating-point output"],
     ),
     "no weight": ("g (float[N] x) => (float[N] y) { y = Tanh(x) }", ["no weight"]),

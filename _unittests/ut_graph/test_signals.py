@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from onnxcustom import TrainingStep
+from onnxcustom.exceptions import NoTrainableWeightError
 
 from .test_untrained import made, names
 
@@ -111,6 +112,30 @@ def test_a_fourier_basis():
     assert names(one, k=np.concatenate([REAL, IMAGINARY])[:, None], w=w) == ["w"]
     product = f"g (float[N, 16] x) => (float[N, 3] y) {{ a = MatMul(x, c) b = MatMul(x, s) {POWER} y = MatMul(p, w) }}"
     assert names(product, c=REAL.T, s=IMAGINARY.T, w=w) == ["w"]
+
+
+def test_a_bank_of_filters():
+    """Triangles over the frequencies; with the signs of a trained matrix it is one."""
+    edges = np.linspace(0, 31, 10)
+    bank = np.array(
+        [np.interp(np.arange(32), edges[i : i + 3], [0, 1, 0], left=0, right=0) for i in range(8)]
+    ).T
+    text = "g (float[N, 32] x) => (float[N, 3] y) { m = MatMul(x, k) l = Relu(m) y = MatMul(l, w) }"
+    w = RNG.normal(size=(8, 3))
+    assert names(text, k=bank, w=w) == ["w"]
+    assert names(text, k=bank - 1e-3, w=w) == ["k", "w"]
+    assert names(text, k=np.roll(bank, 16, axis=0)[::-1] + np.eye(32, 8)[:, ::-1], w=w) == ["k", "w"]
+    # Ones and zeros: columns that are chosen.
+    assert names(text, k=np.eye(32)[:, :8], w=w) == ["k", "w"]
+
+
+def test_nothing_but_tables():
+    text = (
+        f"{SOUND} {{ a = Conv<strides = [8]>(x, c) b = Conv<strides = [8]>(x, s) {POWER} y = Identity(p) }}"
+    )
+    model = made(text.replace("T, 3", "T, U"), c=REAL[:, None], s=IMAGINARY[:, None])
+    with pytest.raises(NoTrainableWeightError, match=r"where it is named: 'c' \(a Fourier basis\), 's' "):
+        TrainingStep(model)
 
 
 WINDOWS = {

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - a node of ONNX text stays on its line
 from __future__ import annotations
 
 import numpy as np
@@ -6,9 +7,11 @@ import pytest
 from skl2onnx import to_onnx
 from sklearn.linear_model import LogisticRegression
 
+from onnxcustom import TrainingStep, gradient_report
 from onnxcustom.exceptions import InvalidModelError, UnknownNameError
 from onnxcustom.graph import prepare
 from onnxcustom.objective import BinaryCrossEntropyLearningLoss, SquareLearningLoss
+from onnxcustom.runtime import create_session
 from onnxcustom.step.targets import (
     float_outputs,
     prediction_tensors,
@@ -116,3 +119,37 @@ def test_shapes(model):
     assert tensor_shape(model, "p")[1] == 3
     assert tensor_shape(model, "x") == ["N", 2]
     assert tensor_shape(model, "nope") is None
+
+
+# -- outputs that are decisions ----------------------------------------------------------------------------
+
+ENDS = {
+    "index": "y = ArgMax <axis = -1, keepdims = 0> (s)",
+    "kept": "y = ArgMax <axis = -1, keepdims = 1> (s)",
+    "cast": "a = ArgMax <axis = 1, keepdims = 1> (s) k = Constant <value = int64[1] {1}> () c = Squeeze (a, k) y = Cast <to = 7> (c)",
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_a_model_that_gives_out_classes_alone_trains_by_their_scores(end):
+    """As the same model does that gives out the scores; what comes out of it still gives out classes."""
+    text = """<ir_version: 8, opset_import: ["": 17]> g (float[N, 2] x) => (OUTPUT)
+        <float[2, 3] w = {1, 0, -1, 0.5, 1, -1}, float[3] b = {0, 0, 0}> { z = MatMul (x, w) s = Add (z, b) END }"""
+    kind = "int64[N, 1] y" if end == "kept" else "int64[N] y"
+    classes = onnx.parser.parse_model(text.replace("OUTPUT", kind).replace("END", ENDS[end]))
+    scores = onnx.parser.parse_model(text.replace("OUTPUT", "float[N, 3] s").replace("END", ""))
+    x = np.random.default_rng(0).normal(size=(20, 2)).astype(np.float32)
+    y = (x[:, 0] > 0) + (x[:, 1] > 0).astype(np.int64)
+    one, two = (TrainingStep(m, "softmax_crossentropy", "adam") for m in (classes, scores))
+    assert [one.run(x, y) for _ in range(10)] == [two.run(x, y) for _ in range(10)]
+    np.testing.assert_array_equal(one.predict(x)["y"], two.predict(x)["s"])
+    assert gradient_report(classes).trainable
+    trained = create_session(one.trained_model())
+    (found,) = trained.run(None, {"x": x})
+    np.testing.assert_array_equal(np.ravel(found), two.predict(x)["s"].argmax(axis=1))
+
+
+def test_a_place_of_something_else_is_no_decision():
+    text = """<ir_version: 8, opset_import: ["": 17]> g (int64[N, 2] x) => (int64[N] y)
+        { y = ArgMax <axis = -1, keepdims = 0> (x) }"""
+    assert prediction_tensors(prepare(onnx.parser.parse_model(text))) == {}

@@ -165,7 +165,7 @@ def test_an_integer_output(regressor):
     regressor.refuses(InvalidModelError, message, {"model": model, "loss": {"best": "squared_error"}})
     model = parse(
         "g (float[N,3] x) => (int64[N] best) <float[3,2] w = {1, 2, 3, 4, 5, 6}> "
-        "{ y = MatMul(x, w) best = ArgMax <axis = 1, keepdims = 0> (y) }"
+        "{ y = MatMul(x, w) best = ArgMin <axis = 1, keepdims = 0> (y) }"
     )
     regressor.refuses(InvalidModelError, r"outputs \['best'\].* floating-point", {"model": model})
 

@@ -14,6 +14,7 @@ from onnxcustom.graph import Prepared, find_logits
 from onnxcustom.graph.analysis.integers import REMEDY
 from onnxcustom.graph.analysis.links import Links
 from onnxcustom.graph.analysis.operands import is_float
+from onnxcustom.graph.analysis.tails import decisions
 from onnxcustom.graph.trainable.finding import array_of, find_weights
 
 from .analysis import analyse
@@ -308,7 +309,7 @@ def described(value: ir.Value) -> tuple[str, tuple[int, ...], str]:
 
 
 def _targets(model: ir.Model) -> list[ir.Value]:
-    """What training differentiates: floating-point outputs, and the scores behind dictionaries (ZipMap)."""
+    """What training differentiates: floating-point outputs, scores behind dictionaries (ZipMap) or ArgMax."""
     by_name = {v.name: v for node in model.graph for v in node.outputs}
     found: dict[ir.Value, None] = {}
     for value in model.graph.outputs:
@@ -317,7 +318,7 @@ def _targets(model: ir.Model) -> list[ir.Value]:
                 found[value] = None
         elif (logits := find_logits(model, value.name or "")) is not None and logits.name in by_name:
             found[by_name[logits.name]] = None
-    return list(found)
+    return list(found or dict.fromkeys(decisions(model).values()))
 
 
 def _weight_row(flow: Flow, value: ir.Value, targets: bool) -> WeightRow:

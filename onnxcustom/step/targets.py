@@ -15,6 +15,7 @@ from onnxcustom._warnings import warn_user
 from onnxcustom.exceptions import InvalidModelError, InvalidParameterError, UnknownNameError
 from onnxcustom.feed.specs import TensorSpec
 from onnxcustom.graph import Logits, class_axis, find_logits, hidden_logits, last_operator
+from onnxcustom.graph.analysis.tails import decisions
 from onnxcustom.graph.shapes.batch_axis import BatchAxes
 from onnxcustom.objective import BaseLearningLoss
 
@@ -206,14 +207,15 @@ def _factor(output: str, value: Any) -> float:
 
 
 def _default_output(model: ir.Model) -> str:
-    """The first floating-point output, or the first one behind which probabilities are found."""
+    """The first floating-point output, or the first one behind which probabilities or scores are found."""
+    decided = decisions(model)
     for value in model.graph.outputs:
         name = value.name or ""
-        if name in float_outputs(model) or find_logits(model, name) is not None:
+        if name in float_outputs(model) or name in decided or find_logits(model, name) is not None:
             return name
     raise InvalidModelError(
         f"None of the model's outputs {[v.name for v in model.graph.outputs]} is a floating-point "
-        "tensor: there is nothing a loss could be taken on."
+        "tensor, or the place of the largest of some: there is nothing a loss could be taken on."
     )
 
 
@@ -224,7 +226,7 @@ def prediction_tensors(model: ir.Model) -> dict[str, str]:
         producer = value.producer()
         if producer is not None and producer.op_type == "ZipMap" and producer.inputs[0] is not None:
             tensors[str(value.name)] = str(producer.inputs[0].name)
-    return tensors
+    return tensors or {name: str(scores.name) for name, scores in decisions(model).items()}
 
 
 def _target(

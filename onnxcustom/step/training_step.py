@@ -45,7 +45,8 @@ class TrainingStep(StoredStep):
     model : path, bytes, onnx.ModelProto, onnx_ir.Model or Prepared
         Inference model to train. It is not modified.
     loss : str, BaseLearningLoss, ONNX model, callable or dict, default='squared_error'
-        Loss of the model's first floating-point output, or a dict from output name to loss.
+        Loss of the model's first floating-point output, or a dict from output name to loss. A model
+        that gives out the place of the largest score alone has its loss on the scores.
     optimizer : str or BaseLearningRate, default='sgd'
         Update rule.
     weights : str or list of str, optional
@@ -462,6 +463,7 @@ class TrainingStep(StoredStep):
         """Floating-point outputs of the model with the present weights, by name.
 
         What a classifier's ZipMap reads stands for the list of dicts it makes of it.
+        Where all that comes out is places of largest scores (ArgMax), the scores stand for them.
         """
         return self._evaluator.predict(as_inputs(X, self.inputs))
 

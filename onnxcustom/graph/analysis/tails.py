@@ -20,12 +20,44 @@ from onnxcustom.graph.analysis.spelled import (
 
 __all__ = [
     "TURNS",
+    "decisions",
     "divided_by_row_sum",
     "exponential_of_logarithm",
     "kept",
     "there_and_back",
     "unchanged",
 ]
+
+
+def decisions(model: ir.Model) -> dict[str, ir.Value]:
+    """Outputs that are places of the largest score -> the scores, where a model gives out no real numbers.
+
+    Parameters
+    ----------
+    model : onnx_ir.Model
+        Prepared model.
+
+    Returns
+    -------
+    dict of str to onnx_ir.Value
+        Nothing for a model that has floating-point outputs, or dictionaries, too.
+    """
+    outputs = list(model.graph.outputs)
+    if any(not isinstance(v.type, ir.TensorType) or v.dtype is None or v.dtype in FLOATS for v in outputs):
+        return {}
+    found: dict[str, ir.Value] = {}
+    for output in outputs:
+        value: ir.Value | None = output
+        while value is not None and (node := value.producer()) is not None:
+            if is_op(node, "ArgMax"):
+                scores = node.inputs[0]
+                if output.name and scores is not None and scores.dtype in FLOATS and scores.producer():
+                    found[output.name] = scores
+                break
+            if not is_op(node, "Identity", "Cast", "Squeeze", "Unsqueeze", "Flatten", "Reshape"):
+                break
+            value = node.inputs[0]
+    return found
 
 
 def unchanged(node: ir.Node) -> ir.Value | None:

@@ -171,6 +171,7 @@ class Catalog:
         self._model = None
         self.others: dict[str, ir.Value] = {}
         self.nonfinite: dict[str, ir.Value] = {}
+        self._left_out: dict[str, str] = {}
         if isinstance(model, Mapping):
             self.names = list(model)
         else:
@@ -178,6 +179,7 @@ class Catalog:
             found = find_weights(self._model)
             self.names = [value.name or "" for value in found.weights]
             self.nonfinite = {value.name or "": value for value in found.nonfinite}
+            self._left_out = {value.name or "": reason for value, reason in found.left_out.items()}
             constants = self._model.graph.initializers
             self.others = {
                 n: v for n, v in constants.items() if n not in self.names and is_float(v, unknown=False)
@@ -233,6 +235,10 @@ class Catalog:
             text += f" It is quantized: {_shown(integers)} hold integers. {REMEDY}."
         if self.nonfinite:
             text += f" {_shown(list(self.nonfinite))} would be, but for NaN or infinity in it."
+        others = [f"{n!r} ({why})" for n, why in self._left_out.items() if n not in self.nonfinite]
+        if others:
+            text += f" Left out, and trained where it is named: {', '.join(others[:_SHOWN])}"
+            text += " and others." if len(others) > _SHOWN else "."
         return text
 
     def _integers(self) -> list[str]:

@@ -43,7 +43,7 @@ class Signals:
         tests: dict[str, tuple[Callable[[ir.Value, End], str | None], ...]] = {
             "Mul": (self._frequencies, self._slopes, self._expectation, self._integer_scale, self._window),
             "Div": (self._frequencies,),
-            "MatMul": (self._frequencies, self._expectation, self._basis, self._grid),
+            "MatMul": (self._frequencies, self._expectation, self._basis, self._bank, self._grid),
             "Gemm": (self._grid,),
             "Conv": (self._expectation, self._basis),
             "ScatterElements": (self._canvas,),
@@ -154,6 +154,13 @@ class Signals:
                     if rows is not None:
                         yield rows
 
+    def _bank(self, value: ir.Value, end: End) -> str | None:
+        """Filters of a spectrum, each a hump over neighbouring frequencies: mel and bark scales."""
+        array = _array(value)
+        if end.picked or array.ndim != 2 or min(array.shape) < _ROWS or max(array.shape) < _LONG:
+            return None
+        return "a bank of filters" if _is_bank(array) or _is_bank(array.T) else None
+
     def _window(self, value: ir.Value, end: End) -> str | None:
         """A sum of cosines over a frame: Hann, Hamming, Blackman and their like."""
         array = _array(value).astype(np.float64)
@@ -225,6 +232,24 @@ def _is_basis(c: np.ndarray, s: np.ndarray) -> bool:
     power = c * c + s * s
     mean = power.mean(axis=0)
     return bool(mean.max() > 0 and (abs(power - mean) <= _TOLERANCE * mean.max()).all())
+
+
+def _is_bank(array: np.ndarray) -> bool:
+    """Whether each column is zero but for one hump, and most numbers are zero."""
+    wide = np.count_nonzero(array)
+    if (array < 0).any() or not 2 * array.shape[1] <= wide <= array.size / 4:
+        return False
+    for column in array.T:
+        places = np.flatnonzero(column)
+        if not len(places):
+            continue
+        hump = column[places[0] : places[-1] + 1].astype(np.float64)
+        top, slack = int(hump.argmax()), 1e-6 * hump.max()
+        if (np.diff(hump[: top + 1]) < -slack).any() or (np.diff(hump[top:]) > slack).any():
+            return False
+        if len(places) < len(hump):
+            return False
+    return True
 
 
 def _is_window(array: np.ndarray) -> bool:
