@@ -11,6 +11,7 @@ from onnxcustom._version import __version__
 
 from .base import Group
 from .demo import demo
+from .edit import edit
 from .evaluate import evaluate
 from .gradient import gradient
 from .inspect import inspect
@@ -38,5 +39,5 @@ def main(context: click.Context) -> None:
         context.exit(2)
 
 
-for command in (train, predict, evaluate, inspect, gradient, step, demo):
+for command in (train, predict, evaluate, inspect, edit, gradient, step, demo):
     main.add_command(command)

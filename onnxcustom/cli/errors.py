@@ -57,6 +57,7 @@ _CANNOT = (
 _WRONG = (OnnxCustomError, ValueError, FileNotFoundError, IsADirectoryError, NotADirectoryError)
 # Parameters that messages of the library name, and the options that they are here.
 _OPTIONS = {
+    "at": "--at",
     "batch_axis": "--batch-axis",
     "batch_norm": "--batch-norm",
     "batch_size": "--batch-size",
@@ -97,6 +98,7 @@ _PARAMETER = re.compile(
 )
 _TARGET = re.compile(r"(?<![\w'\"(=])y (holds|has|contains|wants|must)\b")
 _PHRASES = {
+    "onnxcustom.tuning.dequantize(model) puts": "'onnxcustom edit MODEL --dequantize' puts",
     "OnnxRegressor predicts": "--task regression predicts",
     "OnnxRegressor trains": "--task regression trains",
     "Watch validation data, or give restore_best=False.": "Hold rows out, as with --validation 0.1.",

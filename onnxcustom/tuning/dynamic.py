@@ -239,6 +239,8 @@ def _declare(model: ir.Model, walk: Walk, guess: Guess, batch: str) -> None:
     for graph in model.graphs():
         for node in graph:
             for value in node.outputs:
+                if value.type is not None and not isinstance(value.type, ir.TensorType):
+                    continue
                 known = walk.known.get(value)
                 if graph is not model.graph or known is None or known.layout is None:
                     value.shape = value.shape if value in outputs and known is not None else None

@@ -72,16 +72,21 @@ class Following:
         self.broken: ir.Node | None = None
 
     def follow(self, value: ir.Value, output: ir.Value, stop: str | None) -> None:
-        """Go from what a layer computes to an output, or to scores that something unusual reads."""
+        """Go from what a layer computes to an output, or to the scores that it is made of."""
         path = before(output)
         self.axis = None if self.axis is None else _normal(self.axis, value)
+        scores: tuple[int, int | None] | None = None
         while value is not output:
+            if value.name == stop:
+                scores = len(self.nodes), self.axis
             readers = [n for n in dict.fromkeys(use.node for use in value.uses()) if n in path]
-            if value.name == stop and (len(readers) != 1 or self._step(readers[0], value) is None):
-                return  # a softmax or sigmoid in several nodes, made anew
             found = self._step(readers[0], value) if len(readers) == 1 else None
             if found is None:
-                self.broken = readers[0]
+                if scores is None:
+                    self.broken = readers[0]
+                else:  # a softmax or sigmoid in several nodes, made anew
+                    self.axis = scores[1]
+                    del self.nodes[scores[0] :]
                 return
             follower, self.axis = found
             self.nodes.append(follower)

@@ -86,9 +86,16 @@ def run_quietly(session: Any, feeds: Mapping[str, np.ndarray]) -> list[Any]:
     options = require_runtime().RunOptions()
     options.log_severity_level = 4
     try:
-        return list(session.run(None, dict(feeds), options))
+        return [_as_array(found) for found in session.run(None, dict(feeds), options)]
     except Exception as exc:  # those of onnxruntime have no base of their own
         raise EvaluationError(" ".join(str(exc).split())) from exc
+
+
+def _as_array(found: Any) -> Any:
+    """What ZipMap gives as the numbers that it was made of."""
+    if isinstance(found, list) and found and all(isinstance(row, dict) for row in found):
+        return np.array([list(row.values()) for row in found])
+    return found
 
 
 def proto_of(node: ir.Node) -> onnx.NodeProto:

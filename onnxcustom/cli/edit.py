@@ -1,0 +1,196 @@
+"""``onnxcustom edit``: changes to a model before it is trained."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import onnx
+
+from .base import Command, say
+from .options import batch_axis_option, force_option, model_argument, option, output_option
+
+__all__ = ["edit"]
+
+_SHOWN = 10
+
+
+@click.command(
+    cls=Command,
+    short_help="Change a model before it is trained: another head, any batch.",
+    examples=[
+        ("Five classes, any number of rows", "edit iris.onnx --head 5 --dynamic-batch --untie -o new.onnx"),
+        ("Classes by name, and a seed", "edit iris.onnx --head red,green,blue --seed 1"),
+        ("Any number of rows, called rows", "edit house.onnx --dynamic-batch --batch rows -o free.onnx"),
+    ],
+)
+@model_argument
+@option(
+    "--head",
+    metavar="OUTPUTS",
+    section="Changes",
+    help="A new last layer: a number of outputs, or the labels of the classes with commas between them.",
+)
+@option(
+    "--at",
+    metavar="NAME",
+    section="Changes",
+    help="The layer that --head replaces, by its node or the tensor it computes.  [default: the last one]",
+)
+@option(
+    "--activation",
+    type=click.Choice(["auto", "softmax", "sigmoid", "none"]),
+    default="auto",
+    show_default=True,
+    section="Changes",
+    help="What makes probabilities of the scores of --head.",
+)
+@option("--seed", type=int, default=0, show_default=True, section="Changes", help="Seed of the new layer.")
+@option("--dynamic-batch", is_flag=True, section="Changes", help="Take any number of rows.")
+@option(
+    "--batch",
+    metavar="NAME",
+    default="N",
+    show_default=True,
+    section="Changes",
+    help="What --dynamic-batch calls the dimension of the rows.",
+)
+@option(
+    "--untie",
+    is_flag=True,
+    section="Changes",
+    help="A copy for each node that reads a weight, unless the model ties them by design.",
+)
+@option(
+    "--dequantize",
+    is_flag=True,
+    section="Changes",
+    help="Floating-point weights, which can be trained, in place of integers.",
+)
+@batch_axis_option
+@output_option(help="Where it goes.  [default: MODEL_edited.onnx in this folder]")
+@force_option
+def edit(
+    model: Path,
+    head: str | None,
+    at: str | None,
+    activation: str,
+    seed: int,
+    dynamic_batch: bool,
+    batch: str,
+    untie: bool,
+    dequantize: bool,
+    batch_axis: tuple[str, ...],
+    output: Path | None,
+    force: bool,
+) -> None:
+    """Change MODEL, an .onnx file, before it is trained; the changes are made in the order of this line.
+
+    Integers become floating-point numbers (--dequantize), shared weights copies (--untie), a fixed size of
+    the batch any (--dynamic-batch), and the last layer another one (--head). What each has done is said.
+    """
+    from .outputs import check_outputs, default_output
+
+    target = default_output(model, "edited") if output is None else output
+    check_outputs({"--output": (target, (".onnx",))}, force, [model])
+    if not (head or dynamic_batch or untie or dequantize):
+        raise click.UsageError("Say what to change: --head, --dynamic-batch, --untie or --dequantize.")
+    if head is None and (at or activation != "auto"):
+        raise click.UsageError("--at and --activation are for --head.")
+    outputs = None if head is None else _outputs(head)
+    from onnxcustom import tuning
+    from onnxcustom.graph import save
+
+    from .graphs import describe_graph
+    from .models import Model, of_file
+
+    found = Model(model, batch_axis)
+    made = found.proto
+    lines: list[str] = []
+    with of_file(model):
+        if dequantize:
+            made = _done(lines, "dequantized", made, tuning.dequantize(made))
+        if untie:
+            made = _done(lines, "untied", made, tuning.untie(made))
+        if dynamic_batch:
+            inputs = {info.name for info in made.graph.input}
+            axes = {n: a for n, a in found.batch_axis.items() if n in inputs}
+            with _told(lines):
+                made = tuning.make_dynamic(made, batch, batch_axis=axes or None)
+            lines.append(f"takes any number of rows, {batch}, as compared with rows alone")
+        if outputs is not None:
+            made = tuning.replace_head(made, outputs, at=at, seed=seed, activation=activation)
+            _forget_card(made)
+            lines.append(_of_head(made))
+    save(made, target)
+    say(f"{target}")
+    for line in lines:
+        say(f"  {line}")
+    say(describe_graph(made))
+
+
+def _outputs(text: str) -> int | list[Any]:
+    """A number of outputs, or labels: numbers if all are."""
+    parts = [part.strip() for part in text.split(",")]
+    try:
+        numbers: list[Any] = [int(part) for part in parts]
+    except ValueError:
+        numbers = list(parts)
+        if len(parts) < 2 or not all(parts):
+            raise click.UsageError(
+                f"--head {text!r}: a number of outputs, or labels with commas between them."
+            ) from None
+    return numbers[0] if len(parts) == 1 else numbers
+
+
+def _done(lines: list[str], word: str, before: onnx.ModelProto, after: onnx.ModelProto) -> onnx.ModelProto:
+    """Say which weights are new."""
+    from onnxcustom.graph import weights
+
+    old, new = list(weights(before)), list(weights(after))
+    added = [name for name in new if name not in old]
+    lines.append(f"{word}: {len(added)} new weights{_named(added)}, {len(new)} in all")
+    return after
+
+
+def _named(names: Sequence[str]) -> str:
+    if not names:
+        return ""
+    return f" ({', '.join(names[:_SHOWN])}{', ...' if len(names) > _SHOWN else ''})"
+
+
+def _of_head(made: onnx.ModelProto) -> str:
+    """What the new layer is."""
+    from onnxcustom.graph import weights
+
+    held = weights(made)
+    shapes = ", ".join(f"{n} {list(held[n].shape)}" for n in ("head_weight", "head_bias") if n in held)
+    return f"a new last layer: {shapes}"
+
+
+def _forget_card(made: onnx.ModelProto) -> None:
+    """Drop what the file says of the data it was trained on: its classes are others."""
+    from .card import KEY
+
+    kept = [p for p in made.metadata_props if p.key != KEY]
+    del made.metadata_props[:]
+    made.metadata_props.extend(kept)
+
+
+@contextlib.contextmanager
+def _told(lines: list[str]) -> Iterator[None]:
+    """Keep what the library tells of its work."""
+    logger, handler = logging.getLogger("onnxcustom"), logging.Handler()
+    level = logger.level
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
