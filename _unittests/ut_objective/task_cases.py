@@ -85,6 +85,11 @@ def phrases(rng, shape):
     return y, rng.normal(size=shape) * 2
 
 
+def timed_phrases(rng, shape):
+    y, z = phrases(rng, shape)
+    return np.column_stack([[4, 2, 1], y]), z
+
+
 def likely_phrases(rng, shape):
     y, z = phrases(rng, shape)
     return y, softmax(z, axis=-1)
@@ -185,6 +190,11 @@ def ctc(y, p):
     return losses
 
 
+def timed_ctc(y, z):
+    rows = zip(y[:, 1:], z, y[:, 0], strict=True)
+    return np.concatenate([ctc(label[None], softmax(x[None, :n], axis=-1)) for label, x, n in rows])
+
+
 TASK_CASES = [
     (SmoothL1LearningLoss(0.7), values, VALUE_SHAPES, smooth_l1),
     (SmoothL1LearningLoss(0), values, VALUE_SHAPES[:1], lambda y, p: abs(p - y)),
@@ -211,5 +221,6 @@ TASK_CASES = [
     (TripletLearningLoss(1.5), classes, [(6, 4)], triplet("hard")),
     (TripletLearningLoss(1.5, "all"), classes, [(6, 4)], triplet("all")),
     (CTCLearningLoss(), phrases, [(3, 4, 3)], lambda y, z: ctc(y, softmax(z, axis=-1))),
+    (CTCLearningLoss(input_lengths=0), timed_phrases, [(3, 4, 3)], timed_ctc),
     (CTCLearningLoss(from_logits=False), likely_phrases, [(3, 4, 3)], ctc),
 ]

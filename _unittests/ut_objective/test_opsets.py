@@ -28,6 +28,7 @@ OLDEST = {
     (ContrastiveLearningLoss, "classes"): 9,
     (CTCLearningLoss, "phrases"): 11,
     (CTCLearningLoss, "likely_phrases"): 11,
+    (CTCLearningLoss, "timed_phrases"): 11,
     (DiceLearningLoss, "labels"): 9,
     (GaussianLearningLoss, "moments"): 10,
     (TripletLearningLoss, "classes"): 9,

@@ -107,6 +107,8 @@ class Loss(Parameters, ABC):
     counts_positions: bool = False
     # Whether some labels do not count.
     ignores: bool = False
+    # Input of the model that the loss reads, beside what is expected.
+    reads_input: str | None = None
     # Axis of the classes in a prediction as users have it, if the loss says it.
     class_axis: int | None = None
     # Whether graphs differ by the number of columns (axis 1) of the prediction.
@@ -192,6 +194,10 @@ class Loss(Parameters, ABC):
     def emit_count(self, op: Builder, labels: Var) -> Var:
         """The same in a graph, an integer scalar."""
         return op.Size(labels)
+
+    def with_input(self, op: Builder, expected: Var, given: Var) -> tuple[Loss, Var]:
+        """A loss that reads no input of the model, and what it expects, given that input."""
+        raise InvalidModelError(f"{type(self).__name__} reads no input of a model.")
 
     def on_probabilities(self) -> Loss:
         """The same loss taken on probabilities, for a final Sigmoid or Softmax that stays in the graph."""

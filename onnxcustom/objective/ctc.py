@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -28,6 +28,7 @@ class _Paths(NamedTuple):
     end: Var  # [N, S], 0 where a path may end, else _NEVER
     skip: Var  # [N, S], 0 where a path may come from two places before, else _NEVER
     length: Var  # [N, 1], number of labels, int64
+    there: Var | None = None  # [T, N, 1], whether a frame is one of the row's own; None if all are
 
 
 @register_loss("ctc", "ctc_loss")
@@ -47,6 +48,10 @@ class CTCLearningLoss(Loss):
     zero_infinity : bool, default=False
         Rows whose labels do not fit into T frames have an infinite loss; with True they count as 0. Their
         gradient is 0 either way.
+    input_lengths : str or int, optional
+        What says how many of the T frames are a row's own, the first ones; the others have no part in its
+        loss. The name of an input of the model that has one number for each row; or the column of the
+        expected values that does, 0 for the first one, beside the labels. None: all frames are.
     from_logits : bool, default=True
         Whether the prediction is scores, or probabilities.
 
@@ -58,9 +63,19 @@ class CTCLearningLoss(Loss):
 
     depends_on_columns = True
 
-    def __init__(self, blank: int = 0, zero_infinity: bool = False, from_logits: bool = True) -> None:
+    # Pickles of earlier versions don't say.
+    input_lengths: str | int | None = None
+
+    def __init__(
+        self,
+        blank: int = 0,
+        zero_infinity: bool = False,
+        input_lengths: str | int | None = None,
+        from_logits: bool = True,
+    ) -> None:
         self.blank = blank
         self.zero_infinity = zero_infinity
+        self.input_lengths = input_lengths
         self.from_logits = from_logits
 
     @property
@@ -70,12 +85,29 @@ class CTCLearningLoss(Loss):
 
     def on_probabilities(self) -> Loss:
         """The same loss taken on probabilities."""
-        return type(self)(self.blank, self.zero_infinity, from_logits=False)
+        return type(self)(self.blank, self.zero_infinity, self.input_lengths, from_logits=False)
+
+    @property
+    def reads_input(self) -> str | None:  # type: ignore[override]
+        """The input of the model that says the lengths."""
+        return self.input_lengths if isinstance(self.input_lengths, str) else None
+
+    def with_input(self, op: Builder, expected: Var, given: Var) -> tuple[Loss, Var]:
+        """The same loss of lengths in a column, and expected values that have it."""
+        lengths = op.Reshape(op.Cast(given, to=ir.DataType.INT64), [-1, 1])
+        joined = shaped(op.Concat(lengths, self.match(op, expected, expected), axis=1), expected.shape)
+        return type(self)(self.blank, self.zero_infinity, 0, self.from_logits), joined
 
     def check(self) -> None:
         """Check the parameters."""
         check_number("blank", self.blank, "[0, inf)", integral=True)
         check_flag("zero_infinity", self.zero_infinity)
+        if self.input_lengths is not None and not isinstance(self.input_lengths, str):
+            check_number("input_lengths", self.input_lengths, f"[{-(2**31)}, {2**31 - 1}]", integral=True)
+
+    def mixes_rows(self, dtype: Any, shape: Sequence | None) -> str | None:
+        """None: every row is by itself."""
+        return None
 
     def target(
         self, dtype: ir.DataType | None, rank: int | None = None, shape: Sequence | None = None
@@ -91,6 +123,7 @@ class CTCLearningLoss(Loss):
 
     def check_expected(self, expected: np.ndarray, columns: int | None = None) -> None:
         """Labels are classes but the blank, padded by -1 at the end."""
+        expected = self._without_lengths(expected)
         if not expected.size:
             return
         whole = expected.dtype.kind in "iub" or np.array_equal(expected, np.floor(expected))
@@ -110,6 +143,20 @@ class CTCLearningLoss(Loss):
                 f"Row {row} has labels behind a -1, which only pads the end: {expected[row]}."
             )
 
+    def _without_lengths(self, expected: np.ndarray) -> np.ndarray:
+        """The labels alone."""
+        column = self.input_lengths
+        if column is None or isinstance(column, str):
+            return expected
+        if expected.ndim != 2 or not -expected.shape[1] <= column < expected.shape[1]:
+            raise InvalidDataError(
+                f"The lengths are column {column} of the expected values, whose shape is {expected.shape}."
+            )
+        if (expected[:, column] < 0).any():
+            row = int((expected[:, column] < 0).argmax())
+            raise InvalidDataError(f"Row {row} has {expected[row, column]} frames, by column {column}.")
+        return np.delete(expected, column, axis=1)
+
     def match(self, op: Builder, expected: Var, predicted: Var) -> Var:
         """Labels as int64."""
         return expected if expected.dtype == ir.DataType.INT64 else op.Cast(expected, to=ir.DataType.INT64)
@@ -122,11 +169,15 @@ class CTCLearningLoss(Loss):
             log_p = op.LogSoftmax(x, axis=2)
         else:
             log_p, slope = log_extended(op, x, smallest(None, x.dtype))
-        paths = self._paths(op, expected, log_p)
+        label, there = self._parts(op, expected, log_p)
+        paths = self._paths(op, label, log_p)._replace(there=there)
         losses, share, feasible = self._losses(op, log_p, paths)
         # Minus the gradient of the losses with respect to log p, scattered to the classes of the places.
         gradient = op.Exp(log_p) - share if self.from_logits else -(share * slope)
         gradient = op.Where(op.Unsqueeze(feasible, [2]), gradient, op.const(0, like=x))
+        if there is not None:
+            own = op.Transpose(there, perm=[1, 0, 2])
+            gradient = op.Where(own, gradient, op.const(0, like=x))
         scale = op.Max(op.Cast(paths.length, to=x.dtype), 1.0)
         losses = op.Squeeze(losses / scale, [1])
         gradient = gradient / op.Unsqueeze(scale, [2])
@@ -134,6 +185,26 @@ class CTCLearningLoss(Loss):
             losses, gradient = (op.Cast(v, to=predicted.dtype) for v in (losses, gradient))
         rows = [None] if predicted.shape is None else predicted.shape[:1]
         return shaped(losses, rows), shaped(gradient, predicted.shape)
+
+    def _parts(self, op: Builder, expected: Var, log_p: Var) -> tuple[Var, Var | None]:
+        """Labels, and which frames are a row's own, [T, N, 1]."""
+        column = self.input_lengths
+        if column is None:
+            return expected, None
+        if isinstance(column, str):
+            raise InvalidModelError(
+                f"input_lengths={column!r} is the name of an input of a model: without one, let a column of "
+                "the expected values say the lengths, as with input_lengths=0."
+            )
+        start, behind = (column, column + 1) if column != -1 else (-1, 2**31 - 1)
+        lengths = op.Slice(expected, [start], [behind], [1])
+        before, after = op.Slice(expected, [0], [start], [1]), op.Slice(expected, [behind], [2**31 - 1], [1])
+        label = before if column == -1 else after if column == 0 else op.Concat(before, after, axis=1)
+        count = op.Squeeze(op.Slice(op.Shape(log_p), [1], [2]), [0])
+        frame = op.Range(op.const(0), count, op.const(1))
+        there = op.Less(op.Unsqueeze(frame, [1, 2]), op.Unsqueeze(lengths, [0]))
+        there.value.dtype = ir.DataType.BOOL
+        return shaped(label, [None, None]), shaped(there, [None, None, 1])
 
     def _paths(self, op: Builder, label: Var, like: Var) -> _Paths:
         there = label >= 0
@@ -164,15 +235,16 @@ class CTCLearningLoss(Loss):
         said = op.GatherElements(frames, index, axis=2)  # [T, N, S]
         first, others = op.Slice(paths.end, [0], [1], [1]), op.Slice(paths.end, [1], [2**31 - 1], [1])
         start = op.Concat(0 * first, 0 * others + _NEVER, axis=1)
+        scanned = [said] if paths.there is None else [said, paths.there]
         last, forward, sizes = op.Scan(
-            start, said, body=_forward(op, paths, log_p.dtype), num_scan_inputs=1, outputs=3
+            start, *scanned, body=_forward(op, paths, log_p.dtype), num_scan_inputs=len(scanned), outputs=3
         )
         _, backward = op.Scan(
             paths.end,
-            said,
+            *scanned,
             body=_backward(op, paths, log_p.dtype),
-            num_scan_inputs=1,
-            scan_input_directions=[1],
+            num_scan_inputs=len(scanned),
+            scan_input_directions=[1] * len(scanned),
             scan_output_directions=[1],
             outputs=2,
         )
@@ -213,32 +285,42 @@ def _shifted(op: Builder, x: Var, by: int) -> Var:
     return op.Slice(op.Concat(x, *gaps, axis=1), [size], [2**31 - 1], [1])
 
 
-def _body(op: Builder, dtype: ir.DataType | None, name: str) -> tuple[Builder, Var, Var]:
+def _body(
+    op: Builder, paths: _Paths, dtype: ir.DataType | None, name: str
+) -> tuple[Builder, Var, Var, list[Var]]:
     sub = Builder(op.opset, prefix=op.unique(f"ctc_{name}_"), taken=op.taken)
     dtype = dtype or ir.DataType.FLOAT
     state = sub.input(sub.unique("state"), dtype, [None, None])
-    return sub, state, sub.input(sub.unique("said"), dtype, [None, None])
+    said = sub.input(sub.unique("said"), dtype, [None, None])
+    own = [] if paths.there is None else [sub.input(sub.unique("own"), ir.DataType.BOOL, [None, 1])]
+    return sub, state, said, own
+
+
+def _passed(sub: Builder, own: list[Var], made: Var, before: Var) -> Var:
+    """What is made of a frame, or what was before it where the row is through."""
+    return sub.Where(own[0], made, before) if own else made
 
 
 def _forward(op: Builder, paths: _Paths, dtype: ir.DataType | None) -> ir.Graph:
     """From the paths up to a frame to those up to the next, normalised; their size goes out, too."""
-    sub, state, said = _body(op, dtype, "forward")
+    sub, state, said, own = _body(op, paths, dtype, "forward")
     skipped = _shifted(sub, state, 2) + sub.wrap(paths.skip.value)
     made = sub.Max(_summed(sub, [state, _shifted(sub, state, 1), skipped]) + said, _NEVER)
     size = sub.ReduceMax(made, [1], keepdims=1)
-    state_out = sub.Max(made - size, _NEVER)
-    return _graph(sub, [state, said], [state_out, sub.Identity(state_out), size], "forward")
+    state_out = _passed(sub, own, sub.Max(made - size, _NEVER), state)
+    size = _passed(sub, own, size, sub.const(0, like=size))
+    return _graph(sub, [state, said, *own], [state_out, sub.Identity(state_out), size], "forward")
 
 
 def _backward(op: Builder, paths: _Paths, dtype: ir.DataType | None) -> ir.Graph:
     """From the paths behind a frame to those from it on; what comes out is the former."""
-    sub, state, said = _body(op, dtype, "backward")
+    sub, state, said, own = _body(op, paths, dtype, "backward")
     ahead = sub.Max(state + said, _NEVER)
     skipped = _shifted(sub, ahead + sub.wrap(paths.skip.value), -2)
     made = sub.Max(_summed(sub, [ahead, _shifted(sub, ahead, -1), skipped]), _NEVER)
     size = sub.ReduceMax(made, [1], keepdims=1)
-    state_out = sub.Max(made - size, _NEVER)
-    return _graph(sub, [state, said], [state_out, sub.Identity(state)], "backward")
+    state_out = _passed(sub, own, sub.Max(made - size, _NEVER), state)
+    return _graph(sub, [state, said, *own], [state_out, sub.Identity(state)], "backward")
 
 
 def _graph(sub: Builder, inputs: list[Var], outputs: list[Var], name: str) -> ir.Graph:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
@@ -28,7 +29,12 @@ class Batch:
     """
 
     def __init__(
-        self, op: Builder, dtype: ir.DataType, weighted: Weighted, fed: Collection[str] = ()
+        self,
+        op: Builder,
+        dtype: ir.DataType,
+        weighted: Weighted,
+        fed: Collection[str] = (),
+        values: Mapping[str, ir.Value] = MappingProxyType({}),
     ) -> None:
         self.op = op
         self.dtype = dtype
@@ -39,6 +45,8 @@ class Batch:
         # Scalar graph inputs with the number of labels, or rows, that count, by output.
         self.counts: dict[str, Var] = {}
         self._fed = fed
+        # Of the model's graph, its inputs among them.
+        self._values = values
         self._counted: dict[str, Var] = {}
         # Taken either way: weighted and unweighted graphs of a model share the names of their buffers.
         self._weight_name = op.unique("sample_weight")
@@ -82,7 +90,10 @@ class Batch:
         self._count(target, expected)
         if self.weighted == "labels" and self.sample_weight is None:
             self._weigh(expected.shape, layout.axis(kind))
-        terms = target.loss.build(op, layout.moved, moved, self._weight_of(layout, kind))
+        loss = target.loss
+        if loss.reads_input is not None:
+            loss, moved = loss.with_input(op, moved, op.wrap(self._values[loss.reads_input]))
+        terms = loss.build(op, layout.moved, moved, self._weight_of(layout, kind))
         return dataclasses.replace(terms, gradient=layout.back(terms.gradient))
 
     def _weight_of(self, layout: Layout, kind: str) -> Var | None:

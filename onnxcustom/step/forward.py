@@ -91,7 +91,8 @@ def compose_scores(
     outputs = {v.name: v for v in graph.outputs}
     op = Builder(model.opset_imports[""], taken=all_names(graph))
     counted = [target.output for target in targets if target.counted]
-    batch = Batch(op, scalar_dtype(graph.inputs), weighted, counted)
+    values = {str(v.name): v for v in graph.inputs}
+    batch = Batch(op, scalar_dtype(graph.inputs), weighted, counted, values)
     heads = [_row_scores(op, batch, target, op.wrap(outputs[target.value])) for target in targets]
     weighed = [scaled(scores, target.weight) for scores, target in zip(heads, targets, strict=True)]
     total = functools.reduce(operator.add, weighed)

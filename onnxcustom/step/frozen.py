@@ -123,6 +123,9 @@ class Halves:
         arrays: Mapping[str, np.ndarray],
     ) -> None:
         self.recipe = recipe
+        read = [t.loss.reads_input for t in recipe.targets if t.loss.reads_input is not None]
+        if read:
+            raise NoFrozenPartError(f"a loss reads the input {read[0]!r} of the model")
         inputs = {spec.name: spec for spec in recipe.inputs}
         shapes = {n: a.shape[1:] if inputs[n].is_each(a) else a.shape for n, a in arrays.items()}
         part = FrozenPart(

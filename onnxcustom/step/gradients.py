@@ -61,7 +61,7 @@ class Gradients:
         self.prescaled = plan.prescaled
         self.gathered = {rows for table in tables.values() for _, rows in table.reads}
         self.dtype = scalar_dtype([v.value for v in self.weights.values()])
-        self.batch = Batch(self.op, self.dtype, weighted, fed)
+        self.batch = Batch(self.op, self.dtype, weighted, fed, self.values)
         self.axes = axes
         # Rows of a batch, as the first input that has some has them: a number, or the name of one.
         self.batch_rows = _dimension(self.values, axes) if plan.outside else None

@@ -244,6 +244,7 @@ def _target(
     value = tensors[output] if logits is None else logits.name
     shape = tensor_shape(model, value)
     link = None if logits is None else logits.kind.capitalize()
+    _check_input(model, output, loss)
     made = Target(
         output,
         value,
@@ -255,6 +256,25 @@ def _target(
         positions=True,
     )
     return _with_class_axis(made, _agreed_axis(made, _said_axis(model, output, loss, logits)))
+
+
+def _check_input(model: ir.Model, output: str, loss: BaseLearningLoss) -> None:
+    """Refuse a loss that reads an input which the model does not have, or not one number a row."""
+    name = loss.reads_input
+    if name is None:
+        return
+    inputs = {v.name: v for v in model.graph.inputs if v.name not in model.graph.initializers}
+    if name not in inputs:
+        raise UnknownNameError(
+            f"{loss!r} of output {output!r} reads input {name!r}, which the model does not have; it has "
+            f"{list(inputs)}."
+        )
+    shape = tensor_shape(model, name)
+    if shape is not None and (not shape or any(d != 1 for d in shape[1:])):
+        raise InvalidModelError(
+            f"{loss!r} of output {output!r} reads input {name!r}, whose shape is {tuple(shape)}: it takes "
+            "one number for each row."
+        )
 
 
 def _check_logits(
