@@ -239,7 +239,7 @@ class Parameters:
 
 
 def own_parameters(value: Any) -> Any:
-    """Copies of :class:`Parameters`, alone or in a dict, as they are now; the rest as it is.
+    """Copies of :class:`Parameters`, alone, in a dict or in a list, as they are now; the rest as it is.
 
     Examples
     --------
@@ -252,6 +252,8 @@ def own_parameters(value: Any) -> Any:
     """
     if isinstance(value, Mapping):
         return {key: own_parameters(item) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return [own_parameters(item) for item in value]
     if not isinstance(value, Parameters):
         return value
     made = copy.copy(value)

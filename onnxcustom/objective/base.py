@@ -107,6 +107,8 @@ class Loss(Parameters, ABC):
     counts_positions: bool = False
     # Whether some labels do not count.
     ignores: bool = False
+    # Number of outputs that it is taken on, side by side, where a model has so many.
+    outputs: int = 1
     # Input of the model that the loss reads, beside what is expected.
     reads_input: str | None = None
     # Axis of the classes in a prediction as users have it, if the loss says it.
@@ -194,6 +196,10 @@ class Loss(Parameters, ABC):
     def emit_count(self, op: Builder, labels: Var) -> Var:
         """The same in a graph, an integer scalar."""
         return op.Size(labels)
+
+    def of_parts(self, shapes: Sequence[Sequence[int]]) -> Loss:
+        """The same loss of several outputs side by side, given what each has in a row."""
+        return self
 
     def with_input(self, op: Builder, expected: Var, given: Var) -> tuple[Loss, Var]:
         """A loss that reads no input of the model, and what it expects, given that input."""

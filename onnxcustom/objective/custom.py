@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +13,12 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.traversal import RecursiveGraphIterator
 
-from onnxcustom.exceptions import InvalidDataError, InvalidModelError, UnknownNameError
+from onnxcustom.exceptions import (
+    InvalidDataError,
+    InvalidModelError,
+    InvalidParameterError,
+    UnknownNameError,
+)
 from onnxcustom.gradient import ENGINES, gradient_graph
 from onnxcustom.graph import prepare, to_ir
 from onnxcustom.graph.analysis.row_mixing import find_mixing
@@ -52,6 +59,11 @@ class CustomLoss(Loss):
         What the loss is taken on: see :class:`Loss`.
     engine : str, default='auto'
         Gradient engine.
+    target : tuple of (dtype, shape), optional
+        What a function expects, such as ``("int64", ["N", "L"])``: rows first, then numbers or names of
+        dimensions, which are other ones where their names are. Predictions then come rows first, too. By
+        default numbers of the prediction's dtype and shape, or what `labels` says. Of several outputs,
+        ``{("a", "b"): CustomLoss(f, target=...)}``, the function is given a list of predictions.
 
     Examples
     --------
@@ -65,15 +77,67 @@ class CustomLoss(Loss):
     (16.0, [[32.0]])
     """
 
-    def __init__(self, loss: Any, labels: bool = False, on: str = "output", engine: str = "auto") -> None:
+    # Pickles of earlier versions don't say.
+    expects: Any = None
+
+    def __init__(
+        self,
+        loss: Any,
+        labels: bool = False,
+        on: str = "output",
+        engine: str = "auto",
+        target: Any = None,
+    ) -> None:
         self.loss = loss
         self.labels = labels
         self.on = on
         self.engine = engine
+        self.expects = target
 
     def __repr__(self) -> str:
         loss = getattr(self.loss, "__name__", None) or type(self.loss).__name__
-        return f"CustomLoss({loss}, labels={self.labels!r}, on={self.on!r}, engine={self.engine!r})"
+        target = "" if self.expects is None else f", target={self.expects!r}"
+        return f"CustomLoss({loss}, labels={self.labels!r}, on={self.on!r}, engine={self.engine!r}{target})"
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Parameters by name; `target` is what the constructor was given, not the method."""
+        names = [name for name in self._parameter_names() if name != "target"]
+        return {**{name: getattr(self, name) for name in names}, "target": self.expects}
+
+    def set_params(self, **params: Any) -> Any:
+        """Change parameters; return the object."""
+        super().set_params(**{name: value for name, value in params.items() if name != "target"})
+        self.expects = params.get("target", self.expects)
+        return self
+
+    def of_parts(self, shapes: Sequence[Sequence[int]]) -> Loss:
+        """The same loss of several outputs side by side: its function is given them apart."""
+        if not self._is_function():
+            raise InvalidModelError(
+                f"{self!r} is a model with one prediction: a loss of several outputs is a function of the "
+                "builder."
+            )
+        parts = tuple(tuple(shape) for shape in shapes)
+        return CustomLoss(_OfParts(self.loss, parts), self.labels, self.on, self.engine, self.expects)
+
+    def _said_target(self) -> LossTarget | None:
+        """What a function was said to expect."""
+        if self.expects is None:
+            return None
+        try:
+            dtype, shape = self.expects
+            number = ir.DataType.from_numpy(np.dtype(dtype))
+            dims = list(shape)
+        except (TypeError, ValueError) as exc:
+            raise InvalidParameterError(
+                "target must be a pair of dtype and shape, such as ('int64', ['N', 'L']), not "
+                f"{self.expects!r}."
+            ) from exc
+        if not dims or not all(d is None or isinstance(d, (int, str)) for d in dims):
+            raise InvalidParameterError(
+                f"The shape of target must be a list of sizes and names, the rows first, not {shape!r}."
+            )
+        return LossTarget("own", number, dims)
 
     @property
     def depends_on_columns(self) -> bool:  # type: ignore[override]
@@ -92,6 +156,11 @@ class CustomLoss(Loss):
         """Check the parameters."""
         if self.on not in ("output", "sigmoid", "softmax"):
             raise UnknownNameError(f"on must be 'output', 'sigmoid' or 'softmax', not {self.on!r}.")
+        if self.expects is not None and (self.labels or not self._is_function()):
+            raise InvalidParameterError(
+                "target says what a function expects: a model says it by its input, labels=True says another."
+            )
+        self._said_target()
 
     def target(
         self, dtype: ir.DataType | None, rank: int | None = None, shape: Sequence | None = None
@@ -104,6 +173,9 @@ class CustomLoss(Loss):
                 kind = "labels" if _are_labels(dims, _shape(predicted)) else "own"
                 kind = "values" if expected.dtype.is_floating_point() else kind
                 return LossTarget(kind, expected.dtype, dims)
+        said = self._said_target()
+        if said is not None:
+            return said
         if self.labels:
             return label_target(rank, shape)
         return super().target(dtype, rank, shape)
@@ -116,7 +188,8 @@ class CustomLoss(Loss):
             return match_shape(op, expected, predicted)
         if expected.dtype != kind.dtype:
             expected = op.Cast(expected, to=kind.dtype)
-        if rank is not None and expected.rank == rank + 1 and predicted.rank == rank + 1:
+        said = self.expects is not None
+        if not said and rank is not None and expected.rank == rank + 1 and predicted.rank == rank + 1:
             expected = shaped(op.Squeeze(expected, [1]), kind.shape)
         return expected
 
@@ -286,6 +359,40 @@ class CustomLoss(Loss):
         if weight is not None and not weighted:
             scores = scores * flat
         return LossTerms(scores, shaped(slope, predicted.shape), shaped(op.ReduceSum(scores, keepdims=0), []))
+
+
+@dataclasses.dataclass(frozen=True)
+class _OfParts:
+    """A function of several predictions as one of them side by side.
+
+    Attributes
+    ----------
+    function : callable
+        Of the builder, a list of predictions, and expected values.
+    shapes : tuple of tuple of int
+        What each prediction has in a row.
+    """
+
+    function: Any
+    shapes: tuple[tuple[int, ...], ...]
+
+    @property
+    def __name__(self) -> str:
+        return getattr(self.function, "__name__", type(self.function).__name__)
+
+    def __call__(self, op: Builder, predicted: Var, expected: Var) -> Any:
+        rows = [None] if predicted.shape is None else predicted.shape[:1]
+        parts, start = [], 0
+        for shape in self.shapes:
+            stop = start + math.prod(shape)
+            part = op.Slice(predicted, [start], [stop], [1])
+            part = part if len(shape) == 1 else op.Reshape(part, [-1, *shape])
+            parts.append(shaped(part, [*rows, *shape]))
+            start = stop
+        made = self.function(op, parts, expected)
+        if isinstance(made, tuple) and len(made) == 2 and isinstance(made[1], (list, tuple)):
+            return made[0], op.Concat(*(op.Flatten(g, axis=1) for g in made[1]), axis=1)
+        return made
 
 
 def _inputs(model: ir.Model) -> tuple[ir.Value, ir.Value, ir.Value | None]:

@@ -120,9 +120,10 @@ class GaussianLearningLoss(Loss):
     r"""Negative log-likelihood of a normal distribution: the model predicts mean m and variance v.
 
     :math:`\frac{1}{2} (\log v + (y - m)^2 / v)` summed over columns, without the constant
-    :math:`\frac{1}{2} \log 2π`. The prediction is [N, 2K]: K means, then K variances; expected values are
-    [N, K]. As PyTorch's ``GaussianNLLLoss``: variances below `eps` count as `eps`, and their gradient is
-    that at `eps`, so that they can grow again.
+    :math:`\frac{1}{2} \log 2π`. The prediction is [N, 2K], K means, then K variances; or two outputs [N, K],
+    ``{("mean", "variance"): "gaussian_nll"}``: by itself it is taken on the first two outputs of a model, if
+    they are alike. Expected values are [N, K]. As PyTorch's ``GaussianNLLLoss``: variances below `eps` count
+    as `eps`, and their gradient is that at `eps`, so that they can grow again.
 
     Parameters
     ----------
@@ -134,6 +135,8 @@ class GaussianLearningLoss(Loss):
     D. Nix and A. Weigend, Estimating the mean and variance of the target probability distribution,
     ICNN 1994, https://doi.org/10.1109/ICNN.1994.374138
     """
+
+    outputs = 2
 
     def __init__(self, eps: float = 1e-6) -> None:
         self.eps = eps

@@ -46,7 +46,9 @@ from .compose import (
     compose_step,
     trunk,
 )
+from .heads import heads_of
 from .inference import runnable, without_numbers
+from .joining import join
 from .layout import Layout
 from .modes import ModeSettings, idle_modes
 from .plan import BEGINNING, Origin, Plan, make_plan
@@ -94,6 +96,8 @@ class Recipe:
         Names of columns by input, where they are not the model's own.
     average : Average or None
         The moving average that is kept of every weight.
+    joins : tuple of tuple of str
+        Outputs that a loss takes side by side.
     """
 
     prepared: Prepared
@@ -111,6 +115,7 @@ class Recipe:
     moved: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     columns: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     average: Average | None = None
+    joins: tuple[tuple[str, ...], ...] = ()
 
     #: Where the training counts from, of a recipe that an older version has written, which had this in it.
     older_origin = BEGINNING
@@ -150,7 +155,7 @@ class Recipe:
     @functools.cached_property
     def base(self) -> ir.Model:
         """The model, prepared, without the numbers in weights that are trained; not to be changed."""
-        return without_numbers(self.model.take(), self.weights)
+        return without_numbers(join(self.model.take(), self.joins), self.weights)
 
     @property
     def constants(self) -> frozenset[str]:
@@ -320,7 +325,7 @@ class Recipe:
 #: Fields that derived attributes depend on: those that no change touches are handed on.
 _DERIVED_FROM: Mapping[str, frozenset[str]] = {
     "model": frozenset({"prepared", "moved"}),
-    "base": frozenset({"prepared", "moved", "weights"}),
+    "base": frozenset({"prepared", "moved", "weights", "joins"}),
     "axes": frozenset({"prepared", "weights", "batch_axis"}),
     "predicted": frozenset({"prepared", "weights"}),
     "trunk": frozenset({"prepared", "moved", "weights", "targets", "batch_axis", "passes"}),
@@ -338,7 +343,7 @@ def make_recipe(
     weights: Selection = None,
     freeze: Selection = None,
     penalty: Any = None,
-    loss_weights: Mapping[str, float] | None = None,
+    loss_weights: Mapping[str, float] | Sequence[float] | None = None,
     batch_axis: Mapping[str, int | None] | None = None,
     **settings: Any,
 ) -> tuple[Recipe, dict[str, np.ndarray]]:
@@ -355,8 +360,10 @@ def make_recipe(
     catalog = Catalog(prepared)
     initial = _choose_weights(catalog, model, prepared, weights, freeze)
     initial = _without_frozen(rule, initial, catalog)
+    heads = heads_of(model, loss, loss_weights)
+    join(model, heads.joins.values())
     axes = BatchAxes(model, batch_axis)
-    targets = select_targets(model, loss, loss_weights, initial, axes)
+    targets = select_targets(model, heads.loss, heads.factors, initial, axes, heads.joins)
     _check_types(model, initial, [target.output for target in targets])
     base = without_numbers(model, initial)
     penalties = select_penalties(penalty, model, initial)
@@ -369,6 +376,7 @@ def make_recipe(
         penalties,
         select_engine(engine, trunk),
         batch_axis={**batch_axis} if batch_axis else None,
+        joins=tuple(heads.joins.values()),
         **settings,
     )
     recipe._derived().update(base=base, axes=axes, trunk=trunk)

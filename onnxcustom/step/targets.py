@@ -6,6 +6,7 @@ import dataclasses
 import math
 import numbers
 from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from onnxcustom.graph import Logits, class_axis, find_logits, hidden_logits, las
 from onnxcustom.graph.analysis.tails import decisions
 from onnxcustom.graph.shapes.batch_axis import BatchAxes
 from onnxcustom.objective import BaseLearningLoss
+
+from .joining import joined_name, row_shapes
 
 __all__ = [
     "Target",
@@ -151,6 +154,7 @@ def select_targets(
     loss_weights: Mapping[str, float] | None = None,
     trained: Collection[str] = (),
     axes: BatchAxes | None = None,
+    joins: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> list[Target]:
     """The targets that a user's `loss` means.
 
@@ -166,6 +170,8 @@ def select_targets(
         Weights that are trained.
     axes : BatchAxes, optional
         Where the rows are, by default what the model itself tells.
+    joins : dict of str to sequence of str, optional
+        The first of several outputs that a loss is taken on -> all of them, which were joined.
 
     Raises
     ------
@@ -193,8 +199,35 @@ def select_targets(
         raise UnknownNameError(f"loss_weights names {sorted(idle)}, which have no loss.")
     axes = axes or BatchAxes(model)
     return [
-        _target(model, name, spec, factors.get(name, 1.0), trained, axes) for name, spec in losses.items()
+        _joined_target(model, joins[name], spec, factors.get(name, 1.0), axes)
+        if name in joins
+        else _target(model, name, spec, factors.get(name, 1.0), trained, axes)
+        for name, spec in losses.items()
     ]
+
+
+def _joined_target(
+    model: ir.Model, outputs: Sequence[str], spec: Any, weight: float, axes: BatchAxes
+) -> Target:
+    """The target of a loss that is taken on several outputs."""
+    loss, value = BaseLearningLoss.select(spec), joined_name(outputs)
+    values = {str(v.name): v for v in model.graph.outputs}
+    loss = loss.of_parts(row_shapes(values, outputs))
+    if loss.on != "output":
+        raise InvalidModelError(
+            f"{type(loss).__name__} is taken on the scores of one output, not on {list(outputs)} at once."
+        )
+    shape = tensor_shape(model, value)
+    rows = axes.of(value)
+    return Target(
+        outputs[0],
+        value,
+        loss,
+        weight,
+        rows=rows,
+        shape=None if shape is None else tuple(shape),
+        positions=True,
+    )
 
 
 def _factor(output: str, value: Any) -> float:

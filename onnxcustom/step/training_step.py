@@ -44,9 +44,11 @@ class TrainingStep(StoredStep):
     ----------
     model : path, bytes, onnx.ModelProto, onnx_ir.Model or Prepared
         Inference model to train. It is not modified.
-    loss : str, BaseLearningLoss, ONNX model, callable or dict, default='squared_error'
-        Loss of the model's first floating-point output, or a dict from output name to loss. A model
-        that gives out the place of the largest score alone has its loss on the scores.
+    loss : str, BaseLearningLoss, ONNX model, callable, dict or list, default='squared_error'
+        Loss of the model's first floating-point output, or a dict from output name to loss; or a list with
+        one for each output in order, None for those that are not trained. A key of a dict may be a tuple of
+        outputs that one loss is taken on. A model that gives out the place of the largest score alone has
+        its loss on the scores.
     optimizer : str or BaseLearningRate, default='sgd'
         Update rule.
     weights : str or list of str, optional
@@ -60,8 +62,8 @@ class TrainingStep(StoredStep):
         ``'cpu'``, ``'cuda'`` or ``'cuda:N'``.
     learning_rate : float, schedule or BaseLearningRate, optional
         Overrides the optimizer's learning rate; None keeps it.
-    loss_weights : dict of str to float, optional
-        Factors of the losses, by output name; 1 by default.
+    loss_weights : dict of str to float, or list of float, optional
+        Factors of the losses, by output name or in their order; 1 by default.
     sample_weight : bool, default=False
         Whether :attr:`model` takes one weight per row. :meth:`run` accepts weights either way; the
         weighted graph is built when it first sees some.
@@ -137,7 +139,7 @@ class TrainingStep(StoredStep):
         device: Any = "cpu",
         *,
         learning_rate: Any = None,
-        loss_weights: Mapping[str, float] | None = None,
+        loss_weights: Mapping[str, float] | Sequence[float] | None = None,
         sample_weight: bool = False,
         threads: int | None = None,
         batch_norm: str = "frozen",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
@@ -43,8 +43,8 @@ class OnnxEstimator(Trainer):
         Update rule.
     learning_rate : float, schedule or BaseLearningRate
         Overrides the learning rate of the optimizer; None keeps it.
-    loss_weights : dict of str to float
-        Factors of the losses when there are several, by output name.
+    loss_weights : dict of str to float, or list of float
+        Factors of the losses when there are several, by output name or in their order.
     batch_norm : {'frozen', 'update'}
         Whether BatchNormalization goes by the model's own statistics, or by those of the batch,
         towards which the model's move.
@@ -81,7 +81,7 @@ class OnnxEstimator(Trainer):
     engine: str = of_step("auto")
     device: Any = of_step("cpu")
     verbose: int = 0
-    loss_weights: Mapping[str, float] | None = of_step(None)
+    loss_weights: Mapping[str, float] | Sequence[float] | None = of_step(None)
     batch_norm: str = of_step("frozen")
     dropout: str = of_step("off")
     freeze: Any = of_step(None)

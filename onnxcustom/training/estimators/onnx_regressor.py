@@ -31,9 +31,9 @@ class OnnxRegressor(RegressorMixin, OnnxEstimator):
 
     Parameters
     ----------
-    loss : str, BaseLearningLoss, ONNX model, callable or dict
+    loss : str, BaseLearningLoss, ONNX model, callable, dict or list
         Loss of the model's first floating-point output, by default the squared error; or a dict from
-        output name to loss.
+        output name to loss, or a list with one for each output.
 
     Attributes
     ----------
