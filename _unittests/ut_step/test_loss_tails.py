@@ -9,7 +9,8 @@ import pytest
 from onnxcustom import TrainingStep
 from onnxcustom.exceptions import InvalidModelError, MissingRuntimeError
 
-W = np.array([1, 2, 0, -1, 0, 1, 2, 1, -1, 0.5, 0.5, 1], np.float32).reshape(4, 3)
+from .linear_classes import W, cross_entropy, data
+
 CONSTANTS = (
     "float[4, 3] w = {1, 2, 0, -1, 0, 1, 2, 1, -1, 0.5, 0.5, 1}, float one = {1}, float half = {0.5}, "
     "float two = {2}, float thirty = {30}, float tiny = {1e-7}, float low = {0.1}, float minus = {-1}, "
@@ -49,18 +50,6 @@ def model(end: str, opset: int) -> onnx.ModelProto:
         f'<ir_version: 6, opset_import: ["": {opset}]> g (float[N, 4] x) => (float[A, B] p) <{CONSTANTS}> '
         f"{{ z = MatMul(x, w)  {end} }}"
     )
-
-
-def data(rows: int = 6) -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(0)
-    return rng.normal(size=(rows, 4)).astype(np.float32), rng.integers(0, 3, size=rows)
-
-
-def cross_entropy(w: np.ndarray, X: np.ndarray, y: np.ndarray) -> tuple[float, np.ndarray]:
-    z = X.astype(np.float64) @ w
-    p = np.exp(z - z.max(1, keepdims=True))
-    p /= p.sum(1, keepdims=True)
-    return float(-np.log(p[np.arange(len(y)), y]).mean()), X.T @ (p - np.eye(3)[y]) / len(y)
 
 
 def log_loss(w: np.ndarray, X: np.ndarray, y: np.ndarray) -> float:

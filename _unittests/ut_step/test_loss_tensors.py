@@ -10,7 +10,8 @@ from onnxcustom import OnnxClassifier, TrainingStep
 from onnxcustom.exceptions import InvalidModelError
 from onnxcustom.objective import CustomLoss
 
-W = np.array([1, 2, 0, -1, 0, 1, 2, 1, -1, 0.5, 0.5, 1], np.float32).reshape(4, 3)
+from .linear_classes import W, cross_entropy, data
+
 WEIGHT = "float[4, 3] w = {1, 2, 0, -1, 0, 1, 2, 1, -1, 0.5, 0.5, 1}"
 HIDDEN = """<ir_version: 6, opset_import: ["": OPSET]> g (float[N, 4] x) => (float[N, 3] p)
 <WEIGHT, int64[1] three = {3}, int64[1] zero = {0}, int64[1] one = {1}, bool[2] both = {1, 1},
@@ -25,19 +26,6 @@ def model(end: str, opset: int = 11, shape: bool = True) -> onnx.ModelProto:
     if not shape:
         made.graph.output[0].type.tensor_type.ClearField("shape")
     return made
-
-
-def data(rows: int = 6) -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(0)
-    return rng.normal(size=(rows, 4)).astype(np.float32), rng.integers(0, 3, size=rows)
-
-
-def cross_entropy(w: np.ndarray, X: np.ndarray, y: np.ndarray) -> tuple[float, np.ndarray]:
-    """Mean and gradient."""
-    z = X.astype(np.float64) @ w
-    p = np.exp(z - z.max(1, keepdims=True))
-    p /= p.sum(1, keepdims=True)
-    return float(-np.log(p[np.arange(len(y)), y]).mean()), X.T @ (p - np.eye(3)[y]) / len(y)
 
 
 def log_sum(op, predicted, expected):

@@ -13,6 +13,7 @@ from onnxcustom.graph.building.builder import Builder, Var
 
 from .base import Loss, LossTarget, register_loss
 from .labels import (
+    ColumnLoss,
     WeighedLabelLoss,
     are_labels,
     check_labels,
@@ -21,7 +22,6 @@ from .labels import (
     class_indices,
     label_target,
     masked,
-    match_columns,
     zeros_like,
 )
 from .regression import check_eps
@@ -36,7 +36,7 @@ __all__ = [
 
 
 @register_loss("binary_crossentropy", "binary_cross_entropy", "bce")
-class BinaryCrossEntropyLearningLoss(Loss):
+class BinaryCrossEntropyLearningLoss(ColumnLoss):
     r"""Binary cross-entropy :math:`-\sum w (y \log p + (1 - y) \log(1 - p))`.
 
     On logits z, with p = sigmoid(z), this is :math:`softplus(z) - y z`, gradient :math:`p - y`: no
@@ -60,16 +60,10 @@ class BinaryCrossEntropyLearningLoss(Loss):
     """
 
     of_classes = True
-    depends_on_columns = True
 
     def __init__(self, from_logits: bool = True, eps: float | None = None) -> None:
         self.from_logits = from_logits
         self.eps = eps
-
-    @property
-    def on(self) -> str:  # type: ignore[override]
-        """'sigmoid' on logits, else 'output'."""
-        return "sigmoid" if self.from_logits else "output"
 
     def on_probabilities(self) -> Loss:
         """The same loss taken on probabilities."""
@@ -78,17 +72,6 @@ class BinaryCrossEntropyLearningLoss(Loss):
     def check(self) -> None:
         """Check the parameters."""
         check_eps(self.eps)
-
-    def check_expected(self, expected: np.ndarray, columns: int | None = None) -> None:
-        """Values lie between 0 and 1, labels are classes."""
-        if columns is not None and columns > 1 and (expected.ndim == 1 or expected.shape[1] != columns):
-            check_labels(self, expected, columns)
-        else:
-            check_unit(self, expected)
-
-    def match(self, op: Builder, expected: Var, predicted: Var) -> Var:
-        """The expected values like the prediction."""
-        return match_columns(op, expected, predicted)
 
     def terms(self, op: Builder, predicted: Var, expected: Var) -> tuple[Var, Var]:
         if self.from_logits:

@@ -15,14 +15,12 @@ from onnxcustom.graph.building.builder import Builder, Var
 
 from .base import Loss, LossTarget, register_loss
 from .labels import (
+    ColumnLoss,
     LabelLoss,
-    check_labels,
-    check_unit,
     check_weighed,
     class_indices,
     class_weights,
     masked,
-    match_columns,
 )
 from .rows import match_shape, shaped, softplus, sum_rows
 
@@ -165,7 +163,7 @@ class FocalLearningLoss(LabelLoss):
 
 
 @register_loss("dice", "dice_loss")
-class DiceLearningLoss(Loss):
+class DiceLearningLoss(ColumnLoss):
     r"""Dice loss :math:`1 - (2 \sum p y + s) / (\sum p + \sum y + s)`, one for each row.
 
     The sums go over everything in a row: all pixels, and all columns. Labels are 0 and 1 (or probabilities)
@@ -185,16 +183,9 @@ class DiceLearningLoss(Loss):
     those of their squares, https://arxiv.org/abs/1606.04797
     """
 
-    depends_on_columns = True
-
     def __init__(self, smooth: float = 1.0, from_logits: bool = True) -> None:
         self.smooth = smooth
         self.from_logits = from_logits
-
-    @property
-    def on(self) -> str:  # type: ignore[override]
-        """'sigmoid' on scores, else 'output'."""
-        return "sigmoid" if self.from_logits else "output"
 
     def on_probabilities(self) -> Loss:
         """The same loss taken on probabilities."""
@@ -203,17 +194,6 @@ class DiceLearningLoss(Loss):
     def check(self) -> None:
         """Check the parameters."""
         check_number("smooth", self.smooth, "[0, inf)")
-
-    def check_expected(self, expected: np.ndarray, columns: int | None = None) -> None:
-        """Values lie between 0 and 1, labels are classes."""
-        if columns is not None and columns > 1 and (expected.ndim == 1 or expected.shape[1] != columns):
-            check_labels(self, expected, columns)
-        else:
-            check_unit(self, expected)
-
-    def match(self, op: Builder, expected: Var, predicted: Var) -> Var:
-        """The expected values like the prediction."""
-        return match_columns(op, expected, predicted)
 
     def terms(self, op: Builder, predicted: Var, expected: Var) -> tuple[Var, Var]:
         p = op.Sigmoid(predicted) if self.from_logits else predicted

@@ -16,6 +16,7 @@ from .base import Loss, LossTarget
 from .rows import match_shape, shaped
 
 __all__ = [
+    "ColumnLoss",
     "LabelLoss",
     "WeighedLabelLoss",
     "are_labels",
@@ -27,7 +28,6 @@ __all__ = [
     "class_weights",
     "label_target",
     "masked",
-    "match_columns",
     "zeros_like",
 ]
 
@@ -238,16 +238,34 @@ def class_indices(op: Builder, expected: Var, predicted: Var) -> Var:
     return shaped(op.Unsqueeze(expected, [1]), shape)
 
 
-def match_columns(op: Builder, expected: Var, predicted: Var) -> Var:
-    """The expected values like the prediction; labels become one column for each class, 0 or 1."""
-    if not are_labels(expected, predicted) or not isinstance(class_columns(predicted), int):
-        return match_shape(op, expected, predicted)
-    index = op.Squeeze(class_indices(op, expected, predicted), [1])
-    # OneHot has kernels for float32 only, in every onnxruntime.
-    one_hot = op.OneHot(index, class_columns(predicted), op.const(np.array([0, 1], dtype=np.float32)), axis=1)
-    if predicted.dtype != ir.DataType.FLOAT:
-        one_hot = op.Cast(one_hot, to=predicted.dtype)
-    return shaped(one_hot, predicted.shape)
+class ColumnLoss(Loss):
+    """A loss of columns of probabilities, or of their scores; labels are columns of 0 and 1."""
+
+    depends_on_columns = True
+    from_logits: bool
+
+    @property
+    def on(self) -> str:  # type: ignore[override]
+        """'sigmoid' on scores, else 'output'."""
+        return "sigmoid" if self.from_logits else "output"
+
+    def check_expected(self, expected: np.ndarray, columns: int | None = None) -> None:
+        """Values lie between 0 and 1, labels are classes."""
+        if columns is not None and columns > 1 and (expected.ndim == 1 or expected.shape[1] != columns):
+            check_labels(self, expected, columns)
+        else:
+            check_unit(self, expected)
+
+    def match(self, op: Builder, expected: Var, predicted: Var) -> Var:
+        """The expected values like the prediction; labels become one column for each class, 0 or 1."""
+        if not are_labels(expected, predicted) or not isinstance(class_columns(predicted), int):
+            return match_shape(op, expected, predicted)
+        index, classes = op.Squeeze(class_indices(op, expected, predicted), [1]), class_columns(predicted)
+        # OneHot has kernels for float32 only, in every onnxruntime.
+        one_hot = op.OneHot(index, classes, op.const(np.array([0, 1], dtype=np.float32)), axis=1)
+        if predicted.dtype != ir.DataType.FLOAT:
+            one_hot = op.Cast(one_hot, to=predicted.dtype)
+        return shaped(one_hot, predicted.shape)
 
 
 def class_columns(var: Var) -> int | str | None:
