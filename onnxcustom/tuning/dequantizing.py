@@ -8,13 +8,17 @@ import onnx
 import onnx_ir as ir
 
 from onnxcustom._registry import did_you_mean
+from onnxcustom._text import listed
+from onnxcustom._warnings import warn_user
 from onnxcustom.exceptions import UnknownNameError
-from onnxcustom.graph.analysis.traversal import sort_nodes
+from onnxcustom.graph.analysis.integers import HOLDS
+from onnxcustom.graph.analysis.traversal import all_nodes, sort_nodes
 from onnxcustom.graph.files.io import ModelLike, to_proto
 from onnxcustom.graph.preparation.passes import InferShapesPass
 from onnxcustom.graph.preparation.prepare import Prepared
 from onnxcustom.graph.preparation.sites import own_name
 from onnxcustom.graph.preparation.unused import RemoveUnusedPass
+from onnxcustom.graph.trainable.left_out import quantized
 
 from .integers import blocks, fused, pairs, products, qlinear  # noqa: F401
 from .integers.rewriting import ACTIVATIONS, Rewriting
@@ -22,6 +26,8 @@ from .integers.steps import BOUNDS
 from .layouts import undo_layout
 
 __all__ = ["dequantize"]
+
+_SHOWN = 5  # nodes named in a warning
 
 
 def dequantize(
@@ -93,8 +99,24 @@ def dequantize(
     Rewriting(edited, chosen, activations).run()
     RemoveUnusedPass()(edited)
     sort_nodes(edited.graph)
+    if chosen is None:
+        _warn_of_rest(edited)
     InferShapesPass()(edited)
     return to_proto(edited)
+
+
+def _warn_of_rest(model: ir.Model) -> None:
+    """Name the nodes that go on computing with integers."""
+    left = [
+        f"{node.name!r} ({node.op_type})"
+        for node in all_nodes(model.graph)
+        if node.op_type in HOLDS and any(quantized(v) for v in node.inputs if v is not None)
+    ]
+    if left:
+        warn_user(
+            f"Integers are left of {listed(left, _SHOWN, quoted=False)}: not all they read is constant.",
+            UserWarning,
+        )
 
 
 def _chosen(model: ir.Model, names: Iterable[str]) -> set[ir.Value]:

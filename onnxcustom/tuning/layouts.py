@@ -74,9 +74,11 @@ class _Undoing:
             self.model.graph.register_initializer(value)
 
     def _hand_out(self, graph: ir.Graph, node: ir.Node, old: ir.Value, made: Var) -> None:
-        fresh = self.op.Identity(made).value
-        nodes, self.op.nodes = self.op.nodes, []
-        graph.insert_before(node, nodes)
+        fresh = made.value
+        if is_op(fresh.producer(), "Identity") or fresh.is_graph_output():
+            fresh = self.op.Identity(made).value
+            nodes, self.op.nodes = self.op.nodes, []
+            graph.insert_before(node, nodes)
         name, old.name = old.name, self.op.unique(f"{old.name}_before")
         fresh.name, fresh.type, fresh.shape = name, old.type, old.shape
         graph.outputs[:] = [fresh if v is old else v for v in graph.outputs]

@@ -27,8 +27,8 @@ COMPUTES: dict[str, frozenset[str]] = {
 # What of these in the domain of onnxruntime reads numbers, and holds its weights as integers: there is a
 # gradient, of the operators that they were fused from.
 FUSED = frozenset(
-    "DynamicQuantizeLSTM DynamicQuantizeMatMul GatherBlockQuantized MatMulBnb4 MatMulFpQ4 "
-    "MatMulIntegerToFloat MatMulNBits QAttention".split()
+    "DynamicQuantizeLSTM DynamicQuantizeMatMul GatherBlockQuantized MatMulBnb4 MatMulIntegerToFloat "
+    "MatMulNBits QAttention".split()
 )
 # Operators whose constant integers stand for weights.
 HOLDS = frozenset(

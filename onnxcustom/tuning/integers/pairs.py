@@ -8,7 +8,7 @@ from onnxcustom.graph.analysis.integers import MICROSOFT
 from onnxcustom.graph.analysis.operators import is_op
 from onnxcustom.graph.building.builder import Var
 
-from .rewriting import Rewriting, integer
+from .rewriting import QUANTIZERS, Rewriting, integer
 
 __all__: list[str] = []
 
@@ -22,7 +22,7 @@ def dequantize_linear(walk: Rewriting, node: ir.Node) -> Var | None:
     axis, block = (node.attributes.get_int(name, n) for name, n in (("axis", 1), ("block_size", 0)))
     assert q is not None
     assert scale is not None
-    if walk.activations == "keep" and is_op(q.producer(), "QuantizeLinear", "DynamicQuantizeLinear"):
+    if walk.activations == "keep" and not node.domain and is_op(q.producer(), *QUANTIZERS):
         return None
     found = walk.real(q, scale, zero, axis, block)
     wanted = node.attributes.get_int("output_dtype", 0)

@@ -17,6 +17,7 @@ from onnxcustom.graph.analysis.operands import FLOATS
 from onnxcustom.graph.analysis.operators import is_op
 from onnxcustom.graph.building.builder import Var
 
+from .casts import written_out
 from .rewriting import Rewriting, attributes, integer, same
 from .steps import spread, steps
 
@@ -47,11 +48,13 @@ class _Operand:
 
 @integer("Mul", domain="")
 def scaled_product(walk: Rewriting, node: ir.Node) -> Var | None:
-    """Cast(a b) s  of integers a and b."""
+    """Cast(a b) s  of integers a and b;  (Cast(a) - zero) s  of constant integers a."""
+    if (made := written_out(walk, node)) is not None:
+        return made
     for i in (0, 1):
         product = _product_behind(node.inputs[i])
         if product is not None:
-            return _scaled(walk, product, node.inputs[1 - i], node.outputs[0].dtype)
+            return _scaled(walk, product, node.inputs[1 - i], _type(node.inputs[i]))
     return None
 
 
@@ -59,7 +62,7 @@ def scaled_product(walk: Rewriting, node: ir.Node) -> Var | None:
 def product_as_number(walk: Rewriting, node: ir.Node) -> Var | None:
     """Cast(a b) of integers that no Mul behind makes numbers of."""
     product = _product_behind(node.outputs[0])
-    if product is None or not node.outputs[0].dtype:
+    if product is None:
         return None
     readers = [use.node for use in node.outputs[0].uses()]
     if not node.outputs[0].is_graph_output() and all(
@@ -68,7 +71,7 @@ def product_as_number(walk: Rewriting, node: ir.Node) -> Var | None:
     ):
         return None
     operands = _operands(walk, product, [])
-    found = _emit(walk, product, operands, _Plan(np.ones((), np.float32), []), node.outputs[0].dtype)
+    found = _emit(walk, product, operands, _Plan(np.ones((), np.float32), []), _type(node.outputs[0]))
     for operand in operands:
         if operand.scale is not None:
             found = found / walk.op.wrap(operand.scale)
@@ -86,6 +89,14 @@ def _product_behind(value: ir.Value | None) -> ir.Node | None:
         return None
     node = cast.inputs[0].producer() if cast.inputs[0] is not None else None
     return node if is_op(node, *_PRODUCTS) else None
+
+
+def _type(value: ir.Value | None) -> int:
+    """The type that Cast makes."""
+    assert value is not None
+    node = value.producer()
+    assert node is not None
+    return node.attributes.get_int("to", 1)
 
 
 def _operands(walk: Rewriting, node: ir.Node, factors: list[ir.Value]) -> list[_Operand]:

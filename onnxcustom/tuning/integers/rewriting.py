@@ -27,12 +27,14 @@ from .steps import BOUNDS, dequantized, quantized
 
 __all__ = [
     "ACTIVATIONS",
+    "QUANTIZERS",
     "RULES",
     "Rewriting",
     "attributes",
     "channels_first",
     "channels_last",
     "integer",
+    "quantized_type",
     "same",
 ]
 
@@ -48,11 +50,14 @@ _MOVES: dict[str, tuple[int, ...]] = {
         "Slice SpaceToDepth Split Squeeze Tile Transpose Unsqueeze".split(),
         (0,),
     ),
+    "Clip": (0, 1, 2),
     "Pad": (0, 2),
     "Resize": (0,),
     "Where": (1, 2),
 }
-_QUANTIZERS = ("QuantizeLinear", "DynamicQuantizeLinear")
+QUANTIZERS = ("QuantizeLinear", "DynamicQuantizeLinear")
+# Types that QuantizeLinear has always had, and the opset from which it has those of 16 bits.
+_EIGHT, _SIXTEEN = (ir.DataType.INT8, ir.DataType.UINT8), 21
 # What quantizers put behind the name of a weight.
 _SUFFIXES = re.compile(r"_quantized$|_Q\d+(G\d+)?$|_Bnb4$|_QuantizeLinear_Output$|_DQ_Q\d$")
 
@@ -140,8 +145,10 @@ class Rewriting:
 
     def _hand_out(self, old: ir.Value, new: Var, nodes: list[ir.Node]) -> None:
         """Let a graph hand out the new value under the name of the old one."""
-        fresh = self.op.Identity(new).value
-        nodes.extend(self._emitted())
+        fresh = new.value
+        if fresh.producer() not in nodes or fresh.is_graph_output():  # it has a name of its own, or two
+            fresh = self.op.Identity(new).value
+            nodes.extend(self._emitted())
         name = old.name
         old.name, fresh.name = self.op.unique(f"{name}_before"), name
         fresh.type, fresh.shape = old.type, old.shape
@@ -176,7 +183,7 @@ class Rewriting:
         node = q.producer()
         if node is None:
             return None
-        if is_op(node, *_QUANTIZERS) or (node.domain, node.op_type) == (MICROSOFT, "QuantizeLinear"):
+        if is_op(node, *QUANTIZERS) or (node.domain, node.op_type) == (MICROSOFT, "QuantizeLinear"):
             return self._activation(node, q, scale, zero)
         if block or _count(scale) != 1:
             return None
@@ -189,7 +196,7 @@ class Rewriting:
         """Scale and zero point of integers that are not constant, where they are known."""
         value = self._origin(q)
         node = value.producer()
-        if node is None or not is_op(node, *_QUANTIZERS):
+        if node is None or not is_op(node, *QUANTIZERS):
             return None, None
         if node.op_type == "DynamicQuantizeLinear":
             return (node.outputs[1], node.outputs[2]) if value is node.outputs[0] else (None, None)
@@ -222,8 +229,9 @@ class Rewriting:
         return constant_array(value)
 
     def chooses(self, q: ir.Value) -> bool:
-        """Whether these constant integers are to become a weight."""
-        return self.chosen is None or q in self.chosen
+        """Whether these constant integers are to become a weight, or are a number that goes with any."""
+        single = q.const_value is not None and q.const_value.size == 1
+        return self.chosen is None or single or q in self.chosen
 
     def weight(self, q: ir.Value, key: tuple, compute: Callable[[], np.ndarray]) -> Var:
         """An initializer in place of constant numbers, the same for the same key, named after them."""
@@ -238,7 +246,7 @@ class Rewriting:
         """What a node quantized, within the range of its integers."""
         if q is not node.outputs[0]:
             return None
-        if self.activations == "keep":
+        if self.keeps(node):
             return self._kept(q, scale, zero, node.attributes.get_int("axis", 1))
         x = node.inputs[0]
         assert x is not None
@@ -248,12 +256,21 @@ class Rewriting:
         blocks = node.attributes.get_int("block_size", 0) != 0
         if blocks or not (same(s, scale) and (same(z, zero) or _zeros(z, zero))):
             return None
-        return self._clipped(x, s, z, q.dtype, node.attributes.get_int("axis", 1))
+        return self._clipped(x, s, z, quantized_type(node), node.attributes.get_int("axis", 1))
+
+    def keeps(self, node: ir.Node) -> bool:
+        """Whether the rounding of a node that quantizes stays: one to 16 bits needs an opset that has it."""
+        return self.activations == "keep" and (
+            not node.domain or self.op.opset >= _SIXTEEN or quantized_type(node) in _EIGHT
+        )
 
     def _kept(self, q: ir.Value, scale: ir.Value, zero: ir.Value | None, axis: int) -> Var:
         """Rounded numbers."""
         key = (q, scale, zero, axis, self._graph)
         if key not in self._made:
+            node = q.producer()
+            if node is not None and node.domain:
+                q = self.op.QuantizeLinear(*node.inputs, **attributes(node)).value
             many = None if _count(scale) == 1 else axis
             self._made[key] = self.op.DequantizeLinear(q, scale, zero, axis=many)
         return self._made[key]
@@ -281,7 +298,7 @@ class Rewriting:
         low, high = ((b - start) * wide for b in BOUNDS[dtype])
         key = (x, low.tobytes(), high.tobytes(), self._graph)
         if key not in self._made:
-            self._made[key] = self._within(x, low, high, axis)
+            self._made[key] = self._within(x, low, high, axis, x.dtype or scale.dtype)
         return self._made[key]
 
     def _rounded(
@@ -299,20 +316,22 @@ class Rewriting:
             x, key, lambda: dequantized(quantized(array, scale, zero, axis, dtype), scale, zero, axis)
         )
 
-    def _within(self, x: ir.Value, low: np.ndarray, high: np.ndarray, axis: int) -> Var:
+    def _within(
+        self, x: ir.Value, low: np.ndarray, high: np.ndarray, axis: int, dtype: ir.DataType | None
+    ) -> Var:
         op, var = self.op, self.op.wrap(x)
         if self.activations == "remove":
             # A range that ends at 0 is what an activation leaves that the quantizer took into it.
             var = var if low.any() else op.Relu(var)
-            return var if high.any() else op.Min(var, op.const(0, like=var))
+            return var if high.any() else op.Min(var, op.const(0, dtype))
         if low.size > 1:
             shape = [-1] + [1] * ((var.rank or axis % 4 + 1) - axis - 1 if axis >= 0 else -axis - 1)
             low, high = low.reshape(shape), high.reshape(shape)
-            return op.Min(op.Max(var, op.const(low, like=var)), op.const(high, like=var))
+            return op.Min(op.Max(var, op.const(low, dtype)), op.const(high, dtype))
         ends = float(low.item()), float(high.item())
         if self._lies_within(x, ends):
             return var
-        made = op.Clip(var, *(op.const(np.asarray(end), like=var) for end in ends))
+        made = op.Clip(var, *(op.const(end, dtype) for end in ends))
         self.bounds[made.value] = ends
         return made
 
@@ -324,7 +343,7 @@ class Rewriting:
                 low, high = self.bounds[value]
                 return ends[0] <= low and high <= ends[1]
             node = value.producer()
-            if node is None or node.op_type in ("Pad", "Resize") or _MOVES.get(node.op_type) != (0,):
+            if node is None or node.op_type == "Resize" or _MOVES.get(node.op_type) != (0,):
                 return False
             value = node.inputs[0]
         return False
@@ -379,6 +398,15 @@ class Rewriting:
 def attributes(node: ir.Node, *without: str) -> dict[str, Any]:
     """Attributes of a node, as the builder takes them."""
     return {name: a.value for name, a in node.attributes.items() if name not in without}
+
+
+def quantized_type(node: ir.Node) -> ir.DataType | None:
+    """The type that a node quantizes to: that of its zero point, where there is one."""
+    zero = node.inputs[2] if len(node.inputs) > 2 else None
+    if zero is not None:
+        return zero.dtype
+    wanted = node.attributes.get_int("output_dtype", 0)
+    return ir.DataType(wanted) if wanted else ir.DataType.UINT8
 
 
 def channels_first(op: Builder, x: Var, rank: int | None = None) -> Var:

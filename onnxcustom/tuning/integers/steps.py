@@ -16,11 +16,15 @@ BOUNDS: dict[ir.DataType, tuple[float, float]] = {
     ir.DataType.INT16: (-(2**15), 2**15 - 1),
     ir.DataType.UINT16: (0, 2**16 - 1),
     ir.DataType.INT32: (-(2**31), 2**31 - 1),
+    ir.DataType.FLOAT4E2M1: (-6, 6),
     ir.DataType.FLOAT8E4M3FN: (-448, 448),
     ir.DataType.FLOAT8E4M3FNUZ: (-240, 240),
     ir.DataType.FLOAT8E5M2: (-57344, 57344),
     ir.DataType.FLOAT8E5M2FNUZ: (-57344, 57344),
 }
+for _name, _ends in {"INT2": (-2, 1), "UINT2": (0, 3)}.items():  # of newer versions of onnx_ir
+    if hasattr(ir.DataType, _name):
+        BOUNDS[getattr(ir.DataType, _name)] = _ends
 
 
 def steps(q: np.ndarray, zero: np.ndarray | None = None) -> np.ndarray:
