@@ -20,7 +20,6 @@ import onnxcustom
 from onnxcustom import TrainingStep
 from onnxcustom.tuning import dequantize
 
-
 STEPS = [
     pytest.param(kind, how, activations, marks=[] if (kind in often) else [pytest.mark.exhaustive])
     for activations, often in (("clip", ("cnn", "lstm", "transformer")), ("keep", ("cnn",)))
