@@ -44,10 +44,13 @@ def placed(recipe: Recipe, state: State, tensors: Mapping[str, np.ndarray]) -> R
     return made
 
 
-def taken_over(recipe: Recipe, state: State, other: Recipe, done: State) -> tuple[Recipe, State]:
+def taken_over(
+    recipe: Recipe, state: State, other: Recipe, done: State, *, joining: bool = False
+) -> tuple[Recipe, State]:
     """What :meth:`~onnxcustom.TrainingStep.take_over` does: `recipe` at the weights that `other` is at.
 
-    `recipe` goes on with the state, the clock and the counts as well, if its rule is the same.
+    `recipe` goes on with the state, the clock and the counts as well, if its rule is the same. Weights that
+    are `joining` those of `other` have had no part in what that has accumulated, which goes on.
 
     Raises
     ------
@@ -84,7 +87,7 @@ def taken_over(recipe: Recipe, state: State, other: Recipe, done: State) -> tupl
     # Nothing below is refused.
     target.set_averages(done.averages())
     target.set_of_rule(kept, made.rule)
-    same = made.rule.accumulate == other.rule.accumulate and made.weights == other.weights
+    same = made.rule.accumulate == other.rule.accumulate and (joining or made.weights == other.weights)
     target.go_on_from(done, accumulated=same)
     if _units(made) != _units(other):
         target.pending_units = target.window = None

@@ -22,6 +22,7 @@ from .plan import Origin
 from .recipe import Recipe
 from .state import State
 from .targets import divided_as
+from .unfreezing import unfrozen
 from .window import Window
 
 __all__ = ["COUNT", "export_state", "import_state", "leave_out_older"]
@@ -34,6 +35,8 @@ _POSITIONS = "positions"
 _UNITS = "pending_units"
 # The batches that are announced; not there if none are.
 _WINDOW = "window"
+# Weights that have joined in the middle of training; not there if none have.
+_JOINED = "joined"
 # Whether penalties have no part in what is accumulated; not there in older checkpoints, where they have.
 _APART = "penalties_apart"
 # Counts in files: what a float64 holds exactly.
@@ -56,6 +59,7 @@ def export_state(recipe: Recipe, state: State) -> tuple[dict[str, np.ndarray], d
         _POSITIONS: {t.output: t.positions for t in recipe.targets},
         _APART: True,
         **({} if state.window is None else {_WINDOW: dataclasses.asdict(state.window)}),
+        **({_JOINED: list(recipe.joined)} if recipe.joined else {}),
     }
 
 
@@ -66,6 +70,7 @@ def import_state(
 
     They are the ones given, overwritten, as far as what was saved is of these.
     """
+    recipe, state = _with_joined(recipe, state, data)
     arrays = _checked_tensors(recipe, state, tensors)
     clock = _checked_state(recipe, state, data)
     origin = _origin(recipe, data)
@@ -91,6 +96,16 @@ def import_state(
     if _APART not in data:
         leave_out_older(recipe, state)
     return recipe, state
+
+
+def _with_joined(recipe: Recipe, state: State, data: Mapping[str, Any]) -> tuple[Recipe, State]:
+    """A recipe and a state with the weights that had joined; nothing of those given is changed."""
+    joined = data.get(_JOINED, []) if isinstance(data, Mapping) else []
+    known = recipe.constants
+    if not isinstance(joined, list) or not all(isinstance(n, str) and n in known for n in joined):
+        raise _unfit(f"{_JOINED!r} names weights of the model, it is {joined!r:.200}")
+    names = [name for name in joined if name not in recipe.weights]
+    return unfrozen(recipe, state, names) if names else (recipe, state)
 
 
 def leave_out_older(recipe: Recipe, state: State) -> None:
@@ -168,7 +183,7 @@ def _check_units(recipe: Recipe, state: Mapping[str, Any]) -> None:
 
 def _checked_state(recipe: Recipe, present: State, state: Mapping[str, Any]) -> Clock:
     """The saved clock; the rest of the state is as it should be."""
-    if not isinstance(state, Mapping) or set(state) - {_POSITIONS, _UNITS, _APART, _WINDOW} != _KEYS:
+    if not isinstance(state, Mapping) or set(state) - {_POSITIONS, _UNITS, _APART, _WINDOW, _JOINED} != _KEYS:
         found = sorted(map(str, state)) if isinstance(state, Mapping) else repr(state)
         raise _unfit(f"the state of a step has {sorted(_KEYS)}, not {found}")
     name = type(recipe.rule).__name__

@@ -315,7 +315,8 @@ def _kept(value: ir.Value, axis: int | None, like: np.ndarray, single: bool) -> 
 def _half(recipe: Recipe, model: ir.Model, axes: Mapping[str, int | None]) -> Recipe:
     """The recipe of the trained half: all else is that of the whole."""
     # It stands for no file: nothing is read from one, and nothing is written back into it.
-    return recipe.replace(prepared=Prepared(model, onnx.ModelProto()), moved={}, batch_axis=dict(axes))
+    whole = Prepared(model, onnx.ModelProto())
+    return recipe.replace(prepared=whole, moved={}, joins=(), batch_axis=dict(axes))
 
 
 def _check_layout(whole: ComposedStep, half: ComposedStep) -> None:

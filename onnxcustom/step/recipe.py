@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ from onnxcustom.graph.files.feature_names import read_feature_names
 from onnxcustom.graph.preparation.passes import BypassReshapePass, NameRowsPass
 from onnxcustom.graph.shapes.batch_axis import BatchAxes
 from onnxcustom.graph.trainable.finding import array_of
-from onnxcustom.graph.trainable.selection import Catalog
+from onnxcustom.graph.trainable.selection import Catalog, is_word
 from onnxcustom.objective import BaseLearningPenalty, select_penalties
 from onnxcustom.optim import BaseLearningRate
 from onnxcustom.optim.averaging import AVERAGE, Average
@@ -56,7 +56,7 @@ from .rows import doubtful_rows
 from .step_graph import ComposedStep
 from .targets import Target, prediction_tensors, select_targets
 
-__all__ = ["Recipe", "make_recipe"]
+__all__ = ["Recipe", "check_types", "make_recipe"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -98,6 +98,10 @@ class Recipe:
         The moving average that is kept of every weight.
     joins : tuple of tuple of str
         Outputs that a loss takes side by side.
+    penalty : optional
+        Penalties as the user has said them, for weights that join later.
+    joined : tuple of str
+        Those of the weights that have joined in the middle of training.
     """
 
     prepared: Prepared
@@ -116,6 +120,8 @@ class Recipe:
     columns: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     average: Average | None = None
     joins: tuple[tuple[str, ...], ...] = ()
+    penalty: Any = None
+    joined: tuple[str, ...] = ()
 
     #: Where the training counts from, of a recipe that an older version has written, which had this in it.
     older_origin = BEGINNING
@@ -329,7 +335,7 @@ _DERIVED_FROM: Mapping[str, frozenset[str]] = {
     "axes": frozenset({"prepared", "weights", "batch_axis"}),
     "predicted": frozenset({"prepared", "weights"}),
     "trunk": frozenset({"prepared", "moved", "weights", "targets", "batch_axis", "passes"}),
-    "_graphs": frozenset(f.name for f in dataclasses.fields(Recipe)) - {"columns"},
+    "_graphs": frozenset(f.name for f in dataclasses.fields(Recipe)) - {"columns", "penalty", "joined"},
 }
 
 
@@ -364,7 +370,7 @@ def make_recipe(
     join(model, heads.joins.values())
     axes = BatchAxes(model, batch_axis)
     targets = select_targets(model, heads.loss, heads.factors, initial, axes, heads.joins)
-    _check_types(model, initial, [target.output for target in targets])
+    check_types(model, initial, [target.output for target in targets])
     base = without_numbers(model, initial)
     penalties = select_penalties(penalty, model, initial)
     trunk = _trunk(base, targets, axes, settings.get("passes", True))
@@ -377,6 +383,7 @@ def make_recipe(
         select_engine(engine, trunk),
         batch_axis={**batch_axis} if batch_axis else None,
         joins=tuple(heads.joins.values()),
+        penalty=penalty,
         **settings,
     )
     recipe._derived().update(base=base, axes=axes, trunk=trunk)
@@ -414,7 +421,7 @@ def _choose_weights(
     return {name: array_of(values[name]) for name in names}
 
 
-def _check_types(model: ir.Model, weights: Mapping[str, np.ndarray], trained: Sequence[str]) -> None:
+def check_types(model: ir.Model, weights: Collection[str], trained: Sequence[str]) -> None:
     """Refuse bfloat16 where NumPy and onnxruntime hand numbers to each other."""
     graph = model.graph
     outputs = [v for v in graph.outputs if v.name in trained]
@@ -431,14 +438,18 @@ def _check_types(model: ir.Model, weights: Mapping[str, np.ndarray], trained: Se
 def _without_frozen(
     rule: BaseLearningRate, weights: dict[str, np.ndarray], catalog: Catalog
 ) -> dict[str, np.ndarray]:
-    """The weights that the rule updates; its options may only name weights that there are."""
+    """The weights that the rule updates; its options may only name weights that there are.
+
+    What words mean, such as ``'first:1'``, may be frozen for now.
+    """
     rule.bind_words(catalog)
     for option in ("frozen", "lr_mult", "wd_mult"):
         for pattern in getattr(rule, option) or ():
             if isinstance(pattern, numbers.Integral):
                 known = 0 <= int(pattern) < len(weights)
             else:
-                known = any(rule.means(pattern, name) for name in weights)
+                there = catalog.names if is_word(pattern) else weights
+                known = any(rule.means(pattern, name) for name in there)
             if not known:
                 raise UnknownNameError(
                     f"{option} names {pattern!r}, which is none of the trained weights {list(weights)}."

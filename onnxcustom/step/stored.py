@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from onnxcustom._parameters import check_number
 from onnxcustom._versioning import check_version, stamp_version
 from onnxcustom.exceptions import InvalidDataError, UnknownNameError
 from onnxcustom.gradient.interface import Engine
-from onnxcustom.graph import replace_constants, to_proto
+from onnxcustom.graph import Selection, constants, replace_constants, to_proto
 from onnxcustom.graph.files.feature_names import read_feature_names, write_feature_names
 from onnxcustom.graph.shapes.batch_axis import BatchAxes
 from onnxcustom.optim import BaseLearningRate
@@ -29,6 +29,7 @@ from .recipe import Recipe
 from .runs import Runs
 from .state import State
 from .targets import Target
+from .unfreezing import joining, missing, unfrozen
 
 __all__ = ["StoredStep"]
 
@@ -233,6 +234,43 @@ class StoredStep:
         if not isinstance(other, StoredStep):
             raise InvalidDataError(f"take_over() takes a TrainingStep, not {other!r:.60}.")
         self._become(*taken_over(self._recipe, self._state, other._recipe, other._state))
+
+    def unfreeze(self, weights: Selection = None) -> list[str]:
+        """Train some more weights from here on.
+
+        What was trained before goes on with its state; weights that join begin with a state of their own, and
+        count their steps from here. Frozen parts that were computed once are forgotten.
+
+        Parameters
+        ----------
+        weights : str or list of str, optional
+            Which, in the words of the constructor's `weights`; None for every weight.
+
+        Returns
+        -------
+        list of str
+            Those that have joined.
+
+        Raises
+        ------
+        UnknownNameError, DifferentiationError
+            A choice that means nothing, or a weight without a gradient; nothing is changed.
+        """
+        names = missing(self._recipe, weights)
+        if names:
+            recipe, state = unfrozen(self._recipe, self._state, names)
+            self._become(recipe, state)
+        return names
+
+    def check_unfreeze(self, weights: Selection = None) -> None:
+        """See whether :meth:`unfreeze` would be refused; errors are its own."""
+        names = missing(self._recipe, weights)
+        if names:
+            joining(self._recipe, names).graph(origin=self._state.origin)
+
+    def frozen_weights(self, names: Iterable[str]) -> dict[str, np.ndarray]:
+        """Values that weights have in the model that training began with."""
+        return constants(self._recipe.model, names)
 
     def trained_model(self) -> onnx.ModelProto:
         """The user's model with the weights that predict, and with the present statistics."""

@@ -248,6 +248,10 @@ class TrainingStep(StoredStep):
             self._halves = {key: Halves(self._recipe, self._state, self._optimizer, settings, arrays)}
         return self._halves[key]
 
+    def knows(self, halves: Halves) -> bool:
+        """Whether these are halves of the step as it is now."""
+        return any(known is halves for known in self._halves.values())
+
     def run_half(self, halves: Halves, values: Sequence[Any]) -> float:
         """:meth:`run_batch` of what the frozen half has made of a batch, in place of the model's inputs."""
         self._last = halves.runs
@@ -446,7 +450,7 @@ class TrainingStep(StoredStep):
         return self._scores(X, y, sample_weight)[0]
 
     def _scores(self, X: Any, y: Any, sample_weight: Any) -> list[np.ndarray]:
-        if isinstance(X, FrozenInputs) and X.halves.recipe is self._recipe:
+        if isinstance(X, FrozenInputs) and self.knows(X.halves):
             return X.halves.scores(X, y, sample_weight)
         feeds = self._feeds(X, y, sample_weight)  # first: labels may settle what the evaluator computes
         return self._evaluator.scores(feeds)

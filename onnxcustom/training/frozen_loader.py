@@ -66,7 +66,7 @@ class FrozenBatch:
 
     def train(self, step: TrainingStep) -> float:
         """Do one step; by the whole model, if that was changed after the batch was made."""
-        if step.recipe is not self._halves.recipe:
+        if not step.knows(self._halves):
             return step.run_batch(self.values)
         return step.run_half(self._halves, self._made.values)
 
@@ -130,7 +130,8 @@ class FrozenLoader:
 
     def epoch(self, epoch: int, skip: int = 0) -> Iterator[Any]:
         """The batches of an epoch; see :meth:`OrtDataLoader.epoch`."""
-        if self._recipe is not self.step.recipe:
+        if self._recipe is not self.step.recipe or not self._is_whole():
+            self.wanted = "auto"  # training goes on, whatever it was that changed
             self._find()
         if self._halves is not None and self._made is None:
             self._compute(self._halves)
@@ -140,6 +141,10 @@ class FrozenLoader:
         halves = self._halves
         for number, made in enumerate(self._made.epoch(epoch, skip), skip):
             yield FrozenBatch(halves, made, functools.partial(self.loader.cut, epoch, number))
+
+    def _is_whole(self) -> bool:
+        """Whether the step still is the one of which the halves are."""
+        return self._halves is None or self.step.knows(self._halves)
 
     # -- the frozen part -----------------------------------------------------------------------------
 

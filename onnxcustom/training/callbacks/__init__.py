@@ -8,6 +8,7 @@ from .learning_rate import LearningRate
 from .limits import StopOnNonFinite, TimeBudget
 from .progress import PrintLog, ProgressBar
 from .scoring import Score
+from .unfreezing import Unfreeze
 
 __all__ = [
     "Callback",
@@ -21,4 +22,5 @@ __all__ = [
     "Score",
     "StopOnNonFinite",
     "TimeBudget",
+    "Unfreeze",
 ]

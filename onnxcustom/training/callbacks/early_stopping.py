@@ -163,7 +163,8 @@ def weights_of(trainer: Training) -> Kept:
 def put_back(trainer: Training, kept: Kept) -> None:
     """Overwrite weights, statistics and averages of the step by those that were kept."""
     weights, statistics, averages = kept
-    trainer.step_.set_weights(weights)
+    joined = [name for name in trainer.step_.weights() if name not in weights]  # frozen when they were kept
+    trainer.step_.set_weights({**trainer.step_.frozen_weights(joined), **weights})
     if statistics:
         trainer.step_.set_statistics(statistics)
     trainer.step_.set_averages(averages)
