@@ -69,8 +69,8 @@ def _check_ends(recipe: Recipe, model: ir.Model, weights: Collection[str]) -> No
         found = find_logits(model, target.output, weights)
         if found is None or found.name != target.value:
             raise InvalidModelError(
-                f"The loss of {target.output!r} is taken on {target.value!r}, before the {target.link}, and a "
-                "weight that is to join lies behind that: train it from the beginning."
+                f"The loss of {target.output!r} is taken on {target.value!r}, before the {target.link}, and "
+                "a weight that is to join lies behind that: train it from the beginning."
             )
 
 
