@@ -17,6 +17,7 @@ from onnxcustom.runtime import owned_copy, parse_device, plain_array, to_ortvalu
 
 from .arrays import dense
 from .batch_buffers import Batch, BatchBuffers, bound
+from .grouping import Groups
 from .order import draw_seed, permutation
 from .specs import TensorSpec, of_batch, rows_of, some_rows
 from .validation import as_inputs, as_targets, check_batch_size, weights_of
@@ -98,6 +99,9 @@ class OrtDataLoader:
     (5, 3)
     """
 
+    # Rows that belong into one batch.
+    groups: Groups | None = None
+
     def __init__(
         self,
         X: Any,
@@ -172,7 +176,11 @@ class OrtDataLoader:
 
     def in_sequence(self) -> OrtDataLoader:
         """A loader of the same rows in the order of the data."""
-        return self._copy(random_iter=False)
+        return self._copy(random_iter=False, groups=None)
+
+    def grouped(self, groups: Groups) -> OrtDataLoader:
+        """A loader of the same rows, with those in one batch that belong together."""
+        return self._copy(groups=groups)
 
     def _copy(self, **changes: Any) -> OrtDataLoader:
         made = object.__new__(type(self))
@@ -232,7 +240,8 @@ class OrtDataLoader:
     def _gathers(self) -> bool:
         """Whether rows go through a buffer, which the next block or epoch overwrites."""
         sparse = any(isinstance(a, SparseRows) for a in self.arrays.values())
-        return self.random_iter or sparse or any(spec.axis for spec in self._specs)
+        ordered = self.random_iter or self.groups is not None
+        return ordered or sparse or any(spec.axis for spec in self._specs)
 
     def _block_batches(self, rows: int) -> list[Batch]:
         """Batches of a block that holds so many rows."""
@@ -259,7 +268,9 @@ class OrtDataLoader:
         return -(-self._rows // self.batch_size)
 
     def order(self, epoch: int) -> np.ndarray | None:
-        """Order of the rows in an epoch, None if they are not shuffled."""
+        """Order of the rows in an epoch, None if it is that of the data."""
+        if self.groups is not None:
+            return self.groups.order(self.seed, epoch, self.random_iter)
         return permutation(self.seed, epoch, self._rows) if self.random_iter else None
 
     def epoch(self, epoch: int, skip: int = 0) -> Iterator[Batch]:

@@ -107,6 +107,8 @@ class Loss(Parameters, ABC):
     counts_positions: bool = False
     # Whether some labels do not count.
     ignores: bool = False
+    # Whether rows have a loss only if there are others with their label in the batch.
+    wants_partners: bool = False
     # Number of outputs that it is taken on, side by side, where a model has so many.
     outputs: int = 1
     # Input of the model that the loss reads, beside what is expected.

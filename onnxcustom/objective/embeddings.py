@@ -99,6 +99,8 @@ class _BatchLoss(Loss):
     A subclass gives losses and a gradient from weights of the rows.
     """
 
+    wants_partners = True
+
     def mixes_rows(self, dtype: Any, shape: Sequence | None) -> str | None:
         """None: the rows of a batch may come in any order."""
 

@@ -16,6 +16,8 @@ from onnxcustom.data.naming import naming
 from onnxcustom.data.owned import sealed
 from onnxcustom.data.sources import UnalignedError
 from onnxcustom.exceptions import InvalidParameterError, RowsWarning
+from onnxcustom.feed.data_loader import OrtDataLoader
+from onnxcustom.feed.grouping import alone
 from onnxcustom.feed.held_out import ArrayValidation
 from onnxcustom.feed.order import draw_seed
 from onnxcustom.feed.splitting import check_fraction, hold_out
@@ -68,6 +70,13 @@ class Beginning(Results):
     validation_fraction : float
         Part of the rows, in (0, 1), that is held out as validation data where none is given. Classes keep
         their shares.
+    pairs : int or array_like of shape (n,)
+        Rows that belong into one batch, for losses that compare them: so many that are behind each other in
+        the data, or those that have the same number or name here. Groups have one size, which divides
+        `batch_size`.
+    m_per_class : int
+        Rows of each class in a batch, for ``triplet`` and ``contrastive`` on classes: each epoch brings
+        other rows of a class together, so many at a time, and has every row once. It divides `batch_size`.
     cache_frozen : bool or 'auto'
         Whether what lies before the first trained weight is computed once for every row, in place of once an
         epoch. Results differ in rounding only. True is an error where that is not possible; ``'auto'`` goes
@@ -85,6 +94,8 @@ class Beginning(Results):
     callbacks: Any = None
     checkpoint_dir: Any = None
     validation_fraction: float | None = None
+    pairs: Any = None
+    m_per_class: int | None = None
     cache_frozen: Any = False
     cache_bytes: float = 2**30
 
@@ -214,19 +225,22 @@ class Beginning(Results):
         weigh = self._weigher(data.X, data.y, meaning)
         reading = Reading(step, lambda y: self._encode(y, step, meaning), weigh)
         check_cache(self.cache_frozen, self.cache_bytes)
-        loader = make_loader(reading, data, self.batch_size, self.shuffles, seed)
+        loader = make_loader(
+            reading, data, self.batch_size, self.shuffles, seed, self.pairs, self.m_per_class
+        )
         if isinstance(data.X_val, Stream):
             data = dataclasses.replace(data, X_val=in_order(data.X_val, step.inputs[0].columns))
         if data.X_val is not None and "n_features_in_" in (columns or vars(self)):
             check_columns(self, data.X_val, step, self._takes_arrays(columns), columns)
         validation = make_validation(reading, data)
+        if self.shuffle is None and self.pairs is None and self.m_per_class is None:
+            _warn_of_mixing(step)
+            _warn_of_strangers(step, loader)
         loader = self._frozen_apart(loader, step, plan, validation)
         shown = (sealed(data.X), sealed(data.y), sealed(data.X_val), sealed(data.y_val))
         run = Run(*shown, loader, validation, self._all_callbacks(plan), seed=seed)
         run.sample_weight, run.sample_weight_val = sealed(data.sample_weight), sealed(data.sample_weight_val)
         run.epochs = getattr(self, "n_iter_", 0) + plan
-        if self.shuffle is None:
-            _warn_of_mixing(step)
         run.on_the_way = ["loss", *(t.curve for t in step.targets if len(step.targets) > 1)]
         held_out = [] if validation is None else [f"val_{name}" for name in run.on_the_way]
         run.callbacks.prepare(run, run.on_the_way + held_out)
@@ -264,6 +278,13 @@ class Beginning(Results):
         fraction = self.validation_fraction
         if fraction is not None:
             check_fraction(fraction)
+        if self.pairs is not None and self.m_per_class is not None:
+            raise InvalidParameterError("pairs and m_per_class both say which rows make a batch: give one.")
+        if fraction is not None and self.pairs is not None and data.X_val is None:
+            raise InvalidParameterError(
+                "validation_fraction takes rows one by one, and pairs are to stay together: give X_val and "
+                "y_val."
+            )
         if fraction is None or data.X_val is not None or data.y_val is not None:
             return data
         if isinstance(data.X, Stream):
@@ -299,6 +320,24 @@ def _is_ours(thing: Any) -> bool:
     return type(thing).__module__.partition(".")[0] == __name__.partition(".")[0]
 
 
+def _warn_of_strangers(step: TrainingStep, loader: Any) -> None:
+    """Say of losses that compare rows of a class that batches hardly have two of one."""
+    for target in step.targets:
+        if not target.loss.wants_partners or not isinstance(loader, OrtDataLoader):
+            continue
+        order = loader.order(0)
+        labels = np.asarray(loader.arrays[target.output]).reshape(-1)
+        share = alone(labels if order is None else labels[order], loader.batch_size)
+        if share > 0.5:
+            warn_user(
+                f"The loss {target.loss!r} of output {target.output!r} compares rows of the same label, "
+                f"and {share:.0%} of the rows are the only one of theirs in their batch: they teach nothing. "
+                "m_per_class=2 brings so many rows of a label together, pairs=2 keeps rows that are behind "
+                "each other in the data, and a larger batch_size has more of them.",
+                RowsWarning,
+            )
+
+
 def _warn_of_mixing(step: TrainingStep) -> None:
     """Say of losses that depend on the order of the rows that nobody has said anything about that."""
     for target in step.targets:
@@ -307,7 +346,8 @@ def _warn_of_mixing(step: TrainingStep) -> None:
             warn_user(
                 f"The loss {target.loss!r} of output {target.output!r} mixes rows: by its {operator}, the "
                 "loss of a row depends on the other rows of the batch, and each epoch takes the rows in "
-                "another order. Say which is meant: shuffle=False keeps the order of the data, shuffle=True "
-                "accepts other rows in every batch.",
+                "another order. Say which is meant: pairs=2 keeps so many rows that are behind each other in "
+                "one batch, shuffle=False keeps the order of the data, shuffle=True accepts other rows in "
+                "every batch.",
                 RowsWarning,
             )

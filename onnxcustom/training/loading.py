@@ -9,6 +9,7 @@ from onnxcustom.data import Stream
 from onnxcustom.data.naming import naming
 from onnxcustom.exceptions import InvalidDataError
 from onnxcustom.feed.data_loader import OrtDataLoader
+from onnxcustom.feed.grouping import check_streamed, class_groups, pair_groups
 from onnxcustom.feed.held_out import ArrayValidation, StreamValidation
 from onnxcustom.feed.specs import rows_of
 from onnxcustom.feed.stream_loader import StreamLoader
@@ -45,9 +46,15 @@ class Reading(NamedTuple):
 
 
 def make_loader(
-    reading: Reading, data: Given, batch_size: int, shuffle: bool, seed: int
+    reading: Reading,
+    data: Given,
+    batch_size: int,
+    shuffle: bool,
+    seed: int,
+    pairs: Any = None,
+    m_per_class: Any = None,
 ) -> OrtDataLoader | StreamLoader:
-    """The batches of the training data."""
+    """The batches of the training data, of rows that belong together in one of them."""
     step, X = reading.step, data.X
     options: dict[str, Any] = {
         "batch_size": batch_size,
@@ -59,12 +66,18 @@ def make_loader(
     }
     if isinstance(X, Stream):
         _check_brings_weights(data.sample_weight)
+        check_streamed(pairs, m_per_class, X, batch_size, shuffle)
         options |= {"encode": reading.encode, "check": step.check_expected, "weigh": reading.weigh}
         return StreamLoader(X, seed=seed, **options)
     weights = reading.weights(data.y, data.sample_weight)
     try:
         y = reading.encode(data.y)
         loader = OrtDataLoader(X, y, weights, random_state=seed, copy=False, **options)
+        if pairs is not None:
+            loader = loader.grouped(pair_groups(pairs, len(loader), batch_size))
+        elif m_per_class is not None:
+            labels = loader.arrays[step.expected[0].name]
+            loader = loader.grouped(class_groups(m_per_class, labels, batch_size))
     except InvalidDataError:
         step.check_declared(X)
         raise

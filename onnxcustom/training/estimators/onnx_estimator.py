@@ -94,6 +94,8 @@ class OnnxEstimator(Trainer):
     cache_frozen: Any = False
     cache_bytes: float = 2**30
     average: Any = of_step(None)
+    pairs: Any = None
+    m_per_class: int | None = None
 
     @property
     def _live_parameters(self) -> frozenset[str]:
