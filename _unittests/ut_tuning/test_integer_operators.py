@@ -265,3 +265,17 @@ def test_what_is_not_known_is_left() -> None:
     assert [n.op_type for n in floats.graph.node] == ["MatMulNBits"]
     with pytest.raises(OnnxCustomError):
         onnxcustom.TrainingStep(floats)
+
+
+def test_matmul_nbits_in_groups() -> None:
+    """Columns that were put into groups in an order of their own (GPTQ)."""
+    k, n, block = 32, 3, 16
+    codes = rng.integers(0, 16, (n, 2, block))
+    scales = rng.uniform(0.01, 0.1, (n, 2)).astype(np.float32)
+    groups = rng.permutation(np.arange(k) // block).astype(np.int32)
+    x = rng.normal(size=(3, k)).astype(np.float32)
+    operands = [("x", x), ("w", packed(codes, 4)), ("s", scales.ravel()), None, ("g", groups)]
+    proto = model("MatMulNBits", operands, {"x": x}, K=k, N=n, bits=4, block_size=block)
+    expected = (codes.reshape(n, k) - 8) * scales[:, groups]
+    np.testing.assert_allclose(onnxcustom.weights(dequantize(proto))["w"], expected.T, rtol=1e-6)
+    same(proto, {"x": x}, 1e-4)

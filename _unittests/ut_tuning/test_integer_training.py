@@ -172,3 +172,111 @@ def test_contributed_pairs() -> None:
             assert onnxcustom.gradient_report(floats).trainable
             difference = np.abs(run(floats, {"x": x})[0] - run(model, {"x": x})[0]).max()
             assert difference <= (0 if (how, kind) == ("keep", "int8") else 0.011)
+
+
+PRODUCTS = {
+    "one scale": "q, s, z = DynamicQuantizeLinear(x)  i = MatMulInteger(q, w, z, p)  c = Cast<to = 1>(i)  k = Mul(s, t)  y = Mul(c, k)",
+    "other order": "q, s, z = DynamicQuantizeLinear(x)  i = MatMulInteger(q, w, z, p)  c = Cast<to = 1>(i)  k = Mul(t, s)  y = Mul(k, c)",
+    "columns": "q, s, z = DynamicQuantizeLinear(x)  i = MatMulInteger(q, w, z, p)  c = Cast<to = 1>(i)  k = Mul(s, row)  y = Mul(c, k)",
+    "later": "q, s, z = DynamicQuantizeLinear(x)  i = MatMulInteger(q, w, z, p)  c = Cast<to = 1>(i)  r = Relu(c)  k = Mul(s, t)  y = Mul(r, k)",
+    "constant": "q = QuantizeLinear(x, t, p)  i = MatMulInteger(q, w, p, p)  c = Cast<to = 1>(i)  y = Mul(c, row)",
+    "no zero point": "q, s, z = DynamicQuantizeLinear(x)  i = MatMulInteger(q, w, z)  c = Cast<to = 1>(i)  k = Mul(s, t)  y = Mul(c, k)",
+    "on the left": "h = Transpose(x)  q, s, z = DynamicQuantizeLinear(h)  g = Transpose(w)  i = MatMulInteger(left, q, p, z)  c = Cast<to = 1>(i)  k = Mul(s, t)  f = Mul(c, k)  y = Transpose(f)",
+    "moved": "q, s, z = DynamicQuantizeLinear(x)  g = Reshape(q, shape)  i = MatMulInteger(g, w, z, p)  c = Cast<to = 1>(i)  k = Mul(s, t)  y = Mul(c, k)",
+    "of both": "q, s, z = DynamicQuantizeLinear(x)  m = MatMul(x, v)  a, b, d = DynamicQuantizeLinear(m)  g = Transpose(a)  i = MatMulInteger(q, g, z, d)  c = Cast<to = 1>(i)  k = Mul(s, b)  n = Mul(c, k)  y = MatMul(n, x)",
+}
+
+
+@pytest.mark.parametrize("way", PRODUCTS)
+def test_products(way: str) -> None:
+    """Ways in which products of integers are made numbers of."""
+    model = onnx.parser.parse_model(f"""<ir_version: 8, opset_import: ["": 17]>
+        m (float[N, 3] x) => (float[N, M] y)
+        <uint8[3, 3] w = {{1, 2, 3, 4, 5, 6, 7, 8, 9}}, uint8[3, 3] left = {{9, 8, 7, 6, 5, 4, 3, 2, 1}}, uint8 p = {{4}}, float t = {{0.02}},
+         float[3] row = {{0.02, 0.01, 0.04}}, int64[2] shape = {{-1, 3}}, float[3, 3] v = {{1, 0, 0, 0, 1, 0, 0, 0, 1}}> {{ {PRODUCTS[way]} }}""")
+    x = np.random.default_rng(0).uniform(0, 2, size=(4, 3)).astype(np.float32)
+    expected = run(model, {"x": x})[0]
+    for activations, near in (("clip", 0.03), ("keep", 1e-5)):
+        floats = dequantize(model, activations=activations)
+        assert not any("Integer" in n.op_type for n in floats.graph.node)
+        np.testing.assert_allclose(run(floats, {"x": x})[0], expected, atol=near * np.abs(expected).max())
+        assert onnxcustom.gradient_report(floats).trainable
+        assert onnxcustom.weights(floats)
+
+
+@pytest.mark.parametrize("kind", ["products", "cnn", "transformer"])
+@pytest.mark.parametrize("how", ["dynamic", "QOperator"])
+def test_some_of_them(kind: str, how: str) -> None:
+    """The weights that are named train; what lies before them and the other weights stay integers."""
+    options = {"weight_type": "QUInt8"} | ({} if how == "dynamic" else {"activation_type": "QUInt8"})
+    model, feeds = quantized(kind, how, **options), batch(kind)
+    floats = dequantize(model, "w1_quantized", activations="keep")
+    assert "w1" in onnxcustom.weights(floats)
+    assert "w2" not in onnxcustom.weights(floats)
+    integers = run(model, feeds)[0]
+    np.testing.assert_allclose(run(floats, feeds)[0], integers, atol=0.02 * np.abs(integers).max())
+    step = TrainingStep(floats, weights=["w1"], optimizer="adam", learning_rate=0.003)
+    losses = [step.run(feeds, integers * 0.5) for _ in range(10)]
+    assert losses[-1] < losses[0]
+
+
+def test_of_float16() -> None:
+    model = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["": 17]>
+        m (float16[N, 2] x) => (float16[N, 2] y) <uint8[2, 2] w = {1, 2, 3, 4}, uint8 p = {4}, float t = {0.02}> {
+            f = Cast<to = 1>(x)  q, s, z = DynamicQuantizeLinear(f)  i = MatMulInteger(q, w, z, p)
+            c = Cast<to = 10>(i)  k = Mul(s, t)  h = Cast<to = 10>(k)  y = Mul(c, h) }""")
+    floats = dequantize(model)
+    assert onnxcustom.weights(floats)["w"].dtype == np.float16
+    x = np.random.default_rng(0).normal(size=(4, 2)).astype(np.float16)
+    np.testing.assert_allclose(run(floats, {"x": x})[0], run(model, {"x": x})[0], atol=2e-3)
+
+
+def test_of_an_early_opset() -> None:
+    """QLinearConv is of opset 10, where Clip has attributes."""
+    rng = np.random.default_rng(0)
+    model = onnx.parser.parse_model("""<ir_version: 5, opset_import: ["": 10]>
+        m (float[N, 3, 4, 4] x) => (float[N, 2, 4, 4] y) <float s = {0.1}, uint8 z = {128}, uint8 z0 = {0}, float t = {0.05}, float ws = {0.01}, uint8 wz = {120}> {
+            q = QuantizeLinear(x, s, z)  c = QLinearConv<pads = [1, 1, 1, 1]>(q, s, z, w_quantized, ws, wz, t, z0, b_quantized)
+            y = DequantizeLinear(c, t, z0) }""")
+    model.graph.initializer.append(
+        numpy_helper.from_array(rng.integers(0, 255, (2, 3, 3, 3)).astype(np.uint8), "w_quantized")
+    )
+    model.graph.initializer.append(numpy_helper.from_array(np.int32([300, -900]), "b_quantized"))
+    x = rng.normal(size=(2, 3, 4, 4)).astype(np.float32)
+    kept, floats = (dequantize(model, activations=how) for how in ("keep", "clip"))
+    np.testing.assert_array_equal(
+        onnxcustom.weights(floats)["b"], np.float32([300, -900]) * (np.float32(0.1) * np.float32(0.01))
+    )
+    np.testing.assert_allclose(run(kept, {"x": x})[0], run(model, {"x": x})[0], atol=0.051)
+    rounding = 0.05 * np.abs(onnxcustom.weights(floats)["w"]).sum((1, 2, 3)).max() + 0.025
+    assert np.abs(run(floats, {"x": x})[0] - run(model, {"x": x})[0]).max() <= rounding * 1.01
+    step = TrainingStep(floats, optimizer="adam", learning_rate=0.01)
+    losses = [step.run(x, np.ones((2, 2, 4, 4))) for _ in range(10)]
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("axis", [1, -2])
+def test_ranges_by_channel(axis: int) -> None:
+    model = onnx.parser.parse_model(f"""<ir_version: 8, opset_import: ["": 17]>
+        m (float[N, 2, 3] x) => (float[N, 2, 3] y) <float[2] s = {{0.01, 0.02}}, uint8[2] z = {{100, 0}}, float[3, 3] w = {{1, 2, 3, 4, 5, 6, 7, 8, 9}}> {{
+            a = MatMul(x, w)  q = QuantizeLinear<axis = {axis}>(a, s, z)  y = DequantizeLinear<axis = {axis}>(q, s, z) }}""")
+    x = np.random.default_rng(0).normal(size=(4, 2, 3)).astype(np.float32)
+    floats = dequantize(model)
+    assert not any("uantizeLinear" in n.op_type for n in floats.graph.node)
+    assert (
+        np.abs(run(floats, {"x": x})[0] - run(model, {"x": x})[0]) <= np.float32([[0.0051], [0.0101]])
+    ).all()
+    assert onnxcustom.gradient_report(floats).trainable
+
+
+def test_an_output_of_integers_stays() -> None:
+    """What hands integers out goes on doing so, and what is handed out keeps its name."""
+    model = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["": 17]>
+        m (float[N, 2] x) => (float[N, 2] a, uint8[N, 2] q, float[N, 2] y) <float s = {0.1}, uint8 z = {128}, int8[2, 2] w = {1, 2, 3, 4}> {
+            q = QuantizeLinear(x, s, z)  a = DequantizeLinear(q, s, z)  d = DequantizeLinear(w, s)  y = MatMul(a, d) }""")
+    x = np.random.default_rng(0).normal(size=(4, 2)).astype(np.float32)
+    floats = dequantize(model)
+    assert [o.name for o in floats.graph.output] == ["a", "q", "y"]
+    found, expected = run(floats, {"x": x}), run(model, {"x": x})
+    np.testing.assert_array_equal(found[1], expected[1])
+    np.testing.assert_allclose(found[0], expected[0], atol=0.051)

@@ -74,7 +74,8 @@ def product_as_number(walk: Rewriting, node: ir.Node) -> Var | None:
     found = _emit(walk, product, operands, _Plan(np.ones((), np.float32), []), _type(node.outputs[0]))
     for operand in operands:
         if operand.scale is not None:
-            found = found / walk.op.wrap(operand.scale)
+            scale = walk.op.wrap(operand.scale)
+            found = found / (scale if scale.dtype == found.dtype else walk.op.Cast(scale, to=found.dtype))
     return found
 
 
@@ -129,6 +130,10 @@ def _factors(value: ir.Value | None) -> list[ir.Value]:
     if is_op(node, "Mul"):
         assert node is not None
         return [f for v in node.inputs for f in _factors(v)]
+    if is_op(node, "Cast", "Identity"):  # scales of a model of float16
+        assert node is not None
+        behind = _factors(node.inputs[0])
+        return behind if all(f.dtype in FLOATS for f in behind) else [value]
     return [value]
 
 
@@ -189,7 +194,8 @@ def _emit(walk: Rewriting, product: ir.Node, operands: list[_Operand], plan: _Pl
     if not taken and not (constant.size == 1 and constant == 1):
         found = found * op.const(constant, like=found)
     for value in plan.computed:
-        found = found * op.wrap(value)
+        scale = op.wrap(value)
+        found = found * (scale if scale.dtype in (None, found.dtype) else op.Cast(scale, to=found.dtype))
     return found
 
 
@@ -206,12 +212,28 @@ def _computed(walk: Rewriting, operand: _Operand, dtype: Any) -> Var:
 def _weight(walk: Rewriting, operand: _Operand, factor: np.ndarray | None, dtype: Any) -> Var:
     array = operand.array
     assert array is not None
+    if not walk.chooses(operand.q):
+        return _integers(walk, operand, factor, dtype)
     wide = ir.DataType(dtype).numpy()
     numbers = array if factor is None else array * factor
-    if not walk.chooses(operand.q):
-        return walk.op.const(numbers.astype(wide))
     key = (operand.q, *(() if factor is None else (factor.tobytes(), factor.shape)))
     return walk.weight(operand.q, key, lambda: numbers.astype(wide))
+
+
+def _integers(walk: Rewriting, operand: _Operand, factor: np.ndarray | None, dtype: Any) -> Var:
+    """Constant integers that stay so, behind a DequantizeLinear."""
+    op, zero = walk.op, constant_array(operand.zero)
+    scale = np.ones((), np.float32) if factor is None else np.squeeze(factor).astype(np.float32)
+    if zero is not None and zero.size != scale.size:
+        shape = np.broadcast_shapes(np.shape(np.squeeze(zero)), scale.shape)
+        scale, zero = np.broadcast_to(scale, shape), np.broadcast_to(np.squeeze(zero), shape)
+    assert operand.array is not None
+    axis = None
+    if scale.size > 1:
+        axis = 0 if factor is not None and factor.ndim == operand.array.ndim else operand.array.ndim - 1
+    point = None if zero is None else op.const(np.ascontiguousarray(zero).reshape(scale.shape))
+    found = op.DequantizeLinear(operand.q, op.const(np.ascontiguousarray(scale)), point, axis=axis)
+    return found if found.dtype == dtype else op.Cast(found, to=dtype)
 
 
 def _fitting(constant: np.ndarray, array: np.ndarray, op_type: str, i: int) -> np.ndarray | None:

@@ -296,6 +296,8 @@ class Rewriting:
         wide = numbers.astype(np.float64)
         start = np.zeros(()) if offset is None else offset.astype(np.float64)
         low, high = ((b - start) * wide for b in BOUNDS[dtype])
+        if low.size > 1 and axis >= 0 and x.shape is None and self.activations != "remove":
+            return None  # it is not known how many dimensions follow
         key = (x, low.tobytes(), high.tobytes(), self._graph)
         if key not in self._made:
             self._made[key] = self._within(x, low, high, axis, x.dtype or scale.dtype)
@@ -325,7 +327,7 @@ class Rewriting:
             var = var if low.any() else op.Relu(var)
             return var if high.any() else op.Min(var, op.const(0, dtype))
         if low.size > 1:
-            shape = [-1] + [1] * ((var.rank or axis % 4 + 1) - axis - 1 if axis >= 0 else -axis - 1)
+            shape = [-1] + [1] * (-axis - 1 if axis < 0 else (var.rank or 0) - axis - 1)
             low, high = low.reshape(shape), high.reshape(shape)
             return op.Min(op.Max(var, op.const(low, dtype)), op.const(high, dtype))
         ends = float(low.item()), float(high.item())
