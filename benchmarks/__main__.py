@@ -30,6 +30,7 @@ SUBJECTS: dict[str, tuple[str, list[str], int]] = {
     "settings": ("bench_settings", ["--seconds", "1"], 1),
     "bandwidth": ("bench_bandwidth", ["--seconds", "0.5"], 1),
     "recompute": ("bench_recompute", ["--seconds", "1"], 1),
+    "cache-frozen": ("bench_cache_frozen", [], 1),
     "profile": ("bench_profile", ["--seconds", "4", "--only", "10", "784"], 1),
     "structure": ("bench_structure", [], 1),
     "fit": ("bench_fit", ["--repeat", "3", "--cases", "0", "1", "2"], 1),

@@ -18,6 +18,7 @@ from onnxcustom import OnnxClassifier, OnnxRegressor, load, weights
 from onnxcustom.cli.card import read_card
 from onnxcustom.cli.last_good import LastGood
 from onnxcustom.optim import Exp
+from onnxcustom.tuning import Average
 
 IRIS = ("train", "iris.onnx", "iris.csv", "--target", "species", "--epochs", "3")
 HOUSE = ("train", "house.onnx", "house.parquet", "--target", "price", "--epochs", "3")
@@ -75,6 +76,17 @@ def test_regression_is_that_of_the_estimator(folder: Path, command) -> None:
         (a != b).any()
         for a, b in zip(trained("out.onnx").values(), trained("house.onnx").values(), strict=True)
     )
+
+
+def test_a_head_on_what_is_computed_once_and_its_average(folder: Path, command) -> None:
+    options = ["--weights", "last:1", "--cache-frozen", "yes", "--average", "ema:decay=0.9", "--threads", "1"]
+    command(*HOUSE, *options, "-o", "out.onnx")
+    given = {"weights_to_train": "last:1", "max_iter": 3, "threads": 1, "random_state": 0}
+    net = OnnxRegressor("house.onnx", cache_frozen=True, average=Average(0.9), **given).fit(*house())
+    same(trained("out.onnx"), trained_by(net))
+    result = command(*HOUSE, *options, "--cache-bytes", "1", "-o", "other.onnx", code=2)
+    assert "more than the 1 of --cache-bytes" in result.stderr
+    assert "--cache-frozen" in result.stderr
 
 
 def trained_by(estimator) -> dict[str, np.ndarray]:

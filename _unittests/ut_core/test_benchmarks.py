@@ -27,6 +27,7 @@ KEYS = {
     "bench_settings": {"case", "microseconds", "ratios", "megabytes"},
     "bench_bandwidth": {"rule", "size", "factor", "moved"},
     "bench_recompute": {"case", "nodes", "megabytes", "time_ratio"},
+    "bench_cache_frozen": {"case", "seconds", "ratio", "difference"},
     "bench_profile": {"case", "optimizer", "inside", "nodes", "kinds"},
 }
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 
-from onnxcustom import weights
+from onnxcustom import TrainingStep, weights
 from onnxcustom.exceptions import InvalidParameterError
 from onnxcustom.gradient.interface import get_engine
 from onnxcustom.optim import SGD, Adam
@@ -223,3 +223,52 @@ def test_resumed(tmp_path):
     for name, array in whole.weights_.items():
         np.testing.assert_array_equal(resumed.weights_[name], array)
     assert resumed.history_ == whole.history_
+
+
+# -- a step of its own ----------------------------------------------------------------------------------
+
+
+def batch_of(part, X):
+    """Rows of the data of a case, along the axis on which its model has them."""
+    if isinstance(X, dict):
+        return {name: array if np.ndim(array) == 0 else array[part] for name, array in X.items()}
+    return X[:, part] if X.shape[1] == 23 else X[part]
+
+
+@pytest.mark.parametrize("name", [n for n in CASES if n != "head_without_weights"])
+def test_a_step_finds_rows_again_by_their_content(name, counted):
+    _, X, y, options = CASES[name]
+    options = {"weights": options.get("weights_to_train", "w"), **options}
+    size = options.get("batch_size", 5)
+    kept = ("weights", "loss", "batch_axis", "freeze")
+    options = {k: v for k, v in options.items() if k in kept}
+    options |= {"weights": None} if "freeze" in options else {}
+    steps = [TrainingStep(model(name), optimizer="adam", cache_frozen=c, **options) for c in (False, True)]
+    rng, rows = np.random.default_rng(0), rows_of(y)
+    for epoch in range(4):
+        order = rng.permutation(rows)[: rows // size * size]
+        for start in range(0, len(order), size):
+            part = order[start : start + size]
+            losses = [step.run(batch_of(part, X), batch_of(part, y)) for step in steps]
+            np.testing.assert_allclose(*losses, rtol=1e-5)
+        if epoch == 1:
+            steps[1] = pickle.loads(pickle.dumps(steps[1]))
+    seen = len(counted)
+    for name_, array in steps[0].weights().items():
+        np.testing.assert_allclose(steps[1].weights()[name_], array, rtol=0, atol=1e-6 * np.abs(array).max())
+    steps[1].run(batch_of(part, X), batch_of(part, y))
+    assert len(counted) == seen
+
+
+def test_a_step_has_its_bounds(counted):
+    _, X, y, _ = CASES["dense"]
+    step = TrainingStep(model("dense"), weights="w", cache_frozen=True, cache_bytes=0)
+    for _ in range(3):
+        step.run(X, y)
+    assert len(counted) == 3
+    assert step.unfreeze("a") == ["a"]
+    with pytest.raises(InvalidParameterError, match="meets the data as they are"):
+        TrainingStep(model("dense"), cache_frozen=True).run(X, y)
+    TrainingStep(model("dense"), cache_frozen="auto").run(X, y)
+    with pytest.raises(InvalidParameterError, match="cache_frozen must be"):
+        TrainingStep(model("dense"), cache_frozen="always")

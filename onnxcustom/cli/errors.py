@@ -58,6 +58,9 @@ _WRONG = (OnnxCustomError, ValueError, FileNotFoundError, IsADirectoryError, Not
 # Parameters that messages of the library name, and the options that they are here.
 _OPTIONS = {
     "at": "--at",
+    "average": "--average",
+    "cache_bytes": "--cache-bytes",
+    "cache_frozen": "--cache-frozen",
     "batch_axis": "--batch-axis",
     "batch_norm": "--batch-norm",
     "batch_size": "--batch-size",
@@ -82,6 +85,8 @@ _OPTIONS = {
 }
 # Words that mean nothing else, without an equals sign behind them either.
 _ALWAYS = (
+    "cache_bytes",
+    "cache_frozen",
     "batch_axis",
     "batch_norm",
     "batch_size",

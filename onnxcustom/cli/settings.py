@@ -36,6 +36,9 @@ class Settings:
     batch_axis: tuple[str, ...]
     batch_norm: str
     dropout: str
+    cache_frozen: str
+    cache_bytes: int
+    average: str | None
     optimizer: str
     lr: float | None
     schedule: str | None

@@ -120,6 +120,28 @@ _DATA, _MODEL, _TRAINING, _RESULTS = "Data", "Model", "Training", "Results"
     help="Whether Dropout drops.",
 )
 @option(
+    "--cache-frozen",
+    type=click.Choice(["no", "yes", "auto"]),
+    default="no",
+    show_default=True,
+    section=_TRAINING,
+    help="Compute what lies before the first trained weight once for every row; auto: where possible.",
+)
+@option(
+    "--cache-bytes",
+    type=click.IntRange(min=0),
+    default=2**30,
+    metavar="N",
+    section=_TRAINING,
+    help="Bytes that this may take.  [default: 1 GiB]",
+)
+@option(
+    "--average",
+    metavar="ema[:OPTIONS]",
+    section=_TRAINING,
+    help="Moving average of the weights, to be validated and written: ema, ema:decay=0.99,start=100.",
+)
+@option(
     "--optimizer",
     metavar="NAME[:OPTIONS]",
     default="sgd",

@@ -22,6 +22,7 @@ from .carrying import placed, taken_over
 from .checkpoint import COUNT, export_state, import_state, leave_out_older
 from .evaluator import Evaluator
 from .frozen import Halves
+from .frozen_rows import CacheSettings, FrozenRows
 from .inference import loadable
 from .modes import ModeSettings
 from .older_pickles import as_written_now
@@ -45,6 +46,7 @@ class StoredStep:
     _state: State
     _runs: Runs
     _last: Runs
+    _cache = CacheSettings()
     _evaluator: Evaluator
 
     def _set_up(self, recipe: Recipe, state: State) -> None:
@@ -57,6 +59,7 @@ class StoredStep:
         self._runs = Runs(self._recipe, self._state, self._optimizer, self.threads, self._sess_options)
         self._last = self._runs  # of which the last batch was
         self._halves: dict[Any, Halves] = {}
+        self._known: tuple[Any, FrozenRows | None] | None = None
         self._evaluator = Evaluator(self._recipe, self._state, self.threads)
 
     def _become(self, recipe: Recipe, state: State) -> None:
@@ -326,6 +329,7 @@ class StoredStep:
             "clock": state.clock,
             "origin": state.origin,
             "penalties_apart": True,
+            "cache": tuple(self._cache),
             "device": self.device,
             "threads": self.threads,
             "sess_options": options_state(self._sess_options),
@@ -337,6 +341,7 @@ class StoredStep:
         if "recipe" not in state:
             state = as_written_now(state)
         self.device, self.threads = state["device"], state["threads"]
+        self._cache = CacheSettings(*state.get("cache", ()))
         self._sess_options = options_from(state["sess_options"], require_runtime().SessionOptions)
         recipe, clock = state["recipe"], state.get("clock")
         origin = state.get("origin") or recipe.older_origin

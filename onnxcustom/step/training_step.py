@@ -19,7 +19,8 @@ from onnxcustom.runtime import parse_device, to_ortvalue
 from .counting import counts_of
 from .fed import FedStep
 from .feeds import check_values, settled_by_shapes
-from .frozen import Halves
+from .frozen import Halves, NoFrozenPartError
+from .frozen_rows import CacheSettings, FrozenRows, check_cache, refuse
 from .modes import ModeSettings
 from .plan import Origin
 from .recipe import make_recipe
@@ -96,6 +97,11 @@ class TrainingStep(FedStep):
         Moving average of the weights, taken after every update: it is what predictions, losses of
         :meth:`scores` and :meth:`trained_model` go by, while training goes on with the weights themselves.
         :class:`onnxcustom.tuning.Average` says how; ``'ema:decay=0.99,start=100'`` does in text.
+    cache_frozen : bool or 'auto', default=False
+        Whether :meth:`run` keeps what lies before the first trained weight for every row, and finds it again
+        by the content of the row. True is an error where that is not possible; ``'auto'`` goes without.
+    cache_bytes : int, default=2**30
+        Bytes that may be kept.
 
     Attributes
     ----------
@@ -149,6 +155,8 @@ class TrainingStep(FedStep):
         batch_axis: Mapping[str, int | None] | None = None,
         sess_options: Any = None,
         average: Any = None,
+        cache_frozen: Any = False,
+        cache_bytes: float = 2**30,
     ) -> None:
         if threads is not None:
             check_number("threads", threads, "[1, inf)", integral=True)
@@ -175,6 +183,8 @@ class TrainingStep(FedStep):
             weighted=bool(sample_weight),
             host=self.device.type == "cpu",
         )
+        check_cache(cache_frozen, cache_bytes)
+        self._cache = CacheSettings(cache_frozen, cache_bytes)
         self._set_up(recipe, State.begin(recipe, self.device, first, origin))
 
     # -- training ------------------------------------------------------------------------------
@@ -204,7 +214,25 @@ class TrainingStep(FedStep):
             The objective is not finite; the weights stay as they were.
         """
         feeds = self.feeds(X, y, sample_weight)
-        return self.run_batch([to_ortvalue(v, self.device) for v in feeds.values()])
+        known = self._frozen_rows(feeds) if self._cache.wanted is not False else None
+        if known is None:
+            return self.run_batch([to_ortvalue(v, self.device) for v in feeds.values()])
+        inputs = {spec.name: feeds.pop(spec.name) for spec in self.inputs}
+        values = [*known.values(inputs, self.inputs), *feeds.values()]
+        return self.run_half(known.halves, [to_ortvalue(v, self.device) for v in values])
+
+    def _frozen_rows(self, feeds: Mapping[str, np.ndarray]) -> FrozenRows | None:
+        """What is known of rows that went through the frozen part; None if there is none."""
+        shapes = tuple(feeds[spec.name].shape[1:] for spec in self.inputs)
+        if self._known is None or self._known[0] != shapes:
+            made = None
+            try:
+                halves = self.halves({spec.name: feeds[spec.name] for spec in self.inputs})
+                made = FrozenRows(halves, self._cache.limit)
+            except NoFrozenPartError as exc:
+                refuse(self._cache.wanted, exc)
+            self._known = shapes, made
+        return self._known[1]
 
     def run_batch(self, values: Sequence[Any]) -> float:
         """Do one step on OrtValues that fit: inputs, expected values, and weights of the rows if any.

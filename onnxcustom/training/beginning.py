@@ -21,13 +21,16 @@ from onnxcustom.feed.grouping import alone
 from onnxcustom.feed.held_out import ArrayValidation
 from onnxcustom.feed.order import draw_seed
 from onnxcustom.feed.splitting import check_fraction, hold_out
+from onnxcustom.feed.stream_loader import StreamLoader
 from onnxcustom.graph import Prepared
 from onnxcustom.graph.files.feature_names import read_feature_names
+from onnxcustom.step.frozen import NoFrozenPartError
+from onnxcustom.step.frozen_rows import check_cache, refuse
 from onnxcustom.step.training_step import TrainingStep
 
 from .callbacks import Callback, Callbacks, Checkpoint, PrintLog, ProgressBar
 from .columns import check_columns, first_columns, in_order
-from .frozen_loader import FrozenLoader, check_cache
+from .frozen_loader import FrozenLoader
 from .loading import Reading, make_loader, make_validation
 from .plan import Begun, Given, Plan
 from .results import Results
@@ -252,6 +255,9 @@ class Beginning(Results):
         """Batches with the frozen part of the model computed once, if that is wanted and possible."""
         if self.cache_frozen is False or (self.cache_frozen == "auto" and plan == 1):
             return loader  # of one epoch nothing is computed twice
+        if isinstance(loader, StreamLoader):
+            refuse(self.cache_frozen, NoFrozenPartError("the data are a stream, which is read anew"))
+            return loader
         limit = int(min(self.cache_bytes, sys.maxsize))
         held_out = validation if isinstance(validation, ArrayValidation) else None
         return FrozenLoader(loader, step, self.cache_frozen, limit, held_out)

@@ -10,18 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onnxcustom._parameters import check_number
-from onnxcustom.exceptions import InvalidParameterError
 from onnxcustom.feed.batch_buffers import Batch
 from onnxcustom.feed.data_loader import OrtDataLoader
 from onnxcustom.feed.held_out import ArrayValidation
 from onnxcustom.feed.specs import rows_of, some_rows
 from onnxcustom.step.frozen import FrozenInputs, Halves, NoFrozenPartError
+from onnxcustom.step.frozen_rows import refuse
 
 if TYPE_CHECKING:
     from onnxcustom.step.training_step import TrainingStep
 
-__all__ = ["FrozenBatch", "FrozenLoader", "check_cache"]
+__all__ = ["FrozenBatch", "FrozenLoader"]
 
 logger = logging.getLogger("onnxcustom")
 
@@ -217,17 +216,6 @@ def _through(
     return {spec.name: rooms[spec.name] if spec.name in rooms else given[spec.name] for spec in halves.specs}
 
 
-def refuse(wanted: Any, reason: NoFrozenPartError) -> None:
-    """Say that nothing is computed once; an error, if that was asked for."""
-    if wanted == "auto":
-        logger.info("[cache_frozen] The frozen part runs in every step: %s.", reason)
-        return
-    raise InvalidParameterError(
-        f"cache_frozen=True: the frozen part of the model cannot be computed once: {reason}. "
-        "cache_frozen='auto' goes without it where it has to, cache_frozen=False always does."
-    ) from reason
-
-
 def too_large(halves: Halves, rows: int, size: int, limit: int) -> str:
     """What is said of a cut that has no room."""
     parts = ", ".join(f"{kept.spec.name!r} {kept.row_bytes:,} bytes a row" for kept in halves.kept)
@@ -235,16 +223,3 @@ def too_large(halves: Halves, rows: int, size: int, limit: int) -> str:
         f"what it computes of {rows:,} rows takes {size:,} bytes ({parts}), more than the {limit:,} of "
         "cache_bytes: raise that, or train more of the model, so that less of it crosses"
     )
-
-
-def check_cache(cache_frozen: Any, cache_bytes: Any) -> None:
-    """Refuse values of the two parameters that are none.
-
-    Raises
-    ------
-    InvalidParameterError
-        Which one, and what it may be.
-    """
-    if not (cache_frozen == "auto" or isinstance(cache_frozen, (bool, np.bool_))):
-        raise InvalidParameterError(f"cache_frozen must be True, False or 'auto', not {cache_frozen!r}.")
-    check_number("cache_bytes", cache_bytes, "[0, inf)")
