@@ -57,10 +57,14 @@ found = fetch("rapidocr-onnxruntime", "1.4.4", member)
 if isinstance(found, Path):
     os.environ["ONNXCUSTOM_MODELS"] = str(found.parents[1])
 
+# Stories take minutes each and are shown with what they printed; ONNXCUSTOM_STORIES=1 runs them.
+stories = r"|story_" if os.environ.get("ONNXCUSTOM_STORIES") else ""
+
 sphinx_gallery_conf = {
     "examples_dirs": "examples",
     "gallery_dirs": "auto_examples",
-    "filename_pattern": r"plot_" if isinstance(found, Path) else r"plot_(?!finetune_text_direction)",
+    "filename_pattern": (r"plot_" if isinstance(found, Path) else r"plot_(?!finetune_text_direction)")
+    + stories,
     "abort_on_example_error": True,
     "download_all_examples": False,
     "image_scrapers": ("matplotlib", "graph_scraper"),

@@ -1,11 +1,16 @@
 """The examples of the documentation run.
 
+Stories (``story_*.py``) train real models for minutes each: they run where ``ONNXCUSTOM_STORIES=1`` is set.
+What they printed is in their text: a test looks that it is there.
+
 Those that take long are left to the documentation itself, which CI builds for every change, with its pictures
 and with warnings as errors: an example that fails ends that. Here they run with ``--exhaustive``.
 """
 
 from __future__ import annotations
 
+import ast
+import os
 import runpy
 import sys
 from pathlib import Path
@@ -20,6 +25,30 @@ EXAMPLES = sorted(
 
 
 LONG = ("plot_finetune_text_direction", "plot_partial_training")
+
+
+STORIES = sorted((ROOT / "_doc" / "examples").glob("story_*.py"))
+
+
+@pytest.mark.parametrize("path", STORIES, ids=lambda p: p.stem)
+def test_story(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What it says is complete; where it is asked for, that it runs, and that it holds."""
+    text = path.read_text(encoding="utf-8")
+    assert "To run it" in " ".join(ast.get_docstring(ast.parse(text)).split())
+    assert "It printed" in text
+    picture = ROOT / "_doc" / "images" / f"{path.stem}.png"
+    assert f"/images/{picture.name}" in text
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    if not os.environ.get("ONNXCUSTOM_STORIES"):
+        return
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("Agg")
+    monkeypatch.chdir(tmp_path)
+    try:
+        assert runpy.run_path(str(path))["plt"].get_fignums()
+    except SystemExit as reason:
+        pytest.skip(str(reason))
+    matplotlib.pyplot.close("all")
 
 
 @pytest.mark.parametrize(

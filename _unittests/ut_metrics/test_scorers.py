@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 from sklearn.model_selection import GridSearchCV
 
-from onnxcustom import OnnxClassifier, OnnxRegressor
+from onnxcustom import OnnxClassifier, OnnxRegressor, TrainingStep
 from onnxcustom.data import stream
 from onnxcustom.exceptions import InvalidDataError, InvalidParameterError, UnknownNameError
 from onnxcustom.metrics import (
@@ -137,6 +137,26 @@ def test_labels_of_tokens_and_pixels(layout: str) -> None:
     clf.set_params(callbacks=[Score("miou", on="train"), EarlyStopping("miou")]).fit(data, y)
     labels = run(clf.get_trained_onnx(), data).argmax(axis=axis)
     assert clf.history_["miou"] == [mean_iou(y, labels)]
+
+
+def test_of_a_training_step() -> None:
+    """It predicts all outputs; that which is trained is meant."""
+    data, pairs = rng.normal(size=(20, 3)).astype(np.float32), np.arange(20) // 2
+    step = TrainingStep(model(EMBED), {"e": "contrastive"})
+    assert get_scorer("recall:k=3")(step, data, pairs) == recall_at_k(run(model(EMBED), data), pairs, 3)
+    other = recall_at_k(np.tanh(run(model(EMBED), data)), pairs, 3)
+    assert get_scorer("recall:k=3,output=other")(step, data, pairs) == other
+
+
+def test_labels_that_training_ignores() -> None:
+    y = rng.integers(0, 4, (9, 6))
+    ignored = np.where(rng.random(y.shape) < 0.3, -100, y)
+    callbacks = [Score("token_accuracy", on="train"), Score("mean_iou", on="train")]
+    net = OnnxClassifier(frames(False), loss="cross_entropy", max_iter=1, random_state=0, callbacks=callbacks)
+    net.fit(X, ignored)
+    labels = run(net.get_trained_onnx(), X).argmax(axis=2)
+    assert net.history_["token_accuracy"] == [token_accuracy(ignored, labels)]
+    assert net.history_["mean_iou"] == [mean_iou(ignored, labels)]
 
 
 def test_recall_of_embeddings() -> None:

@@ -195,8 +195,11 @@ def get_scorer(name: str) -> Any:
 
 def _predict(estimator: Any, X: Any, output: str | None) -> tuple[_Predicted, str | None]:
     """Predictions of the output that is meant, and its name."""
-    predicted = estimator.predict(X)
+    predicted, step = estimator.predict(X), getattr(estimator, "step_", estimator)
+    targets: Any = getattr(step, "targets", ())
     if isinstance(predicted, Mapping):
+        if output is None and len(targets) == 1:  # of a training step, which predicts all outputs
+            output = targets[0].output
         if output not in predicted:
             raise UnknownNameError(
                 f"The estimator predicts several outputs: say which one to score, output= one of "
@@ -204,11 +207,10 @@ def _predict(estimator: Any, X: Any, output: str | None) -> tuple[_Predicted, st
             )
         predicted = predicted[output]
     array = np.asarray(predicted)
-    targets = getattr(getattr(estimator, "step_", None), "targets", ())
     target = next((t for t in targets if output in (None, t.output)), None)
     if target is None or target.shape is None:
         return _Predicted(array, classes=getattr(estimator, "class_axis", None)), output
-    rank, rows = len(target.shape), estimator.step_.output_axis(target.output)
+    rank, rows = len(target.shape), step.output_axis(target.output)
     moved = getattr(estimator, "rows_first", False)  # already, by a stream
     if array.ndim == rank:
         classes = target.axis if target.loss.of_classes and target.settled else None
