@@ -8,8 +8,10 @@ import inspect
 import math
 import numbers
 import operator
+import os
 from collections.abc import Mapping
 from dataclasses import MISSING
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,7 @@ __all__ = [
     "check_given",
     "check_number",
     "check_parameters",
+    "check_path",
     "choice",
     "flag",
     "integer",
@@ -81,11 +84,15 @@ def check_parameters(instance: Any) -> None:
             ):
                 continue
             check_number(name, value, field.metadata["range"], field.metadata.get("integer", False))
-        elif "choice" in field.metadata and value not in field.metadata["choice"]:
+        elif "choice" in field.metadata and not _is_one_of(value, field.metadata["choice"]):
             words = ", ".join(map(repr, field.metadata["choice"]))
             raise InvalidParameterError(f"{name} must be one of {words}, not {value!r}.")
         elif "flag" in field.metadata and (value is not None or field.default is not None):
             check_flag(name, value)
+
+
+def _is_one_of(value: Any, words: tuple[str, ...]) -> bool:
+    return isinstance(value, str) and value in words  # arrays are compared number by number
 
 
 def check_flag(name: str, value: Any) -> None:
@@ -123,6 +130,27 @@ def check_count(name: str, value: Any, least: int = 1) -> int:
     if not is_count(value, least):
         raise InvalidParameterError(f"{name} must be an integer of at least {least}, not {value!r}.")
     return operator.index(value)
+
+
+def check_path(name: str, value: Any) -> Path:
+    """A value as a path, if it is one or the text of one.
+
+    Examples
+    --------
+    >>> check_path("path", 3)
+    Traceback (most recent call last):
+        ...
+    onnxcustom.exceptions.InvalidParameterError: path must be a path, not 3: give ...
+    """
+    try:
+        found = None if isinstance(value, bytes) else os.fspath(value)
+    except TypeError:
+        found = None
+    if not isinstance(found, str):
+        raise InvalidParameterError(
+            f"{name} must be a path, not {value!r:.80}: give its name as text or as a Path."
+        )
+    return Path(found)
 
 
 def check_given(cls: type, given: Mapping[str, Any], what: str) -> None:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any, Generic, TypeVar
 
-from onnxcustom.exceptions import UnknownNameError
+from onnxcustom.exceptions import InvalidParameterError, UnknownNameError
 
 __all__ = ["Registry", "did_you_mean"]
 
@@ -57,7 +57,9 @@ class Registry(Generic[T]):
                 other = self._classes.get(key, cls)
                 # The same class again is a module that was reloaded, or a cell run twice.
                 if (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
-                    raise ValueError(f"The name {key!r} belongs to {other.__module__}.{other.__qualname__}.")
+                    raise InvalidParameterError(
+                        f"The name {key!r} belongs to {other.__module__}.{other.__qualname__}."
+                    )
             self._classes.update(dict.fromkeys(keys, cls))
             return cls
 

@@ -183,6 +183,16 @@ def recut(blocks: Iterable[Block], rows: int, multiple: int = 1) -> Iterator[Blo
         yield pending.release()
 
 
+# Bytes that are taken at once for rows that may never come.
+_ROOM = 2**24
+
+
+def _lengthened(array: np.ndarray, rows: int, filled: int) -> np.ndarray:
+    made = np.empty((rows, *array.shape[1:]), array.dtype)
+    made[:filled] = array[:filled]
+    return made
+
+
 class _Pending:
     """A block that is being filled."""
 
@@ -201,14 +211,22 @@ class _Pending:
     def add(self, block: Block, start: int) -> int:
         """Copy rows from a block, as many as there is room for; how many they were."""
         if not self.filled:
-            self.block = block.map(lambda a: np.empty((self.rows, *a.shape[1:]), a.dtype))
+            self.block = block.map(lambda a: np.empty((0, *a.shape[1:]), a.dtype))
         count = min(self.rows - self.filled, len(block) - start)
+        self._make_room(self.filled + count)
         for key, source in block.arrays.items():
             array = widened(key, self.block.arrays[key], source.dtype, self.filled)
             array[self.filled : self.filled + count] = source[start : start + count]
             self.block.arrays[key] = array
         self.filled += count
         return count
+
+    def _make_room(self, rows: int) -> None:
+        """Have memory for so many rows: for all that it will hold at first, unless that is very much."""
+        there = len(self.block)
+        if rows > there:
+            wanted = min(self.rows, max(rows, 2 * there, _ROOM // row_bytes(self.block)))
+            self.block = self.block.map(lambda a: _lengthened(a, wanted, self.filled))
 
     def release(self) -> Block:
         """What there is; the next block goes into other memory."""

@@ -6,7 +6,7 @@ import copy
 import functools
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from onnxcustom._registry import did_you_mean
 from onnxcustom._text import listed
-from onnxcustom.exceptions import InvalidDataError
+from onnxcustom.exceptions import InvalidDataError, InvalidParameterError
 
 from .blocks import Block, Key
 from .frames import UnfitError, as_array, joined, numbers
@@ -135,12 +135,16 @@ class Plan:
         self, target: Any = None, columns: Any = None, sample_weight: Any = None, inputs: Any = None
     ) -> None:
         if columns is not None and inputs is not None:
-            raise ValueError("Give columns= for a model of one input or inputs= for several, not both.")
+            raise InvalidParameterError(
+                "Give columns= for a model of one input or inputs= for several, not both."
+            )
         self.parts: dict[Key, _Columns] = {}
         if isinstance(inputs, Mapping):
             self.parts.update({Key("X", str(k)): _checked(v, f"inputs[{k!r}]") for k, v in inputs.items()})
         elif inputs is not None:
-            raise TypeError(f"inputs must be a dict from input of the model to columns, not {inputs!r}.")
+            raise InvalidParameterError(
+                f"inputs must be a dict from input of the model to columns, not {inputs!r}."
+            )
         elif columns is not None:
             self.parts[Key("X")] = _checked([columns] if isinstance(columns, str) else columns, "columns")
         self.every = not self.parts  # all columns that are nothing else
@@ -150,7 +154,7 @@ class Plan:
             self.parts[Key("y")] = _checked(target, "target")
         if sample_weight is not None:
             if not isinstance(sample_weight, str):
-                raise TypeError(f"sample_weight must name a column, not be {sample_weight!r}.")
+                raise InvalidParameterError(f"sample_weight must name a column, not be {sample_weight!r}.")
             self.parts[Key("sample_weight")] = _Columns((sample_weight,), False)
         self._check_twice()
 
@@ -158,7 +162,7 @@ class Plan:
         features = {n for key, part in self.parts.items() if key.role == "X" for n in part.names}
         others = {n for key, part in self.parts.items() if key.role != "X" for n in part.names}
         if features & others:
-            raise ValueError(
+            raise InvalidParameterError(
                 f"{sorted(features & others)} cannot be features and expected values or weights at once."
             )
 
@@ -227,13 +231,14 @@ def _checked(names: Any, what: str) -> _Columns:
     """One name stands for a column as it is, a list for columns side by side."""
     if isinstance(names, str):
         return _Columns((names,), False)
-    if not isinstance(names, Iterable):
-        raise TypeError(f"{what} must be names of columns, not {names!r}.")
-    found = tuple(names)
+    try:
+        found = tuple(names)
+    except TypeError:
+        found = (None,)
     if not all(isinstance(name, str) for name in found):
-        raise TypeError(f"{what} must be names of columns, not {names!r}.")
+        raise InvalidParameterError(f"{what} must be names of columns, not {names!r:.80}.")
     if not found:
-        raise ValueError(f"{what} names no column.")
+        raise InvalidParameterError(f"{what} names no column.")
     if len(set(found)) < len(found):
-        raise ValueError(f"{what} names a column twice: {list(found)}.")
+        raise InvalidParameterError(f"{what} names a column twice: {list(found)}.")
     return _Columns(found, True)

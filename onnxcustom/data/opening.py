@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from onnxcustom.exceptions import InvalidParameterError
+
 from .columns import Plan
 from .files import FileSource, find_files
 from .frames import is_frame, library
@@ -25,7 +27,7 @@ def as_source(source: Any, plan: Plan) -> Source:
         return FileSource(find_files(source), plan)
     if isinstance(source, tuple):
         if plan.said:
-            raise ValueError(
+            raise InvalidParameterError(
                 "A tuple of arrays has no columns to name: X, y and sample_weight are where they stand."
             )
         return ArraySource(owned_parts(source, watched=False))
@@ -36,7 +38,7 @@ def as_source(source: Any, plan: Plan) -> Source:
 
         return DatasetSource(source, plan)
     if isinstance(source, np.ndarray) or not (callable(source) or hasattr(source, "__iter__")):
-        raise TypeError(
+        raise InvalidParameterError(
             "A stream is made of files, a frame, a tuple of arrays (X, y) or batches, not of a "
             f"{type(source).__name__}."
         )

@@ -267,7 +267,10 @@ class FrameSource(Source):
         self._frame, self._name = frame, name
         self._selection = plan.select(column_names(frame), self.name, frame_index(frame))
         column = column_getter(frame)
-        lengths = {name: len(column(name)) for name in self._selection.names}
+        try:
+            lengths = {name: len(column(name)) for name in self._selection.names}
+        except TypeError as exc:
+            raise InvalidDataError(f"The columns of {self.name} must be arrays or lists: {exc}.") from exc
         if len(set(lengths.values())) > 1:
             raise InvalidDataError(f"The columns of {self.name} differ in length: {lengths}.")
         self._parts = ranges(next(iter(lengths.values())), rows)

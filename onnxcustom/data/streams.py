@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from onnxcustom._parameters import check_count
-from onnxcustom.exceptions import InvalidDataError
+from onnxcustom._parameters import check_count, check_flag
+from onnxcustom.exceptions import InvalidDataError, InvalidParameterError
 
 from .blocks import Block, recut
 from .columns import Plan
@@ -22,6 +22,9 @@ from .shuffling import Share
 from .sources import ArraySource, Axes, IterableSource, Source
 
 __all__ = ["Stream", "stream"]
+
+# More rows than this are as good as all of them; pyarrow counts no further.
+_MOST = 2**31 - 1
 
 
 def stream(
@@ -95,11 +98,11 @@ def stream(
     [(2, ['yes', 'no']), (1, ['yes'])]
     """
     if isinstance(source, Stream):
-        raise TypeError("This is a stream already; its columns were named when it was made.")
+        raise InvalidParameterError("This is a stream already; its columns were named when it was made.")
     plan = Plan(target, columns, sample_weight, inputs)
     sizes = {"block_rows": (block_rows, 1), "shuffle_rows": (shuffle_rows, 0)}
     rows: dict[str, Any] = {
-        n: None if v is None else check_count(n, v, least) for n, (v, least) in sizes.items()
+        n: None if v is None else min(check_count(n, v, least), _MOST) for n, (v, least) in sizes.items()
     }
     return Stream(as_source(source, plan), **rows, prefetch=check_count("prefetch", prefetch, 0))
 
@@ -176,7 +179,12 @@ class Stream(SourceRows):
         ------
         InvalidDataError
             What cannot be read, a value that is missing or no number, and where it is.
+        InvalidParameterError
+            A number of rows, a place or an order that is none.
         """
+        rows = None if rows is None else check_count("rows", rows)
+        multiple, skip = check_count("multiple", multiple), check_count("skip", skip, 0)
+        check_flag("shuffle", shuffle)
 
         def made() -> Iterator[Any]:
             found = self._blocks(epoch, seed, shuffle, rows, multiple, skip)
@@ -251,7 +259,10 @@ class Stream(SourceRows):
         ------
         InvalidDataError
             There are none, or an iterator was begun already.
+        InvalidParameterError
+            `rows` is no number of them.
         """
+        rows = check_count("rows", rows)
         if isinstance(self.source, IterableSource) and not self.source.repeatable:
             first = self._first(rows)  # an epoch gets it, too
             found = None if first is None else self._share(first, 0, 0)
@@ -328,7 +339,7 @@ class Stream(SourceRows):
 
         Raises
         ------
-        ValueError
+        InvalidParameterError
             A fraction or a seed that is none.
         InvalidDataError
             An iterator, which two streams cannot share.
@@ -340,9 +351,9 @@ class Stream(SourceRows):
         (807, 193)
         """
         if isinstance(fraction, bool) or not isinstance(fraction, numbers.Real) or not 0 < fraction < 1:
-            raise ValueError(f"fraction must be in (0, 1), not {fraction!r}.")
+            raise InvalidParameterError(f"fraction must be in (0, 1), not {fraction!r}.")
         if not isinstance(seed, numbers.Integral) or isinstance(seed, bool) or not 0 <= seed < 2**64:
-            raise ValueError(f"seed must be an integer in [0, 2**64), not {seed!r}.")
+            raise InvalidParameterError(f"seed must be an integer in [0, 2**64), not {seed!r}.")
         if not self.source.repeatable:
             raise InvalidDataError(f"{self.source.name} can be read once only: two streams cannot share it.")
         held = Share(float(fraction), int(seed), len(self._shares), True)

@@ -20,7 +20,7 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
-from onnxcustom.exceptions import GradientNotImplementedError, OnnxCustomError
+from onnxcustom.exceptions import GradientNotImplementedError, InvalidParameterError, OnnxCustomError
 from onnxcustom.graph.analysis.operators import normal_domain, operator_schema
 from onnxcustom.graph.analysis.traversal import all_names, all_nodes, unique_name
 from onnxcustom.graph.building.builder import Var
@@ -60,7 +60,7 @@ def expansion(*op_types: str, domain: str) -> Callable[[Callable[..., Any]], Cal
         for op_type in op_types:
             key = (normal_domain(domain), op_type)
             if key in _EXPANSIONS:
-                raise ValueError(f"{op_type} (domain {domain!r}) has an expansion already.")
+                raise InvalidParameterError(f"{op_type} (domain {domain!r}) has an expansion already.")
             _EXPANSIONS[key] = function
         return function
 

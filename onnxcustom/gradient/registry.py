@@ -17,6 +17,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from onnxcustom.exceptions import InvalidParameterError
 from onnxcustom.graph.analysis.operators import normal_domain
 
 __all__ = [
@@ -78,7 +79,7 @@ def _register(new: Rule) -> None:
     rules = _RULES.setdefault(_key(new.op_type, new.domain), [])
     for old in rules:
         if old.serves(new.since) or new.serves(old.since):
-            raise ValueError(
+            raise InvalidParameterError(
                 f"{new.op_type} (domain {new.domain!r}) has a rule for opsets {old.since} to "
                 f"{old.until or 'the newest'} already; give the new one a range of its own."
             )

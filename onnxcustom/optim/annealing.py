@@ -89,7 +89,10 @@ class MultiStep(CountedSchedule):
             raise InvalidParameterError(
                 f"milestones of MultiStep must be integers in [1, inf), not {self.milestones!r}."
             )
-        milestones = list(self.milestones)
+        try:
+            milestones = list(self.milestones)
+        except TypeError as exc:  # an array without dimensions
+            raise InvalidParameterError(f"milestones of MultiStep: {exc}.") from exc
         for milestone in milestones:
             check_number("a milestone of MultiStep", milestone, "[1, inf)", integral=True)
         object.__setattr__(self, "milestones", tuple(sorted(map(int, milestones))))

@@ -300,7 +300,7 @@ class BaseLearningRate(TimedRule, metaclass=RuleType):
     def __repr__(self) -> str:
         # The shared options are many: those that were left alone say nothing.
         shared = {f.name: f.default for f in dataclasses.fields(SharedOptions)}
-        given = {k: v for k, v in self.get_params().items() if k not in shared or v != shared[k]}
+        given = {k: v for k, v in self.get_params().items() if k not in shared or _differ(v, shared[k])}
         text = ", ".join(f"{k}={v!r}" for k, v in given.items())
         return f"{type(self).__name__}({text}{self.__repr_extended__()})"
 
@@ -357,3 +357,11 @@ def _rate_of(learning_rate: Any) -> Any:
             "give it as optimizer."
         )
     return learning_rate.make_schedule()
+
+
+def _differ(a: Any, b: Any) -> bool:
+    """Whether two options are not equal; arrays and models compare in ways of their own."""
+    try:
+        return bool(a != b)
+    except Exception:
+        return True

@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from onnxcustom._parameters import check_number
-from onnxcustom.exceptions import InvalidDataError
+from onnxcustom._parameters import check_number, is_count
+from onnxcustom.exceptions import InvalidDataError, InvalidParameterError
 from onnxcustom.graph.analysis.traversal import sort_nodes
 from onnxcustom.graph.building.builder import Builder, Var
 from onnxcustom.graph.trainable.roles import Role
@@ -69,7 +69,7 @@ def update_model(
     array([0.5, 0.6], dtype=float32)
     """
     shape = ["n"] if shape is None else shape  # a model has to declare one
-    return ir.to_proto(build_update(optimizer, np.dtype(dtype), shape, opset))
+    return ir.to_proto(build_update(optimizer, dtype, shape, opset))
 
 
 def onnx_function(optimizer: Rule, dtype: Any = np.float32, opset: int = 18) -> onnx.FunctionProto:
@@ -94,7 +94,7 @@ def onnx_function(optimizer: Rule, dtype: Any = np.float32, opset: int = 18) -> 
     InvalidDataError, ValueError
         As :func:`update_model`.
     """
-    model = ir.to_proto(build_update(optimizer, np.dtype(dtype), None, opset))
+    model = ir.to_proto(build_update(optimizer, dtype, None, opset))
     graph = model.graph
     constants = [onnx.helper.make_node("Constant", [], [t.name], value=t) for t in graph.initializer]
     return onnx.helper.make_function(
@@ -109,7 +109,7 @@ def onnx_function(optimizer: Rule, dtype: Any = np.float32, opset: int = 18) -> 
 
 def build_update(
     rule: Rule,
-    dtype: np.dtype,
+    dtype: Any,
     shape: Sequence[int | str] | None,
     opset: int,
     *,
@@ -121,9 +121,7 @@ def build_update(
     """The update of one weight; `divided` has the gradient divided by an input ``batch_size``."""
     newest = onnx.defs.onnx_opset_version()
     check_number("opset", opset, f"[7, {newest}]", integral=True)
-    kind = ir.DataType.from_numpy(dtype)
-    if not kind.is_floating_point():
-        raise InvalidDataError(f"Only floating-point weights can be updated, not {dtype}.")
+    dtype, kind = _checked(rule, dtype, shape)
     op = Builder(opset)
     w = op.input("weight", kind, shape)
     g = op.input("gradient", kind, shape)
@@ -147,6 +145,23 @@ def build_update(
     )
     # Before version 4 initializers had to be inputs, too.
     return ir.Model(graph, ir_version=max(4, ir_version), producer_name="onnxcustom")
+
+
+def _checked(rule: Any, dtype: Any, shape: Any) -> tuple[np.dtype, ir.DataType]:
+    """The dtype of a weight, for NumPy and for ONNX; refuses what is no rule, dtype or shape."""
+    if not isinstance(rule, Rule):
+        raise InvalidParameterError(f"optimizer must be an update rule, not {rule!r:.80}.")
+    try:
+        dtype = np.dtype(dtype)
+        kind = ir.DataType.from_numpy(dtype)
+    except (TypeError, ValueError) as exc:
+        raise InvalidParameterError(f"dtype must be that of a weight, not {dtype!r:.80}.") from exc
+    if not kind.is_floating_point():
+        raise InvalidDataError(f"Only floating-point weights can be updated, not {dtype}.")
+    dims = shape if isinstance(shape, (list, tuple)) else [None]
+    if shape is not None and not all(isinstance(d, str) or is_count(d) for d in dims):
+        raise InvalidParameterError(f"shape must be a list of sizes and names of sizes, not {shape!r:.80}.")
+    return dtype, kind
 
 
 def update_dtype(rule: Rule, dtype: ir.DataType) -> ir.DataType:

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxcustom._parameters import check_number
-from onnxcustom.exceptions import InvalidDataError
+from onnxcustom.exceptions import InvalidDataError, InvalidParameterError
 from onnxcustom.graph.trainable.roles import Role
 from onnxcustom.runtime import Binding, Device, create_session, owned_copy, parse_device, to_ortvalue
 from onnxcustom.runtime.binding import c_value
@@ -230,7 +230,7 @@ class InPlaceUpdates:
             index = -1
         limit = "inf" if self.n_tensors is None else self.n_tensors
         if index < 0 or (self.n_tensors is not None and index >= self.n_tensors):
-            raise ValueError(f"n_bind is the index of a weight, in [0, {limit}), not {n_bind!r}.")
+            raise InvalidParameterError(f"n_bind is the index of a weight, in [0, {limit}), not {n_bind!r}.")
 
     def _states(
         self, state: Any, weight: Any, shape: tuple[int, ...], dtype: np.dtype, clock: Clock
@@ -239,7 +239,7 @@ class InPlaceUpdates:
         names = tuple(self.layout(shape, dtype))
         kind = type(self.rule).__name__
         if not names and state is not None:
-            raise RuntimeError(f"{kind} keeps no state: velocity must be None.")
+            raise InvalidDataError(f"{kind} keeps no state: velocity must be None.")
         if state is None and names and clock.t > clock.begin + 1:
             raise RuntimeError(
                 f"Step {clock.t} of {kind} needs, as velocity, the state {names} that the step before "
@@ -294,7 +294,9 @@ def shape_dtype(name: str, value: Any) -> tuple[tuple[int, ...], np.dtype]:
         try:
             shape, kind = tuple(value.shape()), value.data_type()
         except (AttributeError, TypeError):
-            raise TypeError(f"The {name} must be an OrtValue or an array, not {type(value)}.") from None
+            raise InvalidParameterError(
+                f"The {name} must be an OrtValue or an array, not {type(value)}."
+            ) from None
         dtype = _DTYPES.get(kind)
     if dtype is None:
         raise InvalidDataError(f"The {name} must be a floating-point tensor, not {kind}.")

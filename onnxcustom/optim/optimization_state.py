@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 
 from onnxcustom._parameters import check_number, integer
+from onnxcustom.exceptions import InvalidDataError, InvalidParameterError
 
 from .base import BaseLearningRate
+from .rule import Rule
 from .schedules import Schedule, as_schedule, needed
 
 __all__ = ["OptimizationState", "get_learning_rate", "get_momentum", "normalized_gradient"]
@@ -140,6 +142,8 @@ def get_momentum(schedule: Schedule | Any, state: OptimizationState) -> float:
 
 
 def _rate(schedule: Any, state: OptimizationState, name: str, interval: str) -> float:
+    if not isinstance(state, OptimizationState):
+        raise InvalidParameterError(f"state must be an OptimizationState, not {state!r:.80}.")
     if not isinstance(schedule, Schedule):
         schedule = as_schedule(schedule, name)
     t, epoch = max(state.curr_iter, schedule.first), max(state.curr_epoch, schedule.first)
@@ -147,7 +151,7 @@ def _rate(schedule: Any, state: OptimizationState, name: str, interval: str) -> 
     try:
         check_number(name, value, interval)
     except (TypeError, ValueError) as exc:
-        raise ValueError(
+        raise InvalidParameterError(
             f"{schedule!r} gave {value!r} at step {t} of epoch {epoch}; a {name} is a number in {interval}."
         ) from exc
     return float(value)
@@ -185,12 +189,20 @@ def normalized_gradient(
     >>> normalized_gradient(NAG(grad_clip=1, weight_decay=0.5), state, np.array([1.0]), np.array([6.0]))
     array([1.5])
     """
-    g = np.asarray(grad) / state.batch_size
+    if not isinstance(opts, Rule):
+        raise InvalidParameterError(f"opts must be an update rule, not {opts!r:.80}.")
+    decay = _rate(opts.wd, state, "wd", "[0, inf)")
+    for what, array in {"weight": weight, "grad": grad}.items():
+        if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
+            raise InvalidDataError(f"{what} must be an array of floating-point numbers, not {array!r:.80}.")
+    if weight.shape != grad.shape:
+        raise InvalidDataError(f"weight has shape {weight.shape}, grad {grad.shape}.")
+    g = grad / state.batch_size
     for what in (*opts.order, *(["decay"] if "decay" not in opts.order else [])):
         if what == "rescale":
             g = opts.rescale_grad * g
         elif what == "clip" and opts.clip_gradient is not None:
             g = np.clip(g, -opts.clip_gradient, opts.clip_gradient)
         elif what == "decay" and not opts.decoupled_weight_decay:
-            g = g + _rate(opts.wd, state, "wd", "[0, inf)") * np.asarray(weight)
-    return np.asarray(g, np.asarray(grad).dtype)
+            g = g + decay * weight
+    return np.asarray(g, grad.dtype)

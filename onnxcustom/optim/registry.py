@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from onnxcustom._registry import Registry
-from onnxcustom.exceptions import UnknownNameError
+from onnxcustom.exceptions import InvalidParameterError, UnknownNameError
 
 from .rule import Rule
 from .schedules import Schedule, with_rate
@@ -188,7 +188,7 @@ def _take_scheduler(options: dict[str, Any]) -> None:
         return
     rate = options.get("learning_rate", options.pop("eta0", None))
     if rate is not None and not isinstance(scheduler, Schedule):
-        raise TypeError(
+        raise InvalidParameterError(
             f"lr_scheduler is a function, or something like it, and has no base to replace by {rate!r}: "
             "leave the learning rate out, or give a schedule."
         )

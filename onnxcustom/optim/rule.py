@@ -11,6 +11,7 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
+from onnxcustom.exceptions import InvalidParameterError
 from onnxcustom.graph.building.builder import Builder, Var
 from onnxcustom.graph.trainable.roles import Role
 
@@ -156,7 +157,7 @@ class Rule(SharedOptions):
         factor: Any = Unit() if prescaled else lr
         new, state = view.update(op, w, g, s, factor, t)
         if set(state) != set(self.state):
-            raise ValueError(
+            raise InvalidParameterError(
                 f"{type(self).__name__}.update returned state {set(state)}, not {set(self.state)}."
             )
         new = proximal_l1(op, new, lr, l1)

@@ -282,7 +282,10 @@ class InverseScaling(Schedule):
     power_t: float = number(0.25, "[0, inf)")
 
     def value(self, t: int, epoch: int) -> float:
-        return self.eta0 / math.pow(t, self.power_t)
+        try:
+            return self.eta0 / math.pow(t, self.power_t)
+        except OverflowError:
+            return 0.0
 
 
 @dataclass(frozen=True)
@@ -366,8 +369,8 @@ def check_loss(loss: float) -> float:
     InvalidDataError
         If it is not finite.
     """
-    if not math.isfinite(loss):
-        raise InvalidDataError(f"The loss of an epoch must be finite, not {loss!r}.")
+    if not isinstance(loss, numbers.Real) or not math.isfinite(loss):
+        raise InvalidDataError(f"The loss of an epoch must be finite, not {loss!r:.60}.")
     return float(loss)
 
 
@@ -390,6 +393,11 @@ class Function(CountedSchedule):
 
     function: Callable[[int], float]
     decay_on_iteration: bool = flag(True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not callable(self.function):
+            raise InvalidParameterError(f"function of Function must be one, not {self.function!r:.80}.")
 
     def rate(self, count: int) -> float:
         return self.function(count)

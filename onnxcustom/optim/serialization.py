@@ -8,7 +8,7 @@ from typing import Any
 
 from onnxcustom._parameters import check_number
 from onnxcustom._plain import Path, from_plain, to_plain
-from onnxcustom.exceptions import CheckpointError, UnknownNameError
+from onnxcustom.exceptions import CheckpointError, InvalidParameterError, UnknownNameError
 
 from . import annealing, plateau, schedules
 from .registry import RULES
@@ -71,7 +71,7 @@ def rule_to_dict(rule: TimedRule) -> dict[str, Any]:
     """
     name = type(rule).__name__
     if type(rule) not in RULES.classes():
-        raise TypeError(f"{rule!r} cannot be written to a file: {name} is not registered.")
+        raise InvalidParameterError(f"{rule!r} cannot be written to a file: {name} is not registered.")
     options = {k: v for k, v in rule.get_params().items() if k not in _LEFT_OUT}
     return {
         "rule": name,
@@ -258,7 +258,7 @@ def _plain(what: str, value: Any) -> Any:
         if _SCHEDULES.get(name) is type(value):
             fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(_SCHEDULES[name]) if f.init}
             return {"schedule": name, "fields": {k: _plain(what, v) for k, v in fields.items()}}
-        raise TypeError(
+        raise InvalidParameterError(
             f"The {what} is {value!r}, which cannot be written to a file: use a number or a schedule of "
             "onnxcustom.optim."
         )

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, TypeVar
 
+from onnxcustom._parameters import check_count
 from onnxcustom._warnings import warn_user
 
 from .clock import Clock
@@ -178,6 +179,7 @@ class TimedRule(Rule):
         >>> [round(v, 4) for v in LearningRateSGD(1.0).loop(3)]
         [1.0, 0.8409, 0.7598]
         """
+        n = check_count("n", n, 0)
         self.init_learning_rate()
         for t in range(n):
             if t:  # no rate is asked for that is not yielded: a list of them may end there

@@ -13,7 +13,7 @@ import safetensors
 import safetensors.numpy
 
 from onnxcustom._versioning import check_version, stamp_version
-from onnxcustom.exceptions import ConvergenceError, InvalidDataError
+from onnxcustom.exceptions import ConvergenceError, InvalidDataError, InvalidParameterError
 from onnxcustom.graph.trainable.roles import Role, weight_roles
 from onnxcustom.runtime import owned_copy, parse_device, to_ortvalue
 from onnxcustom.runtime.binding import plain_array
@@ -105,7 +105,7 @@ class Updater:
     def __init__(self, optimizer: TimedRule | str, device: Any = "cpu") -> None:
         rule = create(optimizer) if isinstance(optimizer, str) else optimizer
         if not isinstance(rule, TimedRule):
-            raise TypeError(f"optimizer must be an update rule or its name, not {optimizer!r}.")
+            raise InvalidParameterError(f"optimizer must be an update rule or its name, not {optimizer!r}.")
         self.device = parse_device(device)
         self.states: dict[Index, dict[str, Any]] = {}
         self.counts: dict[Index, int] = {}
@@ -123,9 +123,9 @@ class Updater:
     def optimizer(self, rule: TimedRule) -> None:
         old = self._rule
         if not isinstance(rule, TimedRule):
-            raise TypeError(f"optimizer must be an update rule, not {rule!r}.")
+            raise InvalidParameterError(f"optimizer must be an update rule, not {rule!r}.")
         if (type(rule), rule.state) != (type(old), old.state) and self.states:
-            raise ValueError(
+            raise InvalidParameterError(
                 f"The weights were updated by {old!r}; {rule!r} cannot go on with their state. Make another "
                 "Updater."
             )

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from onnxcustom._parameters import check_number
+from onnxcustom._parameters import check_flag, check_number, check_path
 from onnxcustom.exceptions import UnknownNameError
 from onnxcustom.graph import to_ir
 
@@ -81,8 +81,7 @@ class GraphPicture:
         MissingPackageError
             Graphviz is not installed.
         """
-        path = Path(path)
-        _check_suffix(path)
+        path = _checked_path(path)
         suffix = path.suffix.lower()
         if suffix == ".png":
             path.write_bytes(self.png(dpi))
@@ -94,10 +93,12 @@ class GraphPicture:
         return None if find_program() is None else self.svg()
 
 
-def _check_suffix(path: Path) -> None:
-    """Refuse a format before anything is drawn."""
+def _checked_path(given: str | os.PathLike[str]) -> Path:
+    """A path of a known format: refused before anything is drawn."""
+    path = check_path("path", given)
     if path.suffix.lower() not in _SUFFIXES:
         raise UnknownNameError(f"A graph is written to {', '.join(_SUFFIXES)}, not to {path.name!r}.")
+    return path
 
 
 def plot_graph(
@@ -169,9 +170,10 @@ def plot_graph(
     True
     """
     if path is not None:
-        _check_suffix(Path(path))
+        _checked_path(path)
     check_number("max_nodes", max_nodes, "[1, inf)", integral=True)
-    if detail is not None and detail not in DETAILS:
+    check_flag("weights", weights)
+    if detail is not None and not (isinstance(detail, str) and detail in DETAILS):
         raise UnknownNameError(f"detail must be None or one of {list(DETAILS)}, not {detail!r}.")
     picture = GraphPicture(dot_text(draw_diagram(to_ir(_graph_of(model)), detail, max_nodes, weights)))
     if path is not None:

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from onnxcustom._parameters import check_number
-from onnxcustom.exceptions import InvalidDataError
+from onnxcustom._parameters import check_flag, check_number
+from onnxcustom.exceptions import InvalidDataError, InvalidParameterError
 
 from .history_data import Run, Series, chosen_metrics, is_part, read_runs
-from .style import COLORS, matplotlib_module, new_axes, plain, save
+from .style import COLORS, given_axes, matplotlib_module, new_axes, plain, save
 
 __all__ = ["plot_history"]
 
@@ -96,6 +96,8 @@ def plot_history(
     """
     if smooth is not None:
         check_number("smooth", smooth, "[0, 1)")
+    if log is not None:
+        check_flag("log", log)
     runs = read_runs(history)
     panels = _panels(runs, chosen_metrics(runs, metrics))
     own = ax is None
@@ -165,12 +167,12 @@ def _color(k: int) -> str:
 
 def _fit(panels: list[_Panel], ax: Any, everything: bool) -> tuple[list[_Panel], list[Any]]:
     """The panels for the axes that are there."""
-    axes = [ax] if hasattr(ax, "plot") else list(np.ravel(ax))
+    axes = given_axes(ax)
     if hasattr(ax, "plot") and everything:
         panels = panels[:1]
     if len(axes) != len(panels):
         names = ", ".join(panel.label for panel in panels)
-        raise ValueError(
+        raise InvalidParameterError(
             f"ax must be {len(panels)} axes, for {names}, not {len(axes)}; metrics= chooses them."
         )
     return panels, axes

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxcustom.exceptions import InvalidDataError, UnknownNameError
+from onnxcustom.exceptions import InvalidDataError, InvalidParameterError, UnknownNameError
 
 __all__ = ["Run", "Series", "chosen_metrics", "is_part", "read_runs"]
 
@@ -99,7 +99,12 @@ def chosen_metrics(runs: Sequence[Run], metrics: Iterable[str] | None) -> list[s
     known = list(dict.fromkeys(key for run in runs for key in run.series))
     if metrics is None:
         return [key for key in known if key not in BESIDES and not _is_loss(key)]
-    wanted = [metrics] if isinstance(metrics, str) else list(metrics)
+    try:
+        wanted = [metrics] if isinstance(metrics, str) else list(metrics)
+    except TypeError:
+        wanted = [None]
+    if not all(isinstance(name, str) for name in wanted):
+        raise InvalidParameterError(f"metrics must be names of measures, not {metrics!r:.80}.")
     found: list[str] = []
     for name in wanted:
         keys = [key for key in known if name in (key, _split(key)[0]) and not _is_loss(key)]
@@ -139,7 +144,7 @@ def _run(name: str, given: Any) -> Run:
         history = dict(given)
     elif hasattr(given, "history_"):
         history = given.history_
-    elif hasattr(given, "get_params"):
+    elif hasattr(given, "get_params") and hasattr(given, "fit"):
         from sklearn.exceptions import NotFittedError
 
         raise NotFittedError(f"This {type(given).__name__} is not fitted yet: it has no history_ to draw.")

@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import numpy as np
+
+from onnxcustom._parameters import check_path
 from onnxcustom._text import shorten
-from onnxcustom.exceptions import MissingPackageError
+from onnxcustom.exceptions import InvalidParameterError, MissingPackageError, UnknownNameError
 
 from .phases import Phase
 
@@ -14,6 +17,7 @@ __all__ = [
     "COLORS",
     "PHASE_COLORS",
     "PHASE_FILLS",
+    "given_axes",
     "matplotlib_module",
     "new_axes",
     "plain",
@@ -78,10 +82,29 @@ def new_axes(count: int, width: float, height: float, **options: Any) -> list[An
     return list(figure.subplots(1, count, squeeze=False, **options)[0])
 
 
+def given_axes(ax: Any) -> list[Any]:
+    """Axes that are given alone, in a list or in an array.
+
+    Raises
+    ------
+    InvalidParameterError
+        Something else.
+    """
+    axes = [ax] if hasattr(ax, "plot") else list(np.ravel(np.array(ax, dtype=object)))
+    if not all(hasattr(here, "plot") for here in axes):
+        raise InvalidParameterError(f"ax must be axes of matplotlib, not {ax!r:.80}.")
+    return axes
+
+
 def save(axes: list[Any], path: str | os.PathLike[str] | None) -> None:
     """Write the figure of axes to a file, if there is a path, in the format of its ending."""
-    if path is not None:
-        axes[0].figure.savefig(path, dpi=150)
+    if path is None:
+        return
+    figure, kind = axes[0].figure, check_path("path", path).suffix[1:].lower()
+    known = sorted(figure.canvas.get_supported_filetypes())
+    if kind and kind not in known:
+        raise UnknownNameError(f"A picture is written to {', '.join(known)}, not to {str(path)!r}.")
+    figure.savefig(path, dpi=150)
 
 
 def plain(text: str) -> str:

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from onnxcustom._parameters import check_number
-from onnxcustom.exceptions import InvalidDataError
+from onnxcustom.exceptions import InvalidDataError, InvalidParameterError
 from onnxcustom.graph import weights
 
-from .style import COLORS, matplotlib_module, new_axes, plain, save
+from .style import COLORS, given_axes, matplotlib_module, new_axes, plain, save
 
 __all__ = ["plot_weight_changes"]
 
@@ -114,9 +114,9 @@ def plot_weight_changes(
         height = 1.3 + 0.34 * len(rows)
         axes = new_axes(2, 9.0, height, sharey=True, gridspec_kw={"width_ratios": (3, 2)})
     else:
-        axes = list(np.ravel(ax))
+        axes = given_axes(ax)
         if len(axes) != 2:
-            raise ValueError(f"ax must be two axes, for histograms and bars, not {len(axes)}.")
+            raise InvalidParameterError(f"ax must be two axes, for histograms and bars, not {len(axes)}.")
     _draw_histograms(axes[0], rows)
     _draw_bars(axes[1], rows)
     for here in axes:

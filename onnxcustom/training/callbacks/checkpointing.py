@@ -7,12 +7,11 @@ import errno
 import os
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onnxcustom._parameters import check_number
+from onnxcustom._parameters import check_number, check_path
 from onnxcustom._warnings import warn_user
-from onnxcustom.exceptions import CheckpointError, InvalidParameterError
+from onnxcustom.exceptions import CheckpointError
 from onnxcustom.training.checkpoints.checkpoint import CheckpointStore, Saved
 
 from .base import Callback
@@ -69,12 +68,8 @@ class Checkpoint(Callback):
 
     def store(self) -> CheckpointStore:
         """The folder."""
-        if not isinstance(self.folder, (str, os.PathLike)):
-            raise InvalidParameterError(
-                f"The folder for checkpoints (checkpoint_dir) must be a path, not {self.folder!r}: give its "
-                "name as text or as a Path."
-            )
-        return CheckpointStore(Path(self.folder).absolute(), self.keep)
+        folder = check_path("The folder for checkpoints (checkpoint_dir)", self.folder)
+        return CheckpointStore(folder.absolute(), self.keep)
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[tuple[CheckpointStore, Saved | None]]:

@@ -153,7 +153,9 @@ class Score(Callback):
         for name, (X, y, weights) in self._parts(trainer.run).items():
             value = trainer.score_with(self._scorer, X, y, weights, weighs=_takes_weights(self._scorer))
             if not isinstance(value, (int, float, np.number)):
-                raise TypeError(f"The scorer {self._key()!r} returned {value!r}, which is no number.")
+                raise InvalidParameterError(
+                    f"The scorer {self._key()!r} returned {value!r}, which is no number."
+                )
             found[name] = float(value)
         self.records_.append({"epoch": trainer.n_iter_, "iteration": trainer.step_.iteration, **found})
         return found
