@@ -99,6 +99,7 @@ def chosen_metrics(runs: Sequence[Run], metrics: Iterable[str] | None) -> list[s
     known = list(dict.fromkeys(key for run in runs for key in run.series))
     if metrics is None:
         return [key for key in known if key not in BESIDES and not _is_loss(key)]
+    wanted: list[Any]
     try:
         wanted = [metrics] if isinstance(metrics, str) else list(metrics)
     except TypeError:
