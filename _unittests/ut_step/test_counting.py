@@ -113,6 +113,40 @@ def test_ten_steps_are_those_of_torch(dims, axis, shape, options, weighted, engi
     np.testing.assert_allclose(step.weights()["W"], weight, rtol=1e-9)
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(
+    ("dims", "axis", "shape"), [("N", -1, (6,)), ("N, L", -1, (3, 5)), ("H, V", 1, (3, 2, 5))]
+)
+def test_probabilities_in_place_of_labels(dims, axis, shape, weighted):
+    """As PyTorch's probabilities, smoothed and weighed; labels may come next."""
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(5)
+    X, q = rng.normal(size=(*shape, 4)), rng.dirichlet(np.ones(4), size=shape)
+    w = np.linspace(0.5, 2, len(X)) if weighted else None
+    loss = Entropy(class_axis=axis, class_weight=WEIGHTS, label_smoothing=0.2)
+    step = TrainingStep(tokens(dims) if axis == -1 else pixels(dims), loss, learning_rate=0.5)
+    given = (X, q) if axis == -1 else (np.moveaxis(X, -1, 1).copy(), np.moveaxis(q, -1, 1).copy())
+    weight = torch.tensor(np.random.default_rng(0).normal(size=(4, 4)) * 0.3, requires_grad=True)
+    options = {
+        "weight": torch.tensor(WEIGHTS, dtype=torch.float64),
+        "label_smoothing": 0.2,
+        "reduction": "none",
+    }
+    by_row = torch.ones(len(X)) if w is None else torch.tensor(w)
+    for _ in range(10):
+        z = torch.movedim(torch.tensor(X) @ weight, -1, 1)
+        losses = torch.nn.functional.cross_entropy(z, torch.movedim(torch.tensor(q), -1, 1), **options)
+        objective = (losses.reshape(len(X), -1).sum(1) * by_row).sum() / losses.numel()
+        assert step.run(*given, w) == pytest.approx(objective.item(), rel=1e-9)
+        (g,) = torch.autograd.grad(objective, weight)
+        weight = (weight - 0.5 * g).detach().requires_grad_()
+    np.testing.assert_allclose(step.weights()["W"], weight.detach().numpy(), rtol=1e-9)
+    hard = rng.integers(0, 4, size=shape)
+    onehot = np.eye(4)[hard]
+    scores = step.scores(given[0], onehot if axis == -1 else np.moveaxis(onehot, -1, 1), w)
+    np.testing.assert_allclose(step.scores(given[0], hard, w), scores, rtol=1e-9)
+
+
 def test_nll_and_focal_count_as_cross_entropy_does():
     X, y = data((3, 5))
     ends = []

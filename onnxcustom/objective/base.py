@@ -105,6 +105,8 @@ class Loss(Parameters, ABC):
     of_logarithms: bool = False
     # Whether every label counts as a row of the objective, where a row has several (tokens, pixels).
     counts_positions: bool = False
+    # Whether it may have probabilities of classes in place of labels, in the prediction's shape.
+    takes_probabilities: bool = False
     # Whether some labels do not count.
     ignores: bool = False
     # Whether rows have a loss only if there are others with their label in the batch.

@@ -129,6 +129,8 @@ class SoftmaxCrossEntropyLearningLoss(WeighedLabelLoss):
     array([6.931e-01, 2.000e+04, 0.000e+00], dtype=float32)
     """
 
+    takes_probabilities = True
+
     def __init__(
         self,
         from_logits: bool = True,

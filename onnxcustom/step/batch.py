@@ -72,14 +72,17 @@ class Batch:
         if name in self._fed:
             self._counted[name] = self.counts[name] = op.input(op.unique(f"{name}_count"), self.dtype, [])
         elif target.counted:
-            count = cast(op, target.loss.emit_count(op, expected), self.dtype)
+            count = target.loss.emit_count(op, expected)
+            if target.soft:
+                count = op.Div(op.Size(expected), op.Gather(op.Shape(expected), target.axis))
+            count = cast(op, count, self.dtype)
             self._counted[name] = op.Max(count, 1.0) if target.loss.ignores else count
 
     def terms(self, target: Target, predicted: Var) -> LossTerms:
         """Scores and gradient of a target's loss."""
         op = self.op
         layout = Layout(op, target, predicted)
-        wanted = target.loss.target(layout.moved.dtype, layout.moved.rank, layout.moved.shape)
+        wanted = target.wanted(layout.moved)
         kind = layout.kind(wanted)
         name = op.unique(f"{target.output}_expected")
         expected = op.input(name, wanted.dtype, layout.expected_shape(wanted, kind))

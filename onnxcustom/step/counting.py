@@ -34,7 +34,7 @@ def counts_of(targets: Sequence[Target], expected: Callable[[int], Any], rows: i
     rows : int
         Rows of the batch.
     """
-    return [t.loss.count(np.asarray(expected(i))) if t.counted else rows for i, t in enumerate(targets)]
+    return [t.count(np.asarray(expected(i))) if t.counted else rows for i, t in enumerate(targets)]
 
 
 def labels_a_row(
@@ -56,5 +56,5 @@ def labels_a_row(
         if target.counted:
             labels, each = expected(target.output)
             scores = rows if each or target.rows is not None else 1  # else all of it is one row
-            made.append((target.loss.count(labels) or scores) / scores)
+            made.append((target.count(labels) or scores) / scores)
     return made

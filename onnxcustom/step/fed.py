@@ -13,7 +13,7 @@ from onnxcustom.feed.specs import TensorSpec
 from onnxcustom.feed.validation import as_inputs
 
 from .counting import counts_of
-from .feeds import Feeds, check_expected, data_axes, feeds_of, settled_by
+from .feeds import Feeds, check_expected, data_axes, feeds_of, settled_by, softened_by
 from .frozen import FrozenInputs, Halves
 from .stored import StoredStep
 from .targets import Target
@@ -107,16 +107,22 @@ class FedStep(StoredStep):
         """
         self._evaluator.check_declared(as_inputs(X, self.inputs))
 
-    def settle(self, X: Any, y: Any) -> None:
+    def settle(self, X: Any, y: Any, labels: bool = False) -> None:
         """Let the shape of labels decide which axis of a prediction holds the classes, if nothing else does.
+
+        Of the shape of the prediction they are probabilities of the classes.
 
         Parameters
         ----------
         X, y
             Data as :meth:`run` takes it.
+        labels : bool, default=False
+            Whether they are labels whatever their shape.
         """
         if not self._recipe.settled:
             self._retarget(settled_by(self._recipe, X, y))
+        if not labels and any(target.loss.takes_probabilities for target in self._recipe.targets):
+            self._retarget(softened_by(self._recipe, y))
 
     def _retarget(self, targets: Sequence[Target]) -> None:
         """Take the losses in another way: the graphs are made again, what is trained stays."""

@@ -16,7 +16,7 @@ from onnxcustom.runtime.binding import is_c_ortvalue
 
 from .compose import Weighted
 from .recipe import Recipe
-from .targets import Target, part_shape, settled
+from .targets import Target, part_shape, settled, softened
 
 __all__ = [
     "Feeds",
@@ -26,6 +26,7 @@ __all__ = [
     "feeds_of",
     "settled_by",
     "settled_by_shapes",
+    "softened_by",
 ]
 
 
@@ -92,7 +93,7 @@ def feeds_of(recipe: Recipe, X: Any, y: Any, sample_weight: Any = None) -> Feeds
 def check_expected(recipe: Recipe, expected: Mapping[str, np.ndarray]) -> None:
     """Check expected values by output name, converted already, against what the losses allow."""
     for target in recipe.targets:
-        target.loss.check_expected(expected[target.output], target.columns)
+        target.check_expected(expected[target.output])
 
 
 def check_values(values: Any) -> None:
@@ -126,6 +127,13 @@ def settled_by(recipe: Recipe, X: Any, y: Any) -> list[Target]:
     """The targets, the axis of the classes decided by the shape of labels where nothing else does."""
     inputs = [part_shape(X, spec.name) for spec in recipe.inputs]
     return settled_by_shapes(recipe, inputs + [part_shape(y, t.output) for t in recipe.targets])
+
+
+def softened_by(recipe: Recipe, y: Any) -> list[Target]:
+    """The targets, with probabilities of classes where expected values have the shape of the prediction."""
+    single = len(recipe.targets) == 1 and not isinstance(y, Mapping)
+    shapes = [part_shape(y, t.output) if single or isinstance(y, Mapping) else None for t in recipe.targets]
+    return softened(recipe.targets, shapes)
 
 
 def settled_by_shapes(recipe: Recipe, shapes: Sequence[tuple[int, ...] | None]) -> list[Target]:

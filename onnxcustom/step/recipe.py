@@ -296,7 +296,7 @@ class Recipe:
         specs = self._specs(list(self.graph().expected.values()))
         made = []
         for target, spec in zip(self.targets, specs, strict=True):
-            weighed = len(specs) == 1 and target.counts_labels
+            weighed = len(specs) == 1 and target.counts_labels and not target.soft
             made.append(dataclasses.replace(spec, name=target.output, weighed=weighed))
         return made
 

@@ -17,8 +17,9 @@ from onnxcustom.exceptions import InvalidModelError, InvalidParameterError, Unkn
 from onnxcustom.feed.specs import TensorSpec
 from onnxcustom.graph import Logits, class_axis, find_logits, hidden_logits, last_operator
 from onnxcustom.graph.analysis.tails import decisions
+from onnxcustom.graph.building.builder import Var
 from onnxcustom.graph.shapes.batch_axis import BatchAxes
-from onnxcustom.objective import BaseLearningLoss
+from onnxcustom.objective import BaseLearningLoss, Loss, LossTarget
 
 from .joining import joined_name, row_shapes
 
@@ -30,6 +31,7 @@ __all__ = [
     "prediction_tensors",
     "select_targets",
     "settled",
+    "softened",
     "tensor_shape",
     "where",
 ]
@@ -69,6 +71,8 @@ class Target:
         Whether the axis of the classes is certain; otherwise the shape of the labels decides.
     positions : bool
         Whether every position of a label counts as a row, for a loss that counts them.
+    soft : bool
+        Whether it has probabilities of classes in place of labels, in the prediction's shape.
     """
 
     output: str
@@ -83,6 +87,7 @@ class Target:
     shape: tuple[int | str | None, ...] | None = None
     settled: bool = True
     positions: bool = False
+    soft: bool = False
 
     @property
     def counts_positions(self) -> bool:
@@ -103,7 +108,21 @@ class Target:
     @property
     def counted(self) -> bool:
         """Whether it is divided by a number that only the labels tell."""
-        return self.counts_positions and (self.has_positions or self.loss.ignores)
+        return self.counts_positions and (self.has_positions or (self.loss.ignores and not self.soft))
+
+    def count(self, expected: np.ndarray) -> int:
+        """Number of its labels that count, for a target that is divided by that."""
+        return expected.size // (expected.shape[self.axis] or 1) if self.soft else self.loss.count(expected)
+
+    def wanted(self, predicted: Var) -> LossTarget:
+        """What its loss expects, for the tensor it is taken on as the loss takes it."""
+        about = predicted.dtype, predicted.rank, predicted.shape
+        return Loss.target(self.loss, *about) if self.soft else self.loss.target(*about)
+
+    def check_expected(self, expected: np.ndarray) -> None:
+        """Check expected values as users have them, converted already."""
+        given = np.moveaxis(expected, self.axis, 1) if self.soft else expected
+        self.loss.check_expected(given, given.shape[1] if self.soft else self.columns)
 
     @property
     def curve(self) -> str:
@@ -445,6 +464,18 @@ def settled(
         t if t.settled or shape is None else _settled(t, sizes, shape)
         for t, shape in zip(targets, labels, strict=True)
     ]
+
+
+def softened(targets: Sequence[Target], labels: Sequence[tuple[int, ...] | None]) -> list[Target]:
+    """Targets that have probabilities of classes where expected values have the prediction's shape."""
+    made = []
+    for t, shape in zip(targets, labels, strict=True):
+        soft = t.soft
+        if t.loss.takes_probabilities and t.rows is not None and t.shape is not None and shape is not None:
+            size = shape[t.axis] if len(shape) == len(t.shape) else 1
+            soft = size != 1 and t.columns in (None, size)
+        made.append(t if soft == t.soft else dataclasses.replace(t, soft=soft))
+    return made
 
 
 def _settled(target: Target, sizes: Mapping[str, int], labels: tuple[int, ...]) -> Target:

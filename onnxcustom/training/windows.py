@@ -23,7 +23,7 @@ def counts_differ(step: TrainingStep, loader: Any) -> bool:
     if arrays is None:
         return True
     counted = [target for target in step.targets if target.counted]
-    return any(t.loss.count(arrays[t.output]) != arrays[t.output].size for t in counted)
+    return any(not t.soft and t.count(arrays[t.output]) != arrays[t.output].size for t in counted)
 
 
 def in_windows(step: TrainingStep, batches: Iterable[Any], position: int) -> Iterator[Any]:

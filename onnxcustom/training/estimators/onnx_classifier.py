@@ -86,6 +86,8 @@ class OnnxClassifier(ClassifierMixin, OnnxEstimator):
 
     class_weight: Mapping[Any, float] | str | None = dataclasses.field(default=None, kw_only=True)
 
+    _takes_labels = True
+
     def partial_fit(
         self,
         X: Any,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from onnxcustom._parameters import flag
 from onnxcustom.data import Block, Stream
@@ -97,6 +97,9 @@ class OnnxEstimator(Trainer):
     pairs: Any = None
     m_per_class: int | None = None
 
+    # Whether expected values are labels whatever their shape.
+    _takes_labels: ClassVar[bool] = False
+
     @property
     def _live_parameters(self) -> frozenset[str]:
         # Without an optimizer, the learning rate says which update rule it is.
@@ -159,7 +162,7 @@ class OnnxEstimator(Trainer):
             batch_axis=self.batch_axis,
             average=self.average,
         )
-        step.settle(X, y)
+        step.settle(X, y, labels=self._takes_labels)
         return step
 
     def _change(self, step: TrainingStep, parameters: set[str]) -> None:
