@@ -61,7 +61,10 @@ def heads_of(model: ir.Model, loss: Any, loss_weights: Any = None) -> Heads:
         loss = _on_several(model, loss)
     if not isinstance(loss, Mapping):
         if isinstance(loss_weights, (list, tuple)):
-            raise InvalidParameterError(f"loss_weights={loss_weights!r} are of several losses, there is one.")
+            raise InvalidParameterError(
+                "loss_weights must be factors by the name of an output, or one for each loss where there are "
+                f"several; there is one, not {loss_weights!r}."
+            )
         return Heads(loss, loss_weights)
     if isinstance(loss_weights, (list, tuple)):
         if len(loss_weights) != len(loss):
