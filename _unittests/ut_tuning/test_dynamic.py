@@ -207,6 +207,44 @@ MODELS = {
         0,
         0,
     ),
+    "time and rows as rows of a matrix": (
+        model(
+            "float[5, 1, 4] x",
+            "float[5, 1, 3] y",
+            "f = Reshape(x, s) z = Gemm(f, w) y = Reshape(z, t)",
+            s=whole(5, 4),
+            t=whole(5, 1, 3),
+            w=numbers(4, 3),
+        ),
+        1,
+        1,
+    ),
+    "rows and heads of attention": (
+        model(
+            "float[5, 1, 4] x",
+            "float[1, 2, 5, 5] y",
+            "f = Reshape(x, s) q = Transpose<perm = [1, 0, 2]>(f) k = Transpose<perm = [1, 2, 0]>(f) "
+            "z = MatMul(q, k) y = Reshape(z, t)",
+            s=whole(5, 2, 2),
+            t=whole(1, 2, 5, 5),
+        ),
+        1,
+        0,
+    ),
+    "states of a constant and of a computed size": (
+        recurrent(
+            "GRU",
+            "h0",
+            "float[5, 2, 3] x",
+            "float[5, 1, 2, 4] y",
+            body="n = Shape<start = 1, end = 2>(x) s = Concat<axis = 0>(one, n, four) h0 = Expand(zero, s)",
+            one=whole(1),
+            four=whole(4),
+            zero=np.zeros((1, 2, 4), np.float32),
+        ),
+        1,
+        2,
+    ),
     "a branch": (
         model(
             "float[1, 2, 3] x",

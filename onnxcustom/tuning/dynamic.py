@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -135,11 +136,12 @@ def _freed(
     wanted = max(_BLOCKS * block, -(-max(_SIZES) // block) * block)
     several = find_examples(proto, inputs, guess.axes, block, wanted, example)
     refused: InvalidModelError | None = None
-    for examples in several:  # sizes may hide what others show: one element where there may be two
+    # Sizes may hide what others show: one element where there may be two. What rows are made one with, too.
+    for examples, leading in itertools.product(several, (False, True)):
         edited = to_ir(proto)
         InlineFunctionsPass()(edited)
         try:
-            walk = _walked(edited, guess, examples)
+            walk = _walked(edited, guess, examples, leading)
             axes = _output_axes(edited, walk)
             _declare(edited, walk, guess, batch)
             _drop_unread(edited)
@@ -156,7 +158,7 @@ def _freed(
     raise refused
 
 
-def _walked(model: ir.Model, guess: Guess, examples: Examples) -> Walk:
+def _walked(model: ir.Model, guess: Guess, examples: Examples, leading: bool) -> Walk:
     """The model with its nodes repaired, and what is known of its values."""
     inputs, block = _inputs(model), guess.block
     taken = all_names(model.graph)
@@ -168,7 +170,7 @@ def _walked(model: ir.Model, guess: Guess, examples: Examples) -> Walk:
     given = _given(inputs, examples, guess)
     sizes = [np.array([block], np.int64)] * _BLOCKS
     given[rows] = Known("sized", sizes, np.array([block * _BLOCKS], np.int64))
-    walk = Walk(model, given, rows, block, _BLOCKS, taken, guess.declared)
+    walk = Walk(model, given, rows, block, _BLOCKS, taken, guess.declared, leading)
     walk.graph(model.graph)
     if rows.uses():
         model.graph.insert_before(model.graph[0], op.nodes)

@@ -81,6 +81,8 @@ class Case:
         For builders.
     declared : bool
         Whether the file itself says that any number of rows may come: then no results for several may change.
+    leading : bool
+        Whether rows that are made one with something else are so with the first axis that will do.
     """
 
     node: ir.Node
@@ -91,6 +93,7 @@ class Case:
     opset: int
     taken: set[str]
     declared: bool
+    leading: bool = False
 
     def builder(self) -> Builder:
         """For the nodes of a repair."""
@@ -151,7 +154,7 @@ def _shaped(case: Case) -> Iterator[Repair]:
     x, known = found
     wanted = case.results[0][0].shape
     assert known.layout is not None
-    axes = sorted(range(len(wanted)), key=lambda i: (wanted[i] != case.block, i != known.layout.axis, i))  # type: ignore[union-attr]
+    axes = sorted(range(len(wanted)), key=lambda axis: _unlikely(case, known.layout, axis, wanted))
     for axis in axes:
         shape = [d * len(known.blocks) if i == axis else d for i, d in enumerate(wanted)]
         if int(np.prod(shape)) != known.batch.size:
@@ -167,6 +170,15 @@ def _shaped(case: Case) -> Iterator[Repair]:
         )
         if made is not None:
             yield made
+
+
+def _unlikely(case: Case, layout: Layout | None, axis: int, wanted: Sequence[int]) -> tuple[Any, ...]:
+    """Order of the axes that rows may be on: alone, where they were, with what came after or before them."""
+    assert layout is not None
+    stays = axis == layout.axis
+    if wanted[axis] == case.block:
+        return 0, not stays, axis
+    return 1, not (stays and not case.leading and axis < len(wanted) - 1), axis
 
 
 def _reshape(case: Case, op: Builder, x: ir.Value, known: Known, layout: Layout) -> Repair | None:

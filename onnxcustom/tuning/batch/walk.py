@@ -47,6 +47,8 @@ class Walk:
         Names that there are.
     declared : bool
         Whether the file says that any number of rows may come.
+    leading : bool
+        As :class:`~onnxcustom.tuning.batch.repairs.Case` has it.
     """
 
     def __init__(
@@ -58,9 +60,10 @@ class Walk:
         count: int,
         taken: set[str],
         declared: bool,
+        leading: bool = False,
     ) -> None:
         self.model, self.rows, self.block, self.count = model, rows, block, count
-        self.taken, self.declared = taken, declared
+        self.taken, self.declared, self.leading = taken, declared, leading
         self.known: dict[ir.Value, Known] = dict(given)
         self.repaired: list[str] = []
         self.opsets = dict(model.opset_imports.items())
@@ -96,7 +99,16 @@ class Walk:
             self._compare(node, known, wanted, outputs, trial)
             return
         kind = "same" if kinds <= {"same"} else "sized"
-        batch = results[0] if kind == "same" else trial.run(_feeds(known, None))
+        try:
+            batch = results[0] if kind == "same" else trial.run(_feeds(known, None))
+        except FAILURES as exc:  # a constant of the size that the file has, with sizes that follow the rows
+            made = self._repaired(node, known, wanted, outputs)
+            if made is None:
+                raise RefusedError(_refusal(node, known, self.block, _short(exc))) from exc
+            for held in made.values():
+                held.kind, held.layout = "sized", None
+            self.known.update(made)
+            return
         for value, blocks, whole in zip(wanted, outputs, batch, strict=True):
             self.known[value] = Known(kind, blocks, whole)
 
@@ -114,7 +126,9 @@ class Walk:
                 f"{_named(node)} reads {other!r}, which is no tensor: its rows are not known."
             )
         constant = [str(v.name) for v, k in known.items() if k.kind == "same"]
-        return Trial(nodes, values, constant, outputs, self.opsets, [str(self.rows.name)])
+        # Some operators want to know how many sizes there are.
+        shaped = [str(v.name) for v, k in known.items() if k.kind == "sized" and k.shape == np.shape(k.batch)]
+        return Trial(nodes, values, constant, outputs, self.opsets, shaped)
 
     def _compare(
         self,
@@ -185,7 +199,15 @@ class Walk:
     ) -> dict[ir.Value, Known] | None:
         """Change the node so that it takes rows together; its results, and what is known of them."""
         case = Case(
-            node, known, outputs, self.block, self.rows, self.opsets.get("", 1), self.taken, self.declared
+            node,
+            known,
+            outputs,
+            self.block,
+            self.rows,
+            self.opsets.get("", 1),
+            self.taken,
+            self.declared,
+            self.leading,
         )
         known = {**known, self.rows: self.known[self.rows]}
         for repair in repairs(case):
