@@ -98,9 +98,9 @@ class Following:
         if node.domain not in ("", "ai.onnx"):
             return None
         constants = [v for i, v in enumerate(node.inputs) if i != position and v is not None]
-        if any(v.const_value is None for v in constants):
-            return None
         kept = Follower(node, position)
+        if any(v.const_value is None for v in constants):
+            return self._computed(kept, value)
         if kind in _TWO:
             fits = len(constants) == 1 and _array(constants[0]).size == 1 and self._keeps_rank(node, value)
             return (kept, self.axis) if fits else None
@@ -172,6 +172,19 @@ class Following:
             operands = {} if size != self.size else {1: _with(target, place, self.count)}
             return Follower(kept.node, 0, operands), place
         return None
+
+    def _computed(self, kept: Follower, value: ir.Value) -> tuple[Follower, int] | None:
+        """A Reshape to computed sizes, and -1 for the outputs, that takes rows apart."""
+        node, axis = kept.node, self._place(value)
+        target = node.inputs[1] if node.op_type == "Reshape" and not kept.position else None
+        maker = None if target is None else target.producer()
+        if maker is None or maker.op_type != "Concat" or axis is None:
+            return None
+        *others, last = maker.inputs
+        ends = last is not None and last.const_value is not None and _array(last).tolist() == [-1]
+        sizes = [1 if v is None or v.shape is None else _size(v, 0) for v in others]
+        whole = all(isinstance(size, int) for size in sizes)
+        return (kept, sum(sizes)) if ends and whole and _rank(value) in (None, axis + 1) else None
 
     def _resize(self, kept: Follower, value: ir.Value) -> tuple[Follower, int] | None:
         axis = self._place(value)

@@ -55,7 +55,9 @@ class _Head:
         """Axis of what it computes that has its outputs."""
         if self.node.op_type in _CONVOLUTIONS:
             return 1
-        return -2 if self.node.op_type == "MatMul" and self.position == 0 else -1
+        if self.node.op_type == "Gemm":
+            return 1
+        return -2 if self.position == 0 else -1
 
 
 def replace_head(
@@ -284,6 +286,19 @@ def _new_layer(op: Builder, head: _Head, count: int) -> tuple[str, Var]:
     return name, product + bias
 
 
+def _outputs_of(head: _Head) -> int | None:
+    """How many outputs the layer has had."""
+    node, weight = head.node, head.node.inputs[head.position]
+    if weight is None or weight.shape is None:
+        return None
+    if node.op_type == "ConvTranspose":
+        size = weight.shape[1]
+        return size * node.attributes.get_int("group", 1) if isinstance(size, int) else None
+    rows = node.op_type == "Conv" or bool(node.attributes.get_int("transB", 0)) or head.axis == -2
+    size = weight.shape[0 if rows else -1]
+    return size if isinstance(size, int) else None
+
+
 def _sizes(node: ir.Node, position: int, shape: list[int], count: int) -> tuple[list[int], dict[str, Any]]:
     """Shape of the new weight, and attributes of the new node."""
     if node.op_type in _CONVOLUTIONS:
@@ -292,8 +307,7 @@ def _sizes(node: ir.Node, position: int, shape: list[int], count: int) -> tuple[
         if count % groups:
             raise InvalidModelError(
                 f"Node {node.name!r} ({node.op_type}) has {groups} groups: the number of outputs must be "
-                "a multiple of "
-                f"that, not {count}."
+                f"a multiple of that, not {count}."
             )
         if node.op_type == "ConvTranspose":
             return [shape[0], count // groups, *shape[2:]], attributes
@@ -320,9 +334,7 @@ class _Tail:
         self, model: ir.Model, op: Builder, head: _Head, output: ir.Value, labels: list[Any] | None
     ) -> None:
         self.model, self.op, self.head, self.output, self.labels = model, op, head, output, labels
-        shape = head.result.shape
-        size = None if shape is None else shape[head.axis]
-        self.size = size if isinstance(size, int) else None
+        self.size = _outputs_of(head)
         self.declared = _declared(model, output)
         name = str(self.declared.name)
         logits = find_logits(model, name, ())
