@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +14,7 @@ import onnx_ir as ir
 
 from onnxcustom.exceptions import EvaluationError
 from onnxcustom.feed.specs import TensorSpec, of_batch, rows_of, some_rows, tensor_specs, with_axis
-from onnxcustom.graph import Prepared
+from onnxcustom.graph import Prepared, to_proto
 from onnxcustom.graph.analysis.row_mixing import ROWS, SOMEWHERE
 from onnxcustom.graph.trainable.frozen_part import FrozenPart, NoFrozenPartError
 from onnxcustom.optim import BaseLearningRate
@@ -131,7 +132,7 @@ class Halves:
         part = FrozenPart(
             recipe.trunk.model, recipe.weights, recipe.axes.inputs, shapes, _changing(recipe.modes)
         )
-        frozen = part.frozen()
+        self._frozen = frozen = part.frozen()
         set_modes(frozen, ModeSettings())
         try:
             self._forward = Forward(runnable(Prepared(frozen)), state.device, settings[0])
@@ -171,6 +172,10 @@ class Halves:
     def scorable(self) -> bool:
         """Whether :meth:`scores` takes any number of rows."""
         return not any(kept.spec.each for kept in self.kept)
+
+    def fingerprint(self) -> str:
+        """What the frozen half is, its weights included."""
+        return hashlib.sha256(to_proto(self._frozen).SerializeToString(deterministic=True)).hexdigest()
 
     def nbytes(self, rows: int) -> int:
         """Bytes of all that is kept of so many rows."""

@@ -24,13 +24,13 @@ from onnxcustom.feed.splitting import check_fraction, hold_out
 from onnxcustom.feed.stream_loader import StreamLoader
 from onnxcustom.graph import Prepared
 from onnxcustom.graph.files.feature_names import read_feature_names
-from onnxcustom.step.frozen import NoFrozenPartError
-from onnxcustom.step.frozen_rows import check_cache, refuse
+from onnxcustom.step.frozen_rows import check_cache
 from onnxcustom.step.training_step import TrainingStep
 
 from .callbacks import Callback, Callbacks, Checkpoint, PrintLog, ProgressBar
 from .columns import check_columns, first_columns, in_order
 from .frozen_loader import FrozenLoader
+from .frozen_stream import FrozenStreamLoader
 from .loading import Reading, make_loader, make_validation
 from .plan import Begun, Given, Plan
 from .results import Results
@@ -255,10 +255,10 @@ class Beginning(Results):
         """Batches with the frozen part of the model computed once, if that is wanted and possible."""
         if self.cache_frozen is False or (self.cache_frozen == "auto" and plan == 1):
             return loader  # of one epoch nothing is computed twice
-        if isinstance(loader, StreamLoader):
-            refuse(self.cache_frozen, NoFrozenPartError("the data are a stream, which is read anew"))
-            return loader
         limit = int(min(self.cache_bytes, sys.maxsize))
+        if isinstance(loader, StreamLoader):
+            folder = None if plan.resumed is None else plan.resumed.store.folder
+            return FrozenStreamLoader(loader, step, self.cache_frozen, limit, folder)
         held_out = validation if isinstance(validation, ArrayValidation) else None
         return FrozenLoader(loader, step, self.cache_frozen, limit, held_out)
 

@@ -26,6 +26,7 @@ from onnxcustom.feed.held_out import score_stream
 from .beginning import Beginning
 from .callbacks import Checkpoint
 from .frozen_loader import FrozenBatch
+from .frozen_stream import FrozenStreamLoader
 from .plan import Begun, Given, Plan, Resumed
 from .resuming import capture, checked, restore_callbacks
 from .run import Run, deferred_interrupt
@@ -207,6 +208,9 @@ class Trainer(Beginning):
             raise
         finally:
             self.stop_reason_ = run.stop_reason
+            if isinstance(run.loader, FrozenStreamLoader):
+                ended = run.error is None and (run.stop_reason is None or run.final)
+                run.loader.close(keep=not ended)
             try:
                 run.callbacks.end(self)
             finally:
