@@ -280,3 +280,35 @@ def test_an_output_of_integers_stays() -> None:
     found, expected = run(floats, {"x": x}), run(model, {"x": x})
     np.testing.assert_array_equal(found[1], expected[1])
     np.testing.assert_allclose(found[0], expected[0], atol=0.051)
+
+
+def test_quantized_sizes() -> None:
+    """Sizes that are computed with quantized numbers are what they were: their rounding stays."""
+    model = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["": 17]>
+        m (float[N, 2, 3] x) => (float[N, M] y) <int8[6, 2] w = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12}, float s = {0.1}, uint8 k = {200}, float h = {0.009999},
+        float t = {0.0235295}, uint8 z = {0}, float a = {0.05}, uint8 p = {128}, int64[1] last = {-1}, int64 one = {1}, int64 two = {2}> {
+            shape = Shape(x)  i = Gather(shape, one)  j = Gather(shape, two)  f = Cast<to = 1>(j)  d = DequantizeLinear(k, h)
+            g = Mul(f, d)  q = QuantizeLinear(g, t, z)  r = DequantizeLinear(q, t, z)  c = Cast<to = 7>(r)  e = Unsqueeze(c, zero)
+            sizes = Concat<axis = 0>(last, e)  v = Reshape(x, sizes)  vq = QuantizeLinear(v, a, p)  vd = DequantizeLinear(vq, a, p)
+            m = DequantizeLinear(w, s)  y = MatMul(vd, m) }""")
+    model.graph.initializer.append(numpy_helper.from_array(np.array([0]), "zero"))
+    x = np.random.default_rng(0).normal(size=(4, 2, 3)).astype(np.float32)
+    expected = run(model, {"x": x})[0]
+    assert expected.shape == (4, 2)
+    for activations in ("clip", "remove"):
+        floats = dequantize(model, activations=activations)
+        assert list(onnxcustom.weights(floats)) == ["w"]
+        np.testing.assert_allclose(run(floats, {"x": x})[0], expected, atol=0.2)
+
+
+def test_a_weight_quantized_twice_stays_one() -> None:
+    """Weights that an exporter has tied by Identity are quantized again where they are read again."""
+    model = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["": 17]>
+        m (float[N, 2] x) => (float[N, 2] y) <int8[2] w_quantized = {50, 127}, float s = {0.01}, float t = {0.005}, uint8 z = {0}> {
+            a = DequantizeLinear(w_quantized, s)  b = Identity(a)  n = LayerNormalization(x, a)
+            q = QuantizeLinear(b, t, z)  c = DequantizeLinear(q, t, z)  y = LayerNormalization(n, c) }""")
+    for activations in ("clip", "remove"):
+        floats = dequantize(model, activations=activations)
+        assert list(onnxcustom.weights(floats)) == ["w"]
+    x = np.random.default_rng(0).normal(size=(4, 2)).astype(np.float32)
+    np.testing.assert_allclose(run(floats, {"x": x})[0], run(model, {"x": x})[0], atol=0.01)

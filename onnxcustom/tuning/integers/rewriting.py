@@ -22,6 +22,7 @@ from onnxcustom.graph.analysis.traversal import all_names, dependents, subgraphs
 from onnxcustom.graph.building.builder import Builder, Var
 from onnxcustom.graph.preparation.sites import own_name
 from onnxcustom.graph.preparation.unused import RemoveUnusedPass
+from onnxcustom.graph.trainable.finding import find_weights
 
 from .steps import BOUNDS, dequantized, quantized
 
@@ -92,6 +93,7 @@ class Rewriting:
         self._made: dict[tuple, Var] = {}
         self._names: dict[ir.Value, str] = {}
         self._reached = None if chosen is None else dependents(model.graph, chosen)
+        self._live = find_weights(model).live
         self._graph: ir.Graph = model.graph
 
     def run(self) -> None:
@@ -128,7 +130,12 @@ class Rewriting:
             self._put(graph, node, [made] if isinstance(made, Var) else list(made or ()))
 
     def _wanted(self, node: ir.Node) -> bool:
-        """Whether a node depends on what was chosen."""
+        """Whether a node computes data, no shape, and depends on what was chosen.
+
+        Sizes that were quantized stay so: 3.99 rows are 4 after rounding, and 3 without.
+        """
+        if not any(v in self._live for v in node.outputs):
+            return False
         return self._reached is None or any(v in self._reached for v in node.outputs)
 
     def _put(self, graph: ir.Graph, node: ir.Node, made: list[Var | None]) -> None:
@@ -291,8 +298,11 @@ class Rewriting:
         if numbers is None or (zero is not None and offset is None) or dtype not in BOUNDS:
             return self.op.wrap(x) if scale.producer() is not None else None
         array = constant_array(x)
-        if array is not None:
+        if array is not None and x not in self._names:
             return self._rounded(x, array, numbers, offset, dtype, axis)
+        if array is not None or not np.isfinite(numbers).all():
+            # A weight that was rounded before, and is the same weight here; a scale that means nothing.
+            return self.op.wrap(x)
         wide = numbers.astype(np.float64)
         start = np.zeros(()) if offset is None else offset.astype(np.float64)
         low, high = ((b - start) * wide for b in BOUNDS[dtype])
