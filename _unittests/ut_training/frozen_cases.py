@@ -158,6 +158,15 @@ CASES = {
         _rows(23, 1),
         {"weights_to_train": "w"},
     ),
+    "dropped_behind_the_cut": (
+        """g (float[N, 4] x) => (float[N, 1] y)
+        <float[4, 5] a = {}, float[5, 5] w = {}, float[5, 1] v = {}, float r = {0.5}> {
+            m = MatMul(x, a) h = Tanh(m) q = MatMul(h, w) d = Dropout(q, r) y = MatMul(d, v)
+        }""",
+        _rows(23, 4),
+        _rows(23, 1),
+        {"weights_to_train": ["w", "v"], "dropout": "on"},
+    ),
     "heads": (
         """g (float[N, 4] x) => (float[N, 1] y, float[N, 2] z)
         <float[4, 3] a = {}, float[3, 1] w = {}, float[3, 2] v = {}, float[4, 2] u = {}> {

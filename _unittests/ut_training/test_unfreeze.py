@@ -78,6 +78,31 @@ def test_ten_epochs_as_pytorch(make, rule, dtype, cache):
         np.testing.assert_allclose(array, wanted, rtol=0, atol=tolerance * max(1, np.abs(wanted).max()))
 
 
+def test_rates_of_layers_as_groups_of_pytorch(mlp_model):
+    """The first of the texts that means a weight counts."""
+    torch = pytest.importorskip("torch")
+    rates = {"last:1": 1.0, "last:2": 0.3, "*": 0.1}
+    step = TrainingStep(
+        mlp_model([3, 5, 4, 1], dtype=np.float64), optimizer=SGD(0.1, momentum=0.9, lr_mult=rates)
+    )
+    given = {name: torch.tensor(array, requires_grad=True) for name, array in step.weights().items()}
+    factors = {"2": 1.0, "1": 0.3, "0": 0.1}
+    groups = [{"params": [t], "lr": 0.1 * factors[name[1]]} for name, t in given.items()]
+    optimizer = torch.optim.SGD(groups, momentum=0.9)
+    X, y = data(dtype=np.float64)
+    for _ in range(10):
+        step.run(X, y)
+        optimizer.zero_grad()
+        made = torch.tensor(X)
+        for k in range(3):
+            made = made @ given[f"w{k}"] + given[f"b{k}"]
+            made = torch.tanh(made) if k < 2 else made
+        (0.5 * (made - torch.tensor(y)).pow(2).sum() / len(X)).backward()
+        optimizer.step()
+    for name, array in step.weights().items():
+        np.testing.assert_allclose(array, given[name].detach().numpy(), rtol=1e-10, atol=1e-12)
+
+
 SETTINGS = {
     "plain": {},
     "momentum": {"optimizer": SGD(0.1, momentum=0.9)},
