@@ -245,6 +245,34 @@ MODELS = {
         1,
         2,
     ),
+    "a table where the batch is squeezed away": (
+        model(
+            "float[1, 6, 4] x",
+            "float[1, 6, 4] y",
+            "a = Squeeze(x, zero) b = Add(a, p) c = Softmax<axis = 0>(b) y = Unsqueeze(c, zero)",
+            zero=whole(0),
+            p=numbers(6, 4),
+        ),
+        0,
+        0,
+    ),
+    "the largest number of the only row": (
+        model("float[1, 4] x", "float[1, 4] y", "m = ReduceMax<keepdims = 0>(x) y = Sub(x, m)"),
+        0,
+        0,
+    ),
+    "the only row as a vector": (
+        model(
+            "float[1, 4] x",
+            "float[1, 3] y",
+            "v = Gather(x, zero) z = MatMul(v, w) y = Unsqueeze(z, first)",
+            zero=np.array(0),
+            first=whole(0),
+            w=numbers(4, 3),
+        ),
+        0,
+        0,
+    ),
     "a branch": (
         model(
             "float[1, 2, 3] x",
@@ -380,6 +408,14 @@ def test_a_batch_that_any_size_is_declared_of():
             r"Node '.*' \(Add\) .*'c' of shape \[2, 3\]",
         ),
         (model("float[1, 3] x", "float[1, 3] y", "y = Softmax<axis = 0>(x)"), r"\(Softmax\)"),
+        (
+            model(
+                "float[1, 3] x",
+                "float[1, 3] y",
+                "q, s, z = DynamicQuantizeLinear(x) y = DequantizeLinear(q, s, z)",
+            ),
+            r"\(DynamicQuantizeLinear\).*tuning\.dequantize",
+        ),
         (model("float[N, 3] x", "float[N, 3] y", "m = ReduceMean(x) y = Sub(x, m)"), r"\(ReduceMean\)"),
         (
             model("float[1, T] x", "float[T] y", "y = Reshape(x, s)", s=whole(-1)),

@@ -18,10 +18,10 @@ from onnxcustom.graph.files.io import ModelLike, load, to_ir, to_proto
 from onnxcustom.graph.preparation.passes import InlineFunctionsPass
 from onnxcustom.runtime import ort_limits
 
+from .batch.case import Known
 from .batch.examples import Examples, find_examples
 from .batch.guesses import Guess, guesses
 from .batch.layouts import Layout, close
-from .batch.repairs import Known
 from .batch.trials import FAILURES, quiet_session, run_quietly
 from .batch.walk import Walk
 
@@ -33,6 +33,8 @@ _BLOCKS = 3
 _SIZES = (1, 3, 8)
 # How much more rounding there is in a whole model than in one node.
 _ROUNDING = 20
+# With which axis rows are made one, and whether one that is dropped stays in front of the others.
+_WAYS = ((False, False), (True, False), (False, True))
 
 
 def make_dynamic(
@@ -137,11 +139,11 @@ def _freed(
     several = find_examples(proto, inputs, guess.axes, block, wanted, example)
     refused: InvalidModelError | None = None
     # Sizes may hide what others show: one element where there may be two. What rows are made one with, too.
-    for examples, leading in itertools.product(several, (False, True)):
+    for examples, way in itertools.product(several, _WAYS):
         edited = to_ir(proto)
         InlineFunctionsPass()(edited)
         try:
-            walk = _walked(edited, guess, examples, leading)
+            walk = _walked(edited, guess, examples, way)
             axes = _output_axes(edited, walk)
             _declare(edited, walk, guess, batch)
             _drop_unread(edited)
@@ -158,7 +160,7 @@ def _freed(
     raise refused
 
 
-def _walked(model: ir.Model, guess: Guess, examples: Examples, leading: bool) -> Walk:
+def _walked(model: ir.Model, guess: Guess, examples: Examples, way: tuple[bool, bool]) -> Walk:
     """The model with its nodes repaired, and what is known of its values."""
     inputs, block = _inputs(model), guess.block
     taken = all_names(model.graph)
@@ -170,7 +172,7 @@ def _walked(model: ir.Model, guess: Guess, examples: Examples, leading: bool) ->
     given = _given(inputs, examples, guess)
     sizes = [np.array([block], np.int64)] * _BLOCKS
     given[rows] = Known("sized", sizes, np.array([block * _BLOCKS], np.int64))
-    walk = Walk(model, given, rows, block, _BLOCKS, taken, guess.declared, leading)
+    walk = Walk(model, given, rows, block, _BLOCKS, taken, guess.declared, *way)
     walk.graph(model.graph)
     if rows.uses():
         model.graph.insert_before(model.graph[0], op.nodes)

@@ -27,19 +27,24 @@ class Layout:
     before : int
         Elements of that axis that lie before those of the rows, 1 unless axes were made one: of [T, N, C] as
         [T N, C] there are T.
+    lifted : bool
+        Whether the axis is one more than a block has, in front of the others.
     """
 
     axis: int
     before: int = 1
+    lifted: bool = False
 
     def pure(self, shape: Sequence[int], block: int) -> bool:
         """Whether the axis holds rows and nothing else; `shape` is that of a block of so many rows."""
-        return self.before == 1 and shape[self.axis] == block
+        return not self.lifted and self.before == 1 and shape[self.axis] == block
 
 
 def joined(blocks: Sequence[np.ndarray], layout: Layout) -> np.ndarray:
     """Blocks of rows as one tensor of that layout."""
     shape, axis, before = blocks[0].shape, layout.axis, layout.before
+    if layout.lifted:
+        return np.stack(blocks)
     split = (*shape[:axis], before, shape[axis] // before, *shape[axis + 1 :])
     whole = np.concatenate([block.reshape(split) for block in blocks], axis=axis + 1)
     return whole.reshape(*shape[:axis], shape[axis] * len(blocks), *shape[axis + 1 :])
@@ -47,7 +52,11 @@ def joined(blocks: Sequence[np.ndarray], layout: Layout) -> np.ndarray:
 
 def find_layout(blocks: Sequence[np.ndarray], batch: np.ndarray, block: int) -> Layout | None:
     """How a tensor holds what blocks of rows give alone; None if it does not, or has other numbers."""
-    if len({array.shape for array in blocks}) > 1 or blocks[0].ndim != batch.ndim:
+    if len({array.shape for array in blocks}) > 1:
+        return None
+    if block == 1 and batch.shape == (len(blocks), *blocks[0].shape):
+        return Layout(0, lifted=True) if close(batch, np.stack(blocks)) else None
+    if blocks[0].ndim != batch.ndim:
         return None
     return next(
         (found for found in _possible(blocks, batch, block) if close(batch, joined(blocks, found))), None

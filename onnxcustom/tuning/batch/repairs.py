@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -12,7 +11,9 @@ import onnx_ir as ir
 
 from onnxcustom.graph.building.builder import Builder, Var
 
+from .case import Case, Known, Repair
 from .layouts import Layout, find_layout
+from .lifting import lifted
 
 __all__ = ["Case", "Known", "Repair", "is_shaping", "repairs"]
 
@@ -34,95 +35,6 @@ _MOST = 150  # combinations of operands that are tried
 _ALL = np.iinfo(np.int64).max
 
 
-@dataclasses.dataclass
-class Known:
-    """What is known of a value.
-
-    Attributes
-    ----------
-    kind : {'same', 'sized', 'rows'}
-        A constant; what follows from constants and sizes alone; what depends on the rows.
-    blocks : list of ndarray
-        Of every block of rows alone; one for constants.
-    batch : ndarray
-        Of all rows together.
-    layout : Layout or None
-        Where the rows are; None if they are all alike.
-    """
-
-    kind: str
-    blocks: list[Any]
-    batch: Any
-    layout: Layout | None = None
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape for one block."""
-        return tuple(np.shape(self.blocks[0]))
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """A node that does not take any number of rows.
-
-    Attributes
-    ----------
-    node : onnx_ir.Node
-        The node.
-    known : dict of onnx_ir.Value to Known
-        What it reads.
-    results : list of list of ndarray
-        By output, what it gives for every block alone.
-    block : int
-        Rows in a block: those of the file.
-    rows : onnx_ir.Value
-        Number of rows, a vector of one element.
-    opset, taken : int, set of str
-        For builders.
-    declared : bool
-        Whether the file itself says that any number of rows may come: then no results for several may change.
-    leading : bool
-        Whether rows that are made one with something else are so with the first axis that will do.
-    """
-
-    node: ir.Node
-    known: Mapping[ir.Value, Known]
-    results: Sequence[Sequence[Any]]
-    block: int
-    rows: ir.Value
-    opset: int
-    taken: set[str]
-    declared: bool
-    leading: bool = False
-
-    def builder(self) -> Builder:
-        """For the nodes of a repair."""
-        return Builder(self.opset, prefix="rows_", taken=self.taken)
-
-    def operand(self, index: int) -> tuple[ir.Value, Known] | None:
-        """An operand and what is known of it."""
-        value = self.node.inputs[index] if index < len(self.node.inputs) else None
-        return None if value is None else (value, self.known[value])
-
-    def numbers(self, index: int, attribute: str) -> list[int] | None:
-        """Integers of an attribute, or of an operand that is constant."""
-        if attribute in self.node.attributes:
-            return list(self.node.attributes[attribute].as_ints())
-        found = self.operand(index)
-        if found is None or found[1].kind != "same":
-            return None
-        return np.asarray(found[1].batch).reshape(-1).tolist()
-
-
-@dataclasses.dataclass(frozen=True)
-class Repair:
-    """Nodes in front of a node, and what it then reads or what takes the place of its result."""
-
-    op: Builder
-    operands: dict[int, ir.Value] = dataclasses.field(default_factory=dict)
-    instead: ir.Value | None = None
-
-
 def is_shaping(node: ir.Node) -> bool:
     """Whether a node gives numbers on in their order."""
     return node.op_type in _SHAPING and node.domain in ("", "ai.onnx")
@@ -131,7 +43,10 @@ def is_shaping(node: ir.Node) -> bool:
 def repairs(case: Case) -> Iterator[Repair]:
     """What may be tried, likely ones first."""
     if case.node.domain in ("", "ai.onnx"):
-        yield from _shaped(case)
+        found = case.operand(0)
+        back = found is not None and found[1].layout is not None and found[1].layout.lifted
+        for tried in (_shaped, lifted) if back else (lifted, _shaped):
+            yield from tried(case)
         yield from _sized(case)
         yield from _covering(case)
         yield from _apart(case)
@@ -191,6 +106,8 @@ def _reshape(case: Case, op: Builder, x: ir.Value, known: Known, layout: Layout)
     axis, pure = layout.axis, layout.pure(case.results[0][0].shape, case.block)
     others = said[:axis] + said[axis + 1 :]
     copies = not case.node.attributes.get_int("allowzero", 0)
+    if known.layout.lifted and 0 in said:  # of axes that are elsewhere now
+        return None
     if pure and copies and axis == known.layout.axis and known.layout.pure(known.shape, case.block):
         entry: Any = [0]
     elif -1 not in others:
@@ -232,10 +149,10 @@ def _moved(case: Case, op: Builder, x: ir.Value, known: Known, layout: Layout) -
             entries.append("rows" if layout.pure(wanted, case.block) else -1)
         elif source is None:
             entries.append(1)
-        elif source == known.layout.axis:
+        elif source == known.layout.axis and not known.layout.lifted:
             entries.append(1 if size == 1 else -1)
         else:
-            entries.append(("size", source))
+            entries.append(("size", source + known.layout.lifted))
     if entries.count(-1) > 1:
         return None
     return Repair(op, instead=op.Reshape(op.wrap(x), _vector(case, op, x, entries)).value)
@@ -403,6 +320,9 @@ def _alternatives(case: Case, index: int) -> list[tuple[str, int]]:
     known = found[1]
     shape, states = known.shape, _STATES.get(case.node.op_type)
     fits = [axis for axis, size in enumerate(shape) if size == case.block]
+    if known.kind == "rows" and known.layout is not None and known.layout.lifted:
+        ranks = {len(k.shape) for k in case.known.values() if k.layout is not None and not k.layout.lifted}
+        return [("spread", rank) for rank in sorted(ranks) if rank > len(shape)]
     if known.kind == "rows":
         return [
             ("moved", axis)
@@ -444,6 +364,9 @@ def _changed(case: Case, op: Builder, index: int, how: str, axis: int) -> ir.Val
     assert found is not None
     value, known = found
     x, rank = op.wrap(value), len(known.shape)
+    if how == "spread":
+        sizes: list[Any] = [("size", 1 + i) for i in range(rank)]
+        return op.Reshape(x, _vector(case, op, value, ["rows", *[1] * (axis - 1 - rank), *sizes])).value
     if how == "moved":
         return _on_axis(case, op, value, known, axis)
     if case.block > 1:

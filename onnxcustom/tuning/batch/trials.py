@@ -36,6 +36,8 @@ class Trial:
         Versions of the domains.
     shaped : iterable of str
         Names of what has the same shape in every run.
+    free : iterable of str
+        Names of what may have another number of dimensions.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class Trial:
         outputs: Sequence[str],
         opsets: Mapping[str, int],
         shaped: Iterable[str] = (),
+        free: Iterable[str] = (),
     ) -> None:
         fixed = {name for name in constants if name in values and values[name].size <= _SMALL}
         graph = onnx.GraphProto(name="trial", node=nodes)
@@ -54,7 +57,8 @@ class Trial:
                 graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(array), name))
             else:
                 kind = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
-                shape = array.shape if name in set(shaped) else [None] * array.ndim
+                shape: Any = array.shape if name in set(shaped) else [None] * array.ndim
+                shape = None if name in set(free) else shape
                 graph.input.append(onnx.helper.make_tensor_value_info(name, kind, shape))
         graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
         imports = [onnx.helper.make_opsetid(d, v) for d, v in opsets.items()]

@@ -12,11 +12,13 @@ import onnx
 import onnx_ir as ir
 
 from onnxcustom.exceptions import InvalidModelError
+from onnxcustom.graph.analysis.integers import REMEDY, computes_integers
 from onnxcustom.graph.analysis.traversal import reads, subgraphs, unique_name
 from onnxcustom.graph.building.builder import Builder
 
+from .case import Case, Known, Repair
 from .layouts import close, find_layout, joined
-from .repairs import Case, Known, Repair, is_shaping, repairs
+from .repairs import is_shaping, repairs
 from .trials import FAILURES, Trial, proto_of
 
 __all__ = ["RefusedError", "Walk"]
@@ -47,8 +49,8 @@ class Walk:
         Names that there are.
     declared : bool
         Whether the file says that any number of rows may come.
-    leading : bool
-        As :class:`~onnxcustom.tuning.batch.repairs.Case` has it.
+    leading, lifting : bool
+        As :class:`~onnxcustom.tuning.batch.case.Case` has it.
     """
 
     def __init__(
@@ -61,9 +63,11 @@ class Walk:
         taken: set[str],
         declared: bool,
         leading: bool = False,
+        lifting: bool = False,
     ) -> None:
         self.model, self.rows, self.block, self.count = model, rows, block, count
-        self.taken, self.declared, self.leading = taken, declared, leading
+        self.taken, self.declared = taken, declared
+        self.leading, self.lifting = leading, lifting
         self.known: dict[ir.Value, Known] = dict(given)
         self.repaired: list[str] = []
         self.opsets = dict(model.opset_imports.items())
@@ -128,7 +132,8 @@ class Walk:
         constant = [str(v.name) for v, k in known.items() if k.kind == "same"]
         # Some operators want to know how many sizes there are.
         shaped = [str(v.name) for v, k in known.items() if k.kind == "sized" and k.shape == np.shape(k.batch)]
-        return Trial(nodes, values, constant, outputs, self.opsets, shaped)
+        free = [str(v.name) for v, k in known.items() if k.layout is not None and k.layout.lifted]
+        return Trial(nodes, values, constant, outputs, self.opsets, shaped, free)
 
     def _compare(
         self,
@@ -208,6 +213,7 @@ class Walk:
             self.taken,
             self.declared,
             self.leading,
+            self.lifting,
         )
         known = {**known, self.rows: self.known[self.rows]}
         for repair in repairs(case):
@@ -412,4 +418,5 @@ def _refusal(node: ir.Node, known: Mapping[ir.Value, Known], block: int, reason:
     shapes = ", ".join(f"{v.name!r} of shape {list(k.shape)}" for v, k in known.items())
     return (
         f"{_named(node)} does not take the batch in any other size than {block}: {reason}. It reads {shapes}."
+        f"{f' {REMEDY}.' if computes_integers(node) else ''}"
     )
