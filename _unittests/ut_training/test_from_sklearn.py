@@ -31,6 +31,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.feature_selection import SelectKBest
 from sklearn.frozen import FrozenEstimator
 from sklearn.impute import SimpleImputer
+from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import (
     ElasticNet,
     GammaRegressor,
@@ -464,6 +465,7 @@ def test_an_estimator_that_is_not_fitted(estimator):
         KNeighborsRegressor(),
         SVC(),
         SVR(),
+        KernelRidge(),
     ],
     ids=lambda e: type(e).__name__,
 )

@@ -217,3 +217,40 @@ def test_the_score_is_that_of_scikit_learn(several):
     )
     if not several:
         assert (hits_of(np.eye(4)[y], predicted, np.arange(4)) == hits).all()
+
+
+class Overriding(OnnxClassifier):
+    """Calls what it overrides, and keeps something of its own."""
+
+    def encode(self, y, step):
+        self.seen_ = len(y)
+        return super().encode(y, step)
+
+    def weigher(self, X, y):
+        weigh = super().weigher(X, y)
+        return None if weigh is None else lambda y, sample_weight: 2 * weigh(y, sample_weight)
+
+
+@pytest.mark.parametrize("labels", [("d", "u"), (1, 2)])
+@pytest.mark.parametrize("weights", [None, "balanced", 0])
+def test_overrides_of_encode_and_weigher_may_ask_what_they_override(labels, weights):
+    """The first call, too, and for data that lack a class: they know the training that is about to begin."""
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 17]> net (float[N, 1] x) => (float[N, 2] p)
+        <float[1, 2] w = {0.1, -0.2}> { z = MatMul(x, w) p = Softmax(z) }"""
+    )
+    X = np.linspace(-1, 1, 20, dtype=np.float32)[:, None]
+    y = np.array(labels)[(X[:, 0] > -0.5).astype(int)]
+    given = {labels[0]: 3.0} if weights == 0 else weights
+    options = {"class_weight": given, "random_state": 0, "max_iter": 3}
+    own, plain = Overriding(model, **options), OnnxClassifier(model, **options)
+    held_out = {"X_val": X[-4:], "y_val": y[-4:]}  # one class
+    factor = 1 if given is None else 2
+    own.fit(X, y, **held_out)
+    plain.fit(X, y, np.full(20, factor), **held_out, sample_weight_val=np.full(4, factor))
+    for name, curve in plain.history_.items():
+        np.testing.assert_allclose(own.history_[name], curve, rtol=1e-6)
+    assert own.seen_ == 4
+    if given != "balanced":
+        fresh = Overriding(model, **options).partial_fit(X[-4:], y[-4:], classes=labels)
+        assert fresh.classes_.tolist() == list(labels)

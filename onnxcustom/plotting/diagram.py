@@ -13,6 +13,7 @@ import onnx_ir as ir
 from onnxcustom._text import count, listed, shorten
 from onnxcustom.exceptions import OnnxCustomError
 from onnxcustom.graph import weights as weights_of
+from onnxcustom.graph.analysis.constants import constant_tensor
 from onnxcustom.graph.analysis.operands import is_float
 from onnxcustom.graph.analysis.operators import is_op
 from onnxcustom.graph.analysis.traversal import all_nodes, reads, subgraphs
@@ -300,7 +301,7 @@ class _Drawing:
     def _kept_text(self, value: ir.Value) -> str:
         if value.name in self.kept:
             return _sized(value.name, _shape(value))
-        tensor = ir.convenience.get_const_tensor(value)
+        tensor = constant_tensor(value)
         if tensor is None or not is_float(tensor, unknown=False):
             return ""
         if tensor.size > 1 or value.name in self.trainable:

@@ -207,10 +207,31 @@ class Beginning(Results):
         return self.make_step(X, y)
 
     def _encode(self, y: Any, step: TrainingStep, meaning: Any) -> Any:
-        return self.encode(y, step)
+        return self._asked(step, meaning, lambda known: known.encode(y, step))
 
-    def _weigher(self, X: Any, y: Any, meaning: Any) -> Callable[[Any, Any], Any] | None:
-        return self.weigher(X, y)
+    def _weigher(self, X: Any, y: Any, step: TrainingStep, meaning: Any) -> Callable[[Any, Any], Any] | None:
+        return self._asked(step, meaning, lambda known: known.weigher(X, y))
+
+    def _asked(self, step: TrainingStep, meaning: Any, ask: Callable[[Any], Any]) -> Any:
+        """What an override says, which may ask what it overrides, of a step in the making.
+
+        It is asked on a copy that has the step and its meaning, as this estimator will once training begins;
+        what it sets beside them is this one's.
+        """
+        if step is vars(self).get("step_") and meaning is self._meaning:
+            return ask(self)
+        found = {"step_": step, "_meaning": meaning, **self._told_by(meaning)}
+        known = object.__new__(type(self))
+        vars(known).update({**vars(self), **found})
+        try:
+            return ask(known)
+        finally:
+            own = {name: value for name, value in vars(known).items() if name not in found}
+            vars(self).update(own)
+
+    def _told_by(self, meaning: Any) -> dict[str, Any]:
+        """Public attributes that the meaning of predictions stands for."""
+        return {}
 
     def _meaning_of(
         self, prepared: Prepared | None, step: TrainingStep, data: Given, X: Any, classes: Any
@@ -225,7 +246,7 @@ class Beginning(Results):
         data.check_epochs(plan)
         seed = self._seed_for(plan)
         data = self._held_out(step, data, seed)
-        weigh = self._weigher(data.X, data.y, meaning)
+        weigh = self._weigher(data.X, data.y, step, meaning)
         reading = Reading(step, lambda y: self._encode(y, step, meaning), weigh)
         check_cache(self.cache_frozen, self.cache_bytes)
         loader = make_loader(
@@ -314,7 +335,7 @@ class Beginning(Results):
             self.n_iter_, self.history_ = plan.saved.state["n_iter"], plan.saved.state["history"]
         self.step_, self._seed, self._meaning = step, begun.run.seed, begun.meaning
         self._made_from = self._as_made()
-        for name, value in begun.columns.items():
+        for name, value in {**begun.columns, **self._told_by(begun.meaning)}.items():
             setattr(self, name, value)
 
     def _change(self, step: TrainingStep, parameters: set[str]) -> None:

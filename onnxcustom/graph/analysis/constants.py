@@ -9,17 +9,23 @@ import onnx_ir as ir
 
 from onnxcustom.graph.analysis.operators import is_op
 
-__all__ = ["constant_array", "is_computed_beforehand", "keeps_shape"]
+__all__ = ["constant_array", "constant_tensor", "is_computed_beforehand", "keeps_shape"]
 
 
 def constant_array(value: ir.Value | None) -> np.ndarray | None:
-    """The numbers of an initializer or ``Constant``, None of all else.
+    """The numbers of :func:`constant_tensor`."""
+    tensor = constant_tensor(value)
+    return None if tensor is None else tensor.numpy()
+
+
+def constant_tensor(value: ir.Value | None) -> ir.TensorProtocol | None:
+    """The tensor of an initializer or ``Constant``, also behind ``Identity``, None of all else.
 
     An initializer that is an input of its graph is not constant: it is only what that has by default.
     """
     while value is not None and not value.is_graph_input():
         if value.const_value is not None:
-            return value.const_value.numpy()
+            return value.const_value
         node = value.producer()
         if is_op(node, "Constant"):
             assert node is not None
@@ -28,16 +34,16 @@ def constant_array(value: ir.Value | None) -> np.ndarray | None:
     return None
 
 
-def _of_node(node: ir.Node) -> np.ndarray | None:
+def _of_node(node: ir.Node) -> ir.TensorProtocol | None:
     for name, attribute in node.attributes.items():
         if attribute.is_ref():
             return None
         if name == "value":
-            return attribute.as_tensor().numpy()
+            return attribute.as_tensor()
         if name in ("value_float", "value_floats"):
-            return np.array(attribute.value, dtype=np.float32)
+            return ir.tensor(np.array(attribute.value, dtype=np.float32))
         if name in ("value_int", "value_ints"):
-            return np.array(attribute.value, dtype=np.int64)
+            return ir.tensor(np.array(attribute.value, dtype=np.int64))
     return None
 
 

@@ -12,6 +12,7 @@ import dataclasses
 import numpy as np
 import onnx_ir as ir
 
+from onnxcustom.graph.analysis.constants import constant_tensor
 from onnxcustom.graph.analysis.operators import is_op
 from onnxcustom.graph.analysis.traversal import all_nodes
 
@@ -133,8 +134,7 @@ class OperandSite:
 
     def rename(self, name: str) -> None:
         """Let the operand be a copy of that name."""
-        old = self.node.inputs[self.index]
-        tensor = None if old is None else ir.convenience.get_const_tensor(old)
+        tensor = constant_tensor(self.node.inputs[self.index])
         assert tensor is not None
         self._own(tensor, name)
 

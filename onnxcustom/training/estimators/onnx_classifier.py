@@ -19,7 +19,7 @@ from onnxcustom.graph import Prepared, find_logits
 from onnxcustom.graph.analysis.decision import Decision
 from onnxcustom.step.training_step import TrainingStep
 from onnxcustom.training.declaring import documented
-from onnxcustom.training.plan import Begun, Given, Plan
+from onnxcustom.training.plan import Given, Plan
 
 from .label_coding import LabelCoding, find_labels, ignored_label
 from .labels import as_labels, check_same, class_factors, distinct, hits_of
@@ -198,9 +198,8 @@ class OnnxClassifier(ClassifierMixin, OnnxEstimator):
             warn_user(_COLUMN, DataConversionWarning)
         return coding
 
-    def _adopt(self, begun: Begun, plan: Plan) -> None:
-        super()._adopt(begun, plan)
-        self.classes_ = begun.meaning.labels
+    def _told_by(self, meaning: Any) -> dict[str, Any]:
+        return {"classes_": meaning.labels}
 
     def encode(self, y: Any, step: TrainingStep) -> Any:
         """Labels as the loss wants them: indices, a column of 0 and 1, or a column for each class."""
@@ -220,9 +219,9 @@ class OnnxClassifier(ClassifierMixin, OnnxEstimator):
             self._check_fitted()
         return self._class_weigher(X, y, self._meaning)
 
-    def _weigher(self, X: Any, y: Any, meaning: Any) -> Callable[[Any, Any], Any] | None:
+    def _weigher(self, X: Any, y: Any, step: TrainingStep, meaning: Any) -> Callable[[Any, Any], Any] | None:
         if type(self).weigher is not OnnxClassifier.weigher:
-            return super()._weigher(X, y, meaning)
+            return super()._weigher(X, y, step, meaning)
         return self._class_weigher(X, y, meaning)
 
     def _class_weigher(self, X: Any, y: Any, coding: Any) -> Callable[[Any, Any], Any] | None:

@@ -37,7 +37,7 @@ from onnxcustom.objective import (
 from onnxcustom.training.estimators import OnnxClassifier, OnnxRegressor
 
 from .frozen_steps import FrozenStep
-from .heads import has_several_labels
+from .heads import has_several_labels, trainable_kinds
 from .report import StepRow, describe_conversion, write_steps
 from .steps import Part, Split, first_rows, has_no_weights, join, split, unwrap, without_weights
 
@@ -114,7 +114,12 @@ def _converted(estimator: Any, X: Any, number: np.dtype, parameters: dict[str, A
     rows = first_rows(X)
     if names and is_frame(X):
         rows = in_order(rows, names, "X")
-    parts = split(found.steps, rows, number)
+    try:
+        parts = split(found.steps, rows, number)
+    except InvalidModelError as exc:
+        if has_no_weights(last):  # however its graph fails: it would have none either
+            raise NoTrainableWeightError(without_weights(last)) from exc
+        raise
     model = join(parts.graphed)
     rows_of_steps, trainable = _rows(parts, model)
     if not trainable and has_no_weights(last):
@@ -127,7 +132,11 @@ def _converted(estimator: Any, X: Any, number: np.dtype, parameters: dict[str, A
     if parts.head is None and not _ENSEMBLE.search(type(last).__name__):
         found.notes.append(_of_constants(type(last).__name__))
         if "weights_to_train" not in parameters:
-            warn_user(f"{found.notes[-1]}. Name in weights_to_train those that are meant.", UserWarning)
+            warn_user(
+                f"{found.notes[-1]}. Name in weights_to_train those that are meant, or fit a model whose "
+                f"weights are its parameters: {', '.join(trainable_kinds(is_classifier(last)))}.",
+                UserWarning,
+            )
     write_steps(model, rows_of_steps, number, found.notes)
     if names and not parts.kept:
         write_feature_names(model, {model.graph.input[0].name: names})

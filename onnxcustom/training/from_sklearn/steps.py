@@ -39,7 +39,7 @@ _VERSIONS = {"": OPSET, "ai.onnx.ml": 3}  # that every onnxruntime from 1.17 on 
 
 # Where estimators live that have no weights: trees, neighbours, kernels.
 _WITHOUT_WEIGHTS = re.compile(
-    r"\.(tree|neighbors|svm)\.|\.ensemble\._(forest|gb|hist|iforest|weight_boosting)"
+    r"\.(tree|neighbors|svm|kernel_ridge)(\.|$)|\.ensemble\._(forest|gb|hist|iforest|weight_boosting)"
 )
 
 
@@ -56,7 +56,8 @@ def without_weights(estimator: Any) -> str:
 
 def has_no_weights(estimator: Any) -> bool:
     """Whether an estimator is of a kind without weights."""
-    return _WITHOUT_WEIGHTS.search(type(estimator).__module__) is not None
+    kernel = not hasattr(estimator, "coef_")  # a linear support vector machine has some
+    return kernel and _WITHOUT_WEIGHTS.search(type(estimator).__module__) is not None
 
 
 # -- what is in a wrapper ------------------------------------------------------------------------
