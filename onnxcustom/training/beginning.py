@@ -221,13 +221,13 @@ class Beginning(Results):
         if step is vars(self).get("step_") and meaning is self._meaning:
             return ask(self)
         found = {"step_": step, "_meaning": meaning, **self._told_by(meaning)}
-        known = object.__new__(type(self))
-        vars(known).update({**vars(self), **found})
+        known: Any = object.__new__(type(self))
+        known.__dict__.update({**vars(self), **found})
         try:
             return ask(known)
         finally:
             own = {name: value for name, value in vars(known).items() if name not in found}
-            vars(self).update(own)
+            self.__dict__.update(own)
 
     def _told_by(self, meaning: Any) -> dict[str, Any]:
         """Public attributes that the meaning of predictions stands for."""
