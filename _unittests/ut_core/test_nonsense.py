@@ -1,4 +1,4 @@
-"""Public callables of ``data``, ``plotting`` and ``optim``: nonsense for a parameter is an error of ours."""
+"""Public callables of ``data``, ``plotting``, ``optim``, ``metrics``: nonsense is an error of ours."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import onnx.parser
 import pandas as pd
 import pytest
 
-from onnxcustom import data, optim, plotting
+from onnxcustom import data, metrics, optim, plotting
 from onnxcustom.exceptions import OnnxCustomError
 from onnxcustom.optim import Adam, Exp, OptimizationState, Updater
 
@@ -145,6 +145,7 @@ OPTIM: dict[str, Case] = {
 NO_CASE = {
     "data": {"Block", "Stream"},
     "plotting": {"GraphPicture"},
+    "metrics": {"Metric", "register_metric", "scorer_names"},
     "optim": {
         *("BaseLearningRate", "Optimizer", "Schedule", "SharedOptions", "State", "UnknownOptionError"),
         *("choice", "flag", "integer", "number", "optional", "register", "rule_names"),
@@ -187,9 +188,24 @@ PLOTTING: dict[str, Case] = {
     "plot_weight_changes": Case(plotting.plot_weight_changes, {"before": MODEL, "after": OTHER, "top": 3}),
     "GraphPicture.save": Case(lambda path: plotting.plot_graph(MODEL).save(path), {"path": "g.dot"}),
 }
+TEXTS = {"expected": [[1, 2], [2, -1]], "predicted": [[1, 1], [2, -1]], "sample_weight": [1, 2]}
+LABELS = {**TEXTS, "ignore_index": -1}
+METRICS: dict[str, Case] = {
+    "best_path": Case(metrics.best_path, {"scores": np.ones((2, 3, 4)), "blank": 0}),
+    "beam_search": Case(metrics.beam_search, {"scores": np.ones((2, 3, 4)), "blank": 0, "width": 2}),
+    "edit_distance": Case(metrics.edit_distance, {"a": "abc", "b": "bcd"}),
+    "character_error_rate": Case(metrics.character_error_rate, TEXTS),
+    "word_error_rate": Case(metrics.word_error_rate, {**TEXTS, "space": 2}),
+    "token_accuracy": Case(metrics.token_accuracy, LABELS),
+    "mean_iou": Case(metrics.mean_iou, LABELS),
+    "recall_at_k": Case(
+        metrics.recall_at_k, {"embeddings": X, "labels": [0, 0, 1, 1, 2, 2], "sample_weight": np.ones(6)}
+    ),
+    "get_scorer": Case(metrics.get_scorer, {"name": "recall:k=3"}),
+}
 CASES = {
     f"{room}.{name}": case
-    for room, cases in (("data", DATA), ("optim", OPTIM), ("plotting", PLOTTING))
+    for room, cases in (("data", DATA), ("optim", OPTIM), ("plotting", PLOTTING), ("metrics", METRICS))
     for name, case in cases.items()
 }
 
@@ -226,7 +242,7 @@ def test_nonsense_is_an_error_of_ours(name: str, tmp_path: Path, monkeypatch: py
 
 @pytest.mark.parametrize("room", NO_CASE)
 def test_every_public_callable_has_a_case(room: str) -> None:
-    module = {"data": data, "optim": optim, "plotting": plotting}[room]
+    module = {"data": data, "optim": optim, "plotting": plotting, "metrics": metrics}[room]
     there = {name for name in module.__all__ if callable(getattr(module, name))}
     found = {name.split(".")[1].split(" ")[0] for name in CASES if name.startswith(room)}
     assert there - NO_CASE[room] == found - {name.split(".")[0] for name in NO_CASE[room]} - NO_CASE[room]

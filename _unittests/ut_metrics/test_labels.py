@@ -42,6 +42,7 @@ def test_another_label_is_ignored_or_none() -> None:
     assert token_accuracy(y, p, ignore_index=-1) == mean_iou(y, p, ignore_index=-1) == 1
     assert token_accuracy(y, p) == token_accuracy(y, p, None) == pytest.approx(2 / 3)
     assert token_accuracy([["a", "b"]], [["a", "a"]]) == 0.5
+    assert token_accuracy(np.array(["a", "b"], dtype=object), np.array(["a", "a"])) == 0.5
     assert token_accuracy(y, p, sample_weight=[[1, 0, 1]]) == 0.5
 
 

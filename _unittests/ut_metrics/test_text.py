@@ -65,5 +65,7 @@ def test_what_cannot_be_compared() -> None:
         character_error_rate(["a"], ["a"], [1, 1])
     with pytest.raises(InvalidParameterError, match="space=3"):
         word_error_rate([[1, 2]], [[1, 2]])
-    with pytest.raises(InvalidDataError, match="texts or rows of labels"):
+    with pytest.raises(InvalidDataError, match="A row of labels must be an array"):
         character_error_rate([3], [3])
+    with pytest.raises(InvalidDataError, match="texts or rows of labels"):
+        character_error_rate([[[3]]], [[[3]]])

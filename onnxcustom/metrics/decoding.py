@@ -10,6 +10,8 @@ import numpy as np
 from onnxcustom._parameters import check_count
 from onnxcustom.exceptions import InvalidDataError
 
+from .given import as_array, as_numbers
+
 __all__ = ["beam_search", "best_path"]
 
 
@@ -97,8 +99,11 @@ def beam_search(scores: np.ndarray, width: int = 10, blank: int = 0) -> list[np.
 
 
 def _checked(scores: np.ndarray, blank: int) -> np.ndarray:
-    scores = np.asarray(scores)
-    if scores.ndim != 3 or not 0 <= blank < scores.shape[2]:
+    scores = as_array("scores", scores)
+    if scores.dtype.kind not in "biuf":
+        scores = as_numbers("scores", scores)
+    check_count("blank", blank, 0)
+    if scores.ndim != 3 or blank >= scores.shape[2]:
         raise InvalidDataError(
             f"Decoding takes scores of shape (rows, frames, classes) with class {blank} for blanks, not of "
             f"shape {scores.shape}."

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import accuracy_score, jaccard_score
 
-from onnxcustom.exceptions import InvalidDataError
+from onnxcustom.exceptions import InvalidDataError, InvalidParameterError
+
+from .given import as_array, as_numbers
 
 __all__ = ["mean_iou", "token_accuracy"]
 
@@ -75,11 +77,24 @@ def mean_iou(
     return float(jaccard_score(y, p, average="macro", sample_weight=weights)) if len(y) else np.nan
 
 
+def _texts(labels: np.ndarray) -> np.ndarray:
+    """Labels that are texts, as an array of texts."""
+    texts = labels.dtype.kind == "O" and all(isinstance(v, str) for v in labels.reshape(-1).tolist())
+    return labels.astype(str) if texts else labels
+
+
 def _counted(
     expected: Any, predicted: Any, ignore_index: int | None, sample_weight: Any
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Labels that count, in a row, and their weights."""
-    y, p = np.asarray(expected), np.asarray(predicted)
+    y, p = (_texts(as_array(*named)) for named in (("expected", expected), ("predicted", predicted)))
+    if ignore_index is not None and not isinstance(ignore_index, (int, np.integer)):
+        raise InvalidParameterError(f"ignore_index must be a whole number or None, not {ignore_index!r:.60}.")
+    if "O" in (y.dtype.kind, p.dtype.kind) or (y.dtype.kind in "US") != (p.dtype.kind in "US"):
+        raise InvalidDataError(
+            f"Labels of dtype {y.dtype} are expected, and those predicted have {p.dtype}: both must be "
+            "numbers, or texts."
+        )
     if y.shape != p.shape and y.size == p.size and len(y) == len(p):
         y = y.reshape(p.shape)  # columns of a table
     if y.shape != p.shape:
@@ -89,7 +104,9 @@ def _counted(
     counts = np.ones(y.shape, dtype=bool) if ignore_index is None else y != ignore_index
     if sample_weight is None:
         return y[counts], p[counts], None
-    weights = np.asarray(sample_weight, dtype=np.float64)
+    weights = as_numbers("sample_weight", sample_weight)
+    if not (np.isfinite(weights) & (weights >= 0)).all():
+        raise InvalidDataError("sample_weight must hold numbers of at least 0.")
     if weights.shape != y.shape:
         if weights.size != len(y):
             raise InvalidDataError(

@@ -9,6 +9,8 @@ import numpy as np
 from onnxcustom._parameters import check_count
 from onnxcustom.exceptions import InvalidDataError, UnknownNameError
 
+from .given import as_array, as_numbers, as_weights
+
 __all__ = ["recall_at_k"]
 
 # Similarities that are nearer to each other than this are one.
@@ -55,9 +57,9 @@ def recall_at_k(
     0.6666666666666666
     """
     check_count("k", k)
-    if distance not in ("cosine", "euclidean"):
+    if not isinstance(distance, str) or distance not in ("cosine", "euclidean"):
         raise UnknownNameError(f"distance must be 'cosine' or 'euclidean', not {distance!r}.")
-    x, y = np.asarray(embeddings, dtype=np.float64), np.asarray(labels)
+    x, y = as_numbers("embeddings", embeddings), as_array("labels", labels)
     if x.ndim != 2 or y.size != len(x):
         raise InvalidDataError(
             f"recall_at_k takes embeddings (rows, columns) and one label a row: shapes are {x.shape} and "
@@ -66,11 +68,9 @@ def recall_at_k(
     if not np.isfinite(x).all():
         raise InvalidDataError("Embeddings hold NaN or infinity.")
     y = y.reshape(-1)
-    weights = np.ones(len(x)) if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
-    if weights.size != len(x):
-        raise InvalidDataError(f"There are {weights.size} weights for {len(x)} rows.")
+    weights = as_weights(sample_weight, len(x))
     found = _found(*_near(x, distance), y, k)
-    weights = weights.reshape(-1) * ~np.isnan(found)
+    weights = weights * ~np.isnan(found)
     total = weights.sum()
     return float((np.nan_to_num(found) * weights).sum() / total) if total else np.nan
 

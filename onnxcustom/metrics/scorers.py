@@ -171,6 +171,8 @@ def get_scorer(name: str) -> Any:
     >>> get_scorer("neg_character_error_rate:beam=10").greater_is_better
     True
     """
+    if not isinstance(name, str):
+        raise UnknownNameError(f"The name of a score is a text, not {name!r:.60}.")
     if name in get_scorer_names():
         return sklearn_scorer(name)
     plain, options = parse_phrase(name) if ":" in name else (name, {})

@@ -7,7 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from onnxcustom._parameters import check_count
 from onnxcustom.exceptions import InvalidDataError, InvalidParameterError
+
+from .given import as_array, as_list, as_weights
 
 __all__ = ["character_error_rate", "edit_distance", "word_error_rate"]
 
@@ -36,7 +39,12 @@ def edit_distance(a: Iterable[Any], b: Iterable[Any]) -> int:
     3
     """
     numbers: dict[Any, int] = {}
-    x, y = ([numbers.setdefault(v, len(numbers)) for v in sequence] for sequence in (a, b))
+    try:
+        x, y = (
+            [numbers.setdefault(v, len(numbers)) for v in as_list(*named)] for named in (("a", a), ("b", b))
+        )
+    except TypeError as exc:
+        raise InvalidDataError(f"Sequences hold what cannot be compared: {exc}.") from exc
     columns, places = np.array(y, dtype=np.int64), np.arange(len(y) + 1)
     row = places
     for i, symbol in enumerate(x, 1):
@@ -118,7 +126,9 @@ def word_error_rate(
     def words(text: Any) -> list[Any]:
         if isinstance(text, str):
             return text.split()
-        if space is None:
+        if space is not None:
+            check_count("space", space, 0)
+        else:
             raise InvalidParameterError(
                 "The word error rate of labels needs the one that separates words: space=3, say."
             )
@@ -135,13 +145,14 @@ def word_error_rate(
 def _rate(
     expected: Sequence[Any], predicted: Sequence[Any], parts: Callable[[Any], Any], weights: Any
 ) -> float:
-    if len(expected) != len(predicted) or (weights is not None and len(weights) != len(expected)):
+    expected, predicted = as_list("expected", expected), as_list("predicted", predicted)
+    if len(expected) != len(predicted) or (weights is not None and np.size(weights) != len(expected)):
         raise InvalidDataError(
             f"An error rate compares rows one by one: there are {len(expected)} expected ones, "
-            f"{len(predicted)} predicted" + ("." if weights is None else f" and {len(weights)} weights.")
+            f"{len(predicted)} predicted" + ("." if weights is None else f" and {np.size(weights)} weights.")
         )
     edits = length = 0.0
-    weights = np.ones(len(expected)) if weights is None else np.asarray(weights, np.float64)
+    weights = as_weights(weights, len(expected))
     for a, b, weight in zip(expected, predicted, weights.tolist(), strict=True):
         wanted, said = parts(_symbols(a)), parts(_symbols(b))
         edits += weight * edit_distance(wanted, said)
@@ -153,7 +164,7 @@ def _symbols(row: Any) -> Any:
     """A text as it is; labels as a list, without what fills rows up."""
     if isinstance(row, str):
         return row
-    array = np.asarray(row)
+    array = as_array("A row of labels", row)
     if array.ndim != 1 or array.dtype.kind not in "biuf":
         raise InvalidDataError(
             f"Error rates take texts or rows of labels, whole numbers, not {type(row).__name__} of shape "
