@@ -6,13 +6,15 @@ import contextlib
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-import onnx
 
 from .base import Command, say
 from .options import batch_axis_option, force_option, model_argument, option, output_option
+
+if TYPE_CHECKING:
+    import onnx
 
 __all__ = ["edit"]
 
