@@ -258,6 +258,7 @@ def other_step(of: str) -> Callable[[Any, dict[str, Any]], Any]:
             return step.load_state_dict(**given)
         given["given"] = other.statistics() if of == "set_statistics" else other.weights()
         given["given"] = other.state() if of == "set_state" else given["given"]
+        given["given"] = other.averages() if of == "set_averages" else given["given"]
         return getattr(step, of)(given["given"])
 
     return call
@@ -308,6 +309,7 @@ STEP = Subject(
         "normed": step_of(normed, batch_norm="update"),
         "handing_on": step_of(handing_on, loss={"y": "squared_error"}),
         "no passes": step_of(passes=False),
+        "averaged": step_of(average="ema"),
     },
     {
         "__init__": Call(as_model(onnx.ModelProto), constructed),
@@ -324,6 +326,10 @@ STEP = Subject(
         "weights": Call(),
         "state": Call(),
         "statistics": Call(),
+        "averages": Call(),
+        "predicting_weights": Call(),
+        "frozen_weights": Call(nothing, lambda step, given: step.frozen_weights(list(step.weights()))),
+        "set_averages": Call(nothing, other_step("set_averages")),
         "state_dict": Call(),
         "trained_model": Call(),
         "model": Call(),
@@ -345,7 +351,8 @@ STEP = Subject(
     names(
         # numbers, words and objects
         "batch_axes output_axis scalar_dtype pending engine iteration modes optimizer passes recipe",
-        "recompute skipped targets",
+        "recompute skipped targets check_unfreeze unfreeze halves knows run_half",
+        "counts counts_labels announce announced announce_batches forget_accumulated",
         # a dict of texts
         "name_columns",
     ),
@@ -441,7 +448,7 @@ def estimator(cls: type, model: Callable[[], Any], calls: Mapping[str, Call], wi
         names(
             # numbers, words and objects: every parameter with a default is an attribute of the class
             *(field.name for field in dataclasses.fields(cls) if hasattr(cls, field.name)),
-            "callbacks checkpoint_dir validation_fraction",
+            "callbacks checkpoint_dir validation_fraction cache_frozen cache_bytes pairs m_per_class",
             "model_parameter shuffles record validation_due",
             # scikit-learn's
             "get_params set_params get_metadata_routing",
@@ -530,8 +537,8 @@ LOADER = Subject(
         "order": Call(lambda: {"epoch": 1}),
     },
     probe_loader,
-    # epoch() and iter_bind() lend their batches, one after the other, as they say
-    names("epoch iter_bind n_batches n_rows"),
+    # epoch() and iter_bind() lend their batches, one after the other, as they say; other loaders share memory
+    names("epoch iter_bind n_batches n_rows cut inputs in_sequence with_inputs groups grouped"),
 )
 
 
