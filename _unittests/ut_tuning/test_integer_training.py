@@ -298,6 +298,7 @@ def test_quantized_sizes() -> None:
     for activations in ("clip", "remove"):
         floats = dequantize(model, activations=activations)
         assert list(onnxcustom.weights(floats)) == ["w"]
+        assert [t.dims for t in floats.graph.initializer if t.name == "k"] == [[]]  # a number stays one
         np.testing.assert_allclose(run(floats, {"x": x})[0], expected, atol=0.2)
 
 

@@ -22,7 +22,8 @@ def dequantize_linear(walk: Rewriting, node: ir.Node) -> Var | None:
     axis, block = (node.attributes.get_int(name, n) for name, n in (("axis", 1), ("block_size", 0)))
     assert q is not None
     assert scale is not None
-    if walk.activations == "keep" and not node.domain and is_op(q.producer(), *QUANTIZERS):
+    maker = q.producer()
+    if maker is not None and not node.domain and is_op(maker, *QUANTIZERS) and walk.keeps(maker):
         return None
     found = walk.real(q, scale, zero, axis, block)
     wanted = node.attributes.get_int("output_dtype", 0)

@@ -231,8 +231,8 @@ def _integers(walk: Rewriting, operand: _Operand, factor: np.ndarray | None, dty
     axis = None
     if scale.size > 1:
         axis = 0 if factor is not None and factor.ndim == operand.array.ndim else operand.array.ndim - 1
-    point = None if zero is None else op.const(np.ascontiguousarray(zero).reshape(scale.shape))
-    found = op.DequantizeLinear(operand.q, op.const(np.ascontiguousarray(scale)), point, axis=axis)
+    point = None if zero is None else op.const(np.asarray(zero, order="C").reshape(scale.shape))
+    found = op.DequantizeLinear(operand.q, op.const(np.asarray(scale, order="C")), point, axis=axis)
     return found if found.dtype == dtype else op.Cast(found, to=dtype)
 
 

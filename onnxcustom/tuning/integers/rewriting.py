@@ -18,7 +18,7 @@ import onnx_ir as ir
 from onnxcustom.graph.analysis.constants import constant_array
 from onnxcustom.graph.analysis.integers import MICROSOFT
 from onnxcustom.graph.analysis.operators import is_op
-from onnxcustom.graph.analysis.traversal import all_names, dependents, subgraphs
+from onnxcustom.graph.analysis.traversal import all_names, all_nodes, dependents, subgraphs
 from onnxcustom.graph.building.builder import Builder, Var
 from onnxcustom.graph.preparation.sites import own_name
 from onnxcustom.graph.preparation.unused import RemoveUnusedPass
@@ -93,7 +93,9 @@ class Rewriting:
         self._made: dict[tuple, Var] = {}
         self._names: dict[ir.Value, str] = {}
         self._reached = None if chosen is None else dependents(model.graph, chosen)
-        self._live = find_weights(model).live
+        # Sizes that were quantized stay so: 3.99 rows are 4 after rounding, and 3 without.
+        live = find_weights(model).live
+        self._sizes = {v for node in all_nodes(model.graph) for v in node.outputs if v not in live}
         self._graph: ir.Graph = model.graph
 
     def run(self) -> None:
@@ -130,12 +132,7 @@ class Rewriting:
             self._put(graph, node, [made] if isinstance(made, Var) else list(made or ()))
 
     def _wanted(self, node: ir.Node) -> bool:
-        """Whether a node computes data, no shape, and depends on what was chosen.
-
-        Sizes that were quantized stay so: 3.99 rows are 4 after rounding, and 3 without.
-        """
-        if not any(v in self._live for v in node.outputs):
-            return False
+        """Whether a node depends on what was chosen."""
         return self._reached is None or any(v in self._reached for v in node.outputs)
 
     def _put(self, graph: ir.Graph, node: ir.Node, made: list[Var | None]) -> None:
@@ -144,6 +141,8 @@ class Rewriting:
         for old, new in zip(node.outputs, made, strict=False):
             if new is None or not old.name:
                 continue
+            if old in self._sizes:
+                self._sizes.add(new.value)
             if old.is_graph_output():
                 self._hand_out(old, new, nodes)
             for use in list(old.uses()):
@@ -243,7 +242,7 @@ class Rewriting:
     def weight(self, q: ir.Value, key: tuple, compute: Callable[[], np.ndarray]) -> Var:
         """An initializer in place of constant numbers, the same for the same key, named after them."""
         if key not in self._made:
-            tensor = ir.tensor(np.ascontiguousarray(compute()))
+            tensor = ir.tensor(np.asarray(compute(), order="C"))
             value = self.op.initializer(self.op.unique(f"{own_name(q)}_weight"), tensor)
             self._names[value] = own_name(q)
             self._made[key] = self.op.wrap(value)
@@ -267,9 +266,9 @@ class Rewriting:
 
     def keeps(self, node: ir.Node) -> bool:
         """Whether the rounding of a node that quantizes stays: one to 16 bits needs an opset that has it."""
-        return self.activations == "keep" and (
-            not node.domain or self.op.opset >= _SIXTEEN or quantized_type(node) in _EIGHT
-        )
+        if self.activations != "keep" and node.outputs[0] not in self._sizes:
+            return False
+        return not node.domain or self.op.opset >= _SIXTEEN or quantized_type(node) in _EIGHT
 
     def _kept(self, q: ir.Value, scale: ir.Value, zero: ir.Value | None, axis: int) -> Var:
         """Rounded numbers."""
