@@ -35,6 +35,7 @@ SUBJECTS: dict[str, tuple[str, list[str], int]] = {
     "structure": ("bench_structure", [], 1),
     "fit": ("bench_fit", ["--repeat", "3", "--cases", "0", "1", "2"], 1),
     "gradient": ("bench_gradient", ["--seconds", "0.3"], 1),
+    "losses": ("bench_losses", ["--seconds", "0.3"], 1),
     "optim": ("bench_optim", ["--seconds", "0.1", "--rounds", "7", "--only", "SGD", "Adam"], 1),
 }
 # These only print.

@@ -89,6 +89,22 @@ def test_a_head_on_what_is_computed_once_and_its_average(folder: Path, command) 
     assert "--cache-frozen" in result.stderr
 
 
+def test_options_of_cross_entropy(folder: Path, command, fails) -> None:
+    command(*IRIS, "--loss", "cross_entropy:label_smoothing=0.1,class_weight=[1,2,1]", "-o", "out.onnx")
+    from onnxcustom.objective import SoftmaxCrossEntropyLearningLoss
+
+    loss = SoftmaxCrossEntropyLearningLoss(label_smoothing=0.1, class_weight=[1, 2, 1])
+    net = OnnxClassifier("iris.onnx", loss=loss, max_iter=3, random_state=0).fit(*iris())
+    same(trained("out.onnx"), trained_by(net))
+    plain = OnnxClassifier("iris.onnx", loss="cross_entropy", max_iter=3, random_state=0).fit(*iris())
+    with pytest.raises(AssertionError):
+        same(trained("out.onnx"), trained_by(plain))
+    for option, word in [("label_smoothing=2", "label_smoothing"), ("class_weight=[1,2]", "3 classes")]:
+        line = fails(*IRIS, "--loss", f"cross_entropy:{option}", "-o", "bad.onnx", code=None)
+        assert word in line
+        assert not Path("bad.onnx").exists()
+
+
 def trained_by(estimator) -> dict[str, np.ndarray]:
     return weights(estimator.get_trained_onnx())
 

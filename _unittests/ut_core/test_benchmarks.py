@@ -76,6 +76,24 @@ def test_subject(
         assert 0 < rows[0]["inside"] < rows[0]["microseconds"]
 
 
+def test_losses_are_those_of_torch(
+    benchmarks: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    pytest.importorskip("torch")
+    monkeypatch.setattr(benchmarks, "processors", lambda: 1)
+    losses = importlib.import_module("benchmarks.bench_losses")
+    rows = quick(benchmarks, "bench_losses")
+    assert len(rows) == len(losses.QUICK)
+    assert json.loads(json.dumps(rows)) == rows
+    printed = capsys.readouterr().out
+    for row in rows:
+        assert row["case"] in printed
+        assert max(row["differences"]["float64"]) <= 1e-9
+    monkeypatch.setattr(losses, "PROMISE", -1.0)
+    with pytest.raises(AssertionError, match="value and gradient differ by"):
+        losses.differences(losses.cases(True)[0])
+
+
 def test_contender_that_trains_something_else(
     benchmarks: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
