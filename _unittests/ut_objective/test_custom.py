@@ -5,10 +5,13 @@ import pickle
 
 import numpy as np
 import onnx
+import onnx.parser
 import onnx_ir as ir
 import pytest
+from scipy.special import softmax
 from sklearn.base import clone
 
+from onnxcustom import OnnxRegressor, TrainingStep
 from onnxcustom.exceptions import InvalidDataError, InvalidModelError, UnknownNameError
 from onnxcustom.graph.building.builder import Builder
 from onnxcustom.objective import CustomLoss, Loss, SoftmaxCrossEntropyLearningLoss
@@ -212,3 +215,33 @@ def test_bad_losses_are_refused(batch):
         run(CustomLoss(log_cosh, on="tanh"), y, p)
     with pytest.raises(UnknownNameError, match=r"engine|'abacus'"):
         run(CustomLoss(log_cosh, engine="abacus"), y, p)
+
+
+def place_and_kind(op, predicted, expected):
+    d = op.Slice(predicted, [0], [2], [1]) - op.Slice(expected, [0], [2], [1])
+    scores = op.LogSoftmax(op.Slice(predicted, [2], [5], [1]), axis=1)
+    kind = op.Cast(op.Slice(expected, [2], [3], [1]), to=7)
+    return op.ReduceSum(d * d, [1], keepdims=1) - op.GatherElements(scores, kind, axis=1)
+
+
+def test_columns_of_several_kinds_are_expected():
+    """Two numbers and a class, side by side: ten steps, and those of an estimator, are those of NumPy."""
+    rng = np.random.default_rng(8)
+    X, W = (rng.normal(size=shape).astype(np.float32) for shape in ((6, 4), (4, 5)))
+    y = np.column_stack([rng.normal(size=(6, 2)), [0, 1, 2, 2, 1, 0]]).astype(np.float32)
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 17]> m (float[N, 4] X) => (float[N, 5] Y) { Y = MatMul(X, W) }'
+    )
+    model.graph.initializer.append(onnx.numpy_helper.from_array(W, "W"))
+    loss = CustomLoss(place_and_kind, target=("float32", ["N", 3]))
+    net = OnnxRegressor(model, loss=loss, learning_rate=0.05, batch_size=6, shuffle=False, max_iter=10)
+    step, w = TrainingStep(model, loss=loss, learning_rate=0.05), W.astype(np.float64)
+    for _ in range(10):
+        z = X @ w
+        p = softmax(z[:, 2:], axis=1)
+        d, chosen = z[:, :2] - y[:, :2], np.eye(3)[y[:, 2].astype(int)]
+        wanted = ((d**2).sum(1) - np.log((p * chosen).sum(1))).mean()
+        assert step.run(X, y) == pytest.approx(wanted, rel=1e-5)
+        w -= 0.05 / 6 * X.T @ np.concatenate([2 * d, p - chosen], axis=1)
+    np.testing.assert_allclose(step.weights()["W"], w, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(net.fit(X, y).weights_["W"], w, rtol=1e-4, atol=1e-5)
