@@ -140,6 +140,7 @@ def test_streams_keep_what_is_behind_each_other():
         ({"pairs": 1}, InvalidParameterError, "at least 2"),
         ({"pairs": [1, 2]}, InvalidParameterError, "for each of the 24 rows"),
         ({"pairs": [0] * 4 + [1] * 20, "batch_size": 4}, InvalidDataError, "groups of one size.*m_per_class"),
+        ({"pairs": np.arange(24), "batch_size": 4}, InvalidDataError, "; 0 has 1 of the rows, others"),
         ({"m_per_class": 4, "batch_size": 6}, InvalidParameterError, "no multiple of 4"),
         ({"m_per_class": 2, "pairs": 2}, InvalidParameterError, "give one"),
         ({"pairs": 2, "validation_fraction": 0.5}, InvalidParameterError, "give X_val and y_val"),

@@ -188,6 +188,14 @@ def test_the_frozen_part_is_cut_again(make, caplog):
     np.testing.assert_allclose(cached.history_["val_loss"], plain.history_["val_loss"], rtol=1e-5)
 
 
+def test_a_warm_start_with_nothing_left_frozen(make):
+    """The cache that was asked for was possible when training began; it goes on as the fit before did."""
+    nets = [make(cache_frozen=cache, warm_start=True).fit(*data()).fit(*data()) for cache in (True, False)]
+    assert nets[0].n_iter_ == 20
+    for name, array in nets[1].weights_.items():
+        np.testing.assert_allclose(nets[0].weights_[name], array, rtol=1e-5, atol=1e-6)
+
+
 def test_the_best_weights_were_before(make):
     X, y = data()
     seen = []

@@ -96,10 +96,11 @@ def pair_groups(pairs: Any, rows: int, batch_size: int) -> Groups:
         sizes = np.bincount(labels)
         size = int(sizes[0])
         if size < 2 or (sizes != size).any():
-            name = given[first[np.argsort(first)][int((sizes != max(size, 2)).argmax())]]
+            other = int((sizes != max(size, 2)).argmax())
+            name = given[first[np.argsort(first)][other]]
             raise InvalidDataError(
-                f"pairs must have groups of one size of at least 2; {name!r} has another number of rows than "
-                f"the first, {sizes.min()} to {sizes.max()}: for classes of several sizes take m_per_class."
+                f"pairs must have groups of one size of at least 2; {name!s} has {sizes[other]} of the rows, "
+                f"others from {sizes.min()} to {sizes.max()}: for classes of several sizes take m_per_class."
             )
     _check_size("pairs", size, batch_size)
     return Groups(labels, size)

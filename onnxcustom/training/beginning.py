@@ -276,12 +276,14 @@ class Beginning(Results):
         """Batches with the frozen part of the model computed once, if that is wanted and possible."""
         if self.cache_frozen is False or (self.cache_frozen == "auto" and plan == 1):
             return loader  # of one epoch nothing is computed twice
+        # With weights that joined in the last fit, training goes on as it did there.
+        wanted = "auto" if step.recipe.joined else self.cache_frozen
         limit = int(min(self.cache_bytes, sys.maxsize))
         if isinstance(loader, StreamLoader):
             folder = None if plan.resumed is None else plan.resumed.store.folder
-            return FrozenStreamLoader(loader, step, self.cache_frozen, limit, folder)
+            return FrozenStreamLoader(loader, step, wanted, limit, folder)
         held_out = validation if isinstance(validation, ArrayValidation) else None
-        return FrozenLoader(loader, step, self.cache_frozen, limit, held_out)
+        return FrozenLoader(loader, step, wanted, limit, held_out)
 
     def _seed_for(self, plan: Plan) -> int:
         """The seed of the order of rows: that of the training that goes on, else a new one."""

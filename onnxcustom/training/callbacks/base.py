@@ -223,9 +223,10 @@ def monitored(monitor: str | None, run: Run) -> str:
     if monitor is None:
         return "val_loss" if "val_loss" in run.measures else "loss"
     if monitor not in run.measures:
+        lacking = monitor.startswith("val_") and "val_loss" not in run.measures
         raise UnknownNameError(
             f"monitor names {monitor!r}, which this training does not measure; it measures {run.measures}."
-            + (" Validation data is needed for it." if monitor.startswith("val_") else "")
+            + (" Validation data is needed for it." if lacking else did_you_mean(monitor, run.measures))
         )
     return monitor
 

@@ -85,7 +85,7 @@ def from_one_hot(y: np.ndarray, axis: int, labels: np.ndarray) -> np.ndarray:
         raise InvalidDataError(
             f"y has shape {y.shape}: for one of {len(labels)} classes a row give labels, or rows of zeros "
             f"with a single 1 in {len(labels)} columns. Several labels a row need a model that ends in a "
-            "Sigmoid."
+            "Sigmoid, or loss='binary_crossentropy'."
         )
     return labels[np.argmax(y, axis=axis)]
 
