@@ -230,7 +230,7 @@ def check_batch_size(batch_size: Any, rows: int | None, specs: Sequence[TensorSp
             raise InvalidDataError(
                 f"Input {spec.name!r} takes batches of exactly {count(fixed, 'row')}; batch_size is "
                 f"{size}{data}. Use batch_size={fixed} and a multiple of it in rows, or make that "
-                "dimension of the model's input dynamic."
+                "dimension of the model's input dynamic, as onnxcustom.tuning.make_dynamic(model) does."
             )
     return size
 

@@ -279,7 +279,9 @@ def _matching(patterns: Iterable[str], names: Sequence[str]) -> set[str]:
     for pattern in patterns:
         hits = matching(pattern, names)
         if not hits:
-            raise UnknownNameError(f"No weight is called {pattern!r}; the weights trained are {list(names)}.")
+            raise UnknownNameError(
+                f"No trained weight is called {pattern!r}; the weights trained are {list(names)}."
+            )
         found.update(hits)
     return found
 
