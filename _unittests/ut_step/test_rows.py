@@ -617,6 +617,39 @@ def test_an_output_that_is_not_as_its_file_declares(options):
         OnnxRegressor(model, batch_size=1, max_iter=1, **options).fit(x, y)
 
 
+def test_a_number_for_a_row_where_the_file_declares_one_number():
+    """As speech scorers do: Squeeze without axes, declared without dimensions."""
+    w = "w = Constant<value = double[2,1] {1.0, 2.0}>()"
+    model = parsed(f"(double[N,2] x) => (double[N] z) {{ {w} a = MatMul(x, w) z = Squeeze(a) }}")
+    del model.graph.output[0].type.tensor_type.shape.dim[:]
+    x, y = data(2, 2), np.zeros(2)
+    with pytest.raises(
+        InvalidDataError, match=r"2 of these rows its shape is \(2,\).*1 dimension .*make_tensor"
+    ):
+        TrainingStep(model).run(x, y)
+    with pytest.raises(InvalidDataError, match=r"2 of these rows its shape is \(2,\)"):
+        OnnxRegressor(model, max_iter=1).fit(x, y)
+    declared = onnx.helper.make_tensor_value_info("z", onnx.TensorProto.DOUBLE, ["N"])
+    model.graph.output[0].CopyFrom(declared)
+    step = TrainingStep(model, optimizer="adam", learning_rate=0.1)
+    losses = [step.run(x, y) for _ in range(10)]
+    np.testing.assert_allclose(losses[0], ((x @ [1.0, 2.0]) ** 2).mean() / 2)
+    assert losses[-1] < losses[0]
+
+
+def test_an_output_of_more_rows_than_the_inputs():
+    """Both directions of a sound, say, declared as its rows."""
+    model = parsed(f"(double[N,2] x) => (double[N,3] z) {W} {{ a = MatMul(x, w) z = Concat<axis=0>(a, a) }}")
+    x, y = data(1, 2), np.zeros((2, 3))
+    with pytest.raises(
+        InvalidDataError, match=r"For 1 row output 'z' has the shape \(2, 3\).*batch_axis=.*None"
+    ):
+        TrainingStep(model).run(x, y)
+    step = TrainingStep(model, batch_axis={"z": None}, optimizer="adam", learning_rate=0.1)
+    losses = [step.run(x, y) for _ in range(10)]
+    assert losses[-1] < losses[0]
+
+
 # -- rows in doubt -----------------------------------------------------------------------------------
 
 POOLED = "{ i = Constant<value = int64[1] {0}>() a = ReduceSum<keepdims = 0>(x, i) z = MatMul(a, w) }"

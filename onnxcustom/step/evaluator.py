@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from onnxcustom._text import count
 from onnxcustom.exceptions import EvaluationError, InvalidDataError
 from onnxcustom.feed.specs import rows_of, some_rows
 from onnxcustom.runtime import Device, ForkLock
@@ -83,12 +84,19 @@ class Evaluator:
 
     def check_declared(self, arrays: Mapping[str, np.ndarray]) -> None:
         """See :meth:`~onnxcustom.TrainingStep.check_declared`."""
+        fixed = next((spec.rows for spec in self.recipe.inputs if spec.rows is not None), None)
+        # One row suits every model; of one row Squeeze leaves a number, of two a column.
+        for size in (1, 2) if fixed is None else (fixed,):
+            self._check_made({s.name: some_rows(arrays[s.name], s, slice(size)) for s in self.recipe.inputs})
+
+    def _check_made(self, some: Mapping[str, np.ndarray]) -> None:
+        """Compare what the model makes of these rows with what the file declares."""
         recipe = self.recipe
-        size = next((spec.rows for spec in recipe.inputs if spec.rows is not None), 1)
         try:
-            found = self.predict({s.name: some_rows(arrays[s.name], s, slice(size)) for s in recipe.inputs})
+            found = self.predict(some)
         except (EvaluationError, InvalidDataError):
             return  # what is wrong is something else
+        size = rows_of(some, recipe.inputs)
         for target in recipe.targets:
             made = found.get(target.output)
             if made is None or target.shape is None or target.value != target.output:
@@ -97,7 +105,14 @@ class Evaluator:
                 raise InvalidDataError(
                     f"The file declares that output {target.output!r} has the dimensions {target.shape}, but "
                     f"for {size} of these rows its shape is {made.shape}. Declare it as it is, with "
-                    f"{made.ndim} dimensions (onnx.helper.make_tensor_value_info), and say with "
+                    f"{count(made.ndim, 'dimension')} (onnx.helper.make_tensor_value_info), and say with "
                     f"batch_axis={{{target.output!r}: ...}} which of them holds the rows, if that is not the "
                     "first one."
+                )
+            if target.rows is not None and size and made.shape[target.rows] != size:
+                raise InvalidDataError(
+                    f"For {count(size, 'row')} output {target.output!r} has the shape {made.shape}: its axis "
+                    f"{target.rows}, taken to hold the rows, has {made.shape[target.rows]}. Say with "
+                    f"batch_axis={{{target.output!r}: ...}} which axis holds them, or None if all of it "
+                    "is one result for the whole batch."
                 )

@@ -103,7 +103,7 @@ class FedStep(StoredStep):
         Raises
         ------
         InvalidDataError
-            An output has not as many dimensions as the file declares.
+            An output has not as many dimensions as the file declares, or not as many rows as the inputs.
         """
         self._evaluator.check_declared(as_inputs(X, self.inputs))
 
