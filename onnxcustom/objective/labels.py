@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -53,6 +54,12 @@ class LabelLoss(Loss):
     def ignores(self) -> bool:  # type: ignore[override]
         """Whether there is a label that does not count."""
         return self.ignore_index is not None
+
+    def of_all(self) -> LabelLoss:
+        """The same for labels that all count: its graph has no mask."""
+        made = copy.copy(self)
+        made.ignore_index = None
+        return made
 
     def check(self) -> None:
         """Check the parameters."""

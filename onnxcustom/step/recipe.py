@@ -222,6 +222,7 @@ class Recipe:
         phase: Phase = "update",
         lean: bool = True,
         origin: Origin = BEGINNING,
+        masked: bool = True,
     ) -> ComposedStep:
         """A graph of the step.
 
@@ -235,32 +236,39 @@ class Recipe:
             Whether it may be one that is read with its plan of scalars only.
         origin : Origin, optional
             Where the training counts from, by default from its first step.
+        masked : bool, default=True
+            Whether it looks for labels that are ignored; a batch without any needs no mask.
         """
         plan = self.plan(origin)
+        targets = self.targets if masked else tuple(target.of_all() for target in self.targets)
         options = StepOptions(
             weighted, phase, self.axes, self.modes, origin.seed, self.passes, self.recompute
         )
         model = form_of(self.trunk, self.engine)
         return compose_step(
-            model, self.engine, self.targets, self.penalties, plan if lean else plan.plain(), options
+            model, self.engine, targets, self.penalties, plan if lean else plan.plain(), options
         )
 
     @functools.cached_property
-    def _graphs(self) -> dict[tuple[Weighted, Phase], tuple[Origin, ComposedStep]]:
+    def _graphs(self) -> dict[tuple[Weighted, Phase, bool], tuple[Origin, ComposedStep]]:
         return {}
 
     def graph(
-        self, weighted: Weighted | None = None, phase: Phase = "update", origin: Origin | None = None
+        self,
+        weighted: Weighted | None = None,
+        phase: Phase = "update",
+        origin: Origin | None = None,
+        masked: bool = False,
     ) -> ComposedStep:
         """:meth:`compose`, once; by default the graph that training begins with.
 
         Without an origin it is one of any: what comes with a batch does not depend on it.
         """
-        key = (self.weighted if weighted is None else weighted, phase)
+        key = (self.weighted if weighted is None else weighted, phase, masked)
         found = self._graphs.get(key)
         if found is None or origin not in (None, found[0]):
             origin = origin or BEGINNING
-            found = self._graphs[key] = (origin, self.compose(*key, origin=origin))
+            found = self._graphs[key] = (origin, self.compose(*key[:2], origin=origin, masked=masked))
         return found[1]
 
     def scores(self, weighted: Weighted) -> ir.Model:

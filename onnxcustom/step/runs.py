@@ -10,7 +10,6 @@ from onnxcustom.exceptions import ConvergenceError, InvalidDataError
 from onnxcustom.optim import BaseLearningRate
 
 from .compose import Phase, Weighted
-from .counting import counts_of
 from .program import Program
 from .recipe import Recipe
 from .state import State
@@ -40,20 +39,25 @@ class Runs:
     ) -> None:
         self.recipe, self.state, self.rule = recipe, state, rule
         self._settings = (threads, sess_options)
-        self._programs: dict[tuple[Weighted, Phase], Program] = {}
+        self._programs: dict[tuple[Weighted, Phase, bool], Program] = {}
         # The program that ran last on a batch, and what every loss was a mean over.
         self._last: tuple[Program, list[int]] | None = None
         self._heads: dict[str, float] = {}
-        self._counts = len(recipe.targets) > 1 or any(target.counted for target in recipe.targets)
+        # Of those that a mean over labels is taken of: place among the values of a batch, and the target.
+        first = len(recipe.inputs)
+        self._counted = [(i, first + i, t) for i, t in enumerate(recipe.targets) if t.counted]
+        self._counts = len(recipe.targets) > 1 or bool(self._counted)
 
-    def program(self, weighted: Weighted, phase: Phase) -> Program:
+    def program(self, weighted: Weighted, phase: Phase, masked: bool = False) -> Program:
         """A graph of the recipe, compiled."""
-        if (weighted, phase) not in self._programs:
+        key = (weighted, phase, masked)
+        found = self._programs.get(key)
+        if found is None:
             self._check_options()
-            graph = self.recipe.graph(weighted, phase, self.state.origin)
-            made = Program(graph, self.state, self.recipe.scalar_dtype, *self._settings)
-            self._programs[weighted, phase] = made
-        return self._programs[weighted, phase]
+            graph = self.recipe.graph(weighted, phase, self.state.origin, masked)
+            found = Program(graph, self.state, self.recipe.scalar_dtype, *self._settings)
+            self._programs[key] = found
+        return found
 
     # -- a batch ---------------------------------------------------------------------------------
 
@@ -62,8 +66,8 @@ class Runs:
         state, accumulate = self.state, self.recipe.rule.accumulate
         clock = self._clock()
         updating = state.pending + 1 >= accumulate
-        program = self.program(self._weighting(values), "update" if updating else "accumulate")
-        units = self._units(program, values) if self._counts or accumulate > 1 else []
+        units, masked = self._units(values) if self._counts or accumulate > 1 else ([], False)
+        program = self.program(self._weighting(values), "update" if updating else "accumulate", masked)
         share, divisors = self._divided(units, program.rows(values)) if accumulate > 1 else (1.0, units)
         self._last = program, units
         # A batch without any label that counts has no loss: 0 / 1.
@@ -149,10 +153,16 @@ class Runs:
         rows = 1 if graph.counted is None else values[graph.counted[0]].shape()[graph.counted[1]]
         return True if list(values[-1].shape()) == [rows] else "labels"
 
-    def _units(self, program: Program, values: Sequence[Any]) -> list[int]:
-        """What the loss of every output is divided by in a batch: its labels, or the rows."""
-        first = len(self.recipe.inputs)
-        return counts_of(self.recipe.targets, lambda i: values[first + i].numpy(), program.rows(values))
+    def _units(self, values: Sequence[Any]) -> tuple[list[int], bool]:
+        """What the loss of every output is divided by, its labels or the rows; whether some are ignored."""
+        counted = self.recipe.graph().counted
+        rows = 1 if counted is None else values[counted[0]].shape()[counted[1]]
+        units, masked = [rows] * len(self.recipe.targets), False
+        for i, place, target in self._counted:
+            labels = values[place].numpy()
+            units[i] = target.count(labels)
+            masked = masked or (target.masks and units[i] != labels.size)
+        return units, masked
 
     def _divided(self, units: Sequence[int], rows: int) -> tuple[float, Sequence[float]]:
         """Share of a batch in what is accumulated, and what its losses are divided by."""

@@ -20,6 +20,7 @@ from onnxcustom.graph.analysis.tails import decisions
 from onnxcustom.graph.building.builder import Var
 from onnxcustom.graph.shapes.batch_axis import BatchAxes
 from onnxcustom.objective import BaseLearningLoss, Loss, LossTarget
+from onnxcustom.objective.labels import LabelLoss
 
 from .joining import joined_name, row_shapes
 
@@ -109,6 +110,15 @@ class Target:
     def counted(self) -> bool:
         """Whether it is divided by a number that only the labels tell."""
         return self.counts_positions and (self.has_positions or (self.loss.ignores and not self.soft))
+
+    @property
+    def masks(self) -> bool:
+        """Whether its graph looks for labels that are ignored."""
+        return isinstance(self.loss, LabelLoss) and self.loss.ignores and not self.soft
+
+    def of_all(self) -> Target:
+        """The same for labels that all count."""
+        return dataclasses.replace(self, loss=self.loss.of_all()) if self.masks else self  # type: ignore[attr-defined]
 
     def count(self, expected: np.ndarray) -> int:
         """Number of its labels that count, for a target that is divided by that."""

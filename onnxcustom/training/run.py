@@ -184,8 +184,11 @@ class Run:
 
         The loss of a single output is the whole of it.
         """
-        heads = step.head_losses or {step.targets[0].output: loss}
-        self.add_heads(heads, {**dict.fromkeys(heads, rows), **step.head_units})
+        heads, units = step.head_losses, step.head_units
+        if not heads:
+            self.add_heads(dict.fromkeys(units, loss), units)
+            return 0.0
+        self.add_heads(heads, {**dict.fromkeys(heads, rows), **units})
         return loss - sum(self._factor(step, name) * value for name, value in heads.items())
 
     def counted_loss(self, step: TrainingStep) -> float:
