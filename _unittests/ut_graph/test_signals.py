@@ -114,6 +114,14 @@ def test_a_fourier_basis():
     assert names(product, c=REAL.T, s=IMAGINARY.T, w=w) == ["w"]
 
 
+@pytest.mark.parametrize("numbers", ["ones", "signs"])
+def test_numbers_of_one_size_are_no_fourier_basis(numbers):
+    """Their squares add up to the same everywhere, too."""
+    k = RNG.choice([-1.0, 1.0], size=(18, 1, 16)) if numbers == "signs" else np.ones((18, 1, 16))
+    text = f"{SOUND} {{ a = Conv<strides = [8]>(x, k) t = Transpose<perm = [0, 2, 1]>(a) y = MatMul(t, w) }}"
+    assert names(text, k=k, w=RNG.normal(size=(18, 3))) == ["k", "w"]
+
+
 def test_a_bank_of_filters():
     """Triangles over the frequencies; with the signs of a trained matrix it is one."""
     edges = np.linspace(0, 31, 10)

@@ -15,7 +15,7 @@ from onnxcustom.objective import (
     GaussianLearningLoss,
     TripletLearningLoss,
 )
-from onnxcustom.objective.penalties import PENALTIES, PerWeightLearningPenalty
+from onnxcustom.objective.penalties import PENALTIES, L2StartLearningPenalty, PerWeightLearningPenalty
 from onnxcustom.objective.standalone import loss_model
 from onnxcustom.runtime import create_session, ort_limits
 
@@ -67,7 +67,8 @@ def test_losses(loss, data, shape, formula, dtype):
 @pytest.mark.parametrize("kind", [k for k in PENALTIES.classes() if k is not PerWeightLearningPenalty])
 def test_penalties(kind, dtype):
     w = np.array([[1, -2, 0.5], [0, 3, -1]], dtype)
-    models = {opset: kind().to_onnx(dtype=dtype, opset=opset) for opset in range(7, TOP + 1)}
+    penalty = kind(start=np.ones_like(w)) if issubclass(kind, L2StartLearningPenalty) else kind()
+    models = {opset: penalty.to_onnx(dtype=dtype, opset=opset) for opset in range(7, TOP + 1)}
     for model in models.values():
         onnx.checker.check_model(model, full_check=True)
     made = {opset: create_session(m).run(None, {"weight": w}) for opset, m in distinct(models).items()}

@@ -226,12 +226,21 @@ def _rows(value: ir.Value, end: End) -> np.ndarray | None:
 
 
 def _is_basis(c: np.ndarray, s: np.ndarray) -> bool:
-    """Whether c² + s² is the same for all frequencies, namely the window's square."""
+    """Whether c + is turns under one window by an angle of each row's own, from number to number."""
     if c.shape != s.shape or len(c) < _ROWS:
         return False
     power = c * c + s * s
-    mean = power.mean(axis=0)
-    return bool(mean.max() > 0 and (abs(power - mean) <= _TOLERANCE * mean.max()).all())
+    window = power.mean(axis=0)
+    if not window.max() > 0 or (abs(power - window) > _TOLERANCE * window.max()).any():
+        return False
+    inside = window > 0.01 * window.max()
+    rows = c + 1j * s
+    turns = (rows[:, 1:] * rows[:, :-1].conj())[:, inside[1:] & inside[:-1]]
+    if not turns.shape[1]:
+        return False
+    turns /= abs(turns)
+    means = turns.mean(axis=1, keepdims=True)
+    return bool((abs(turns - means) < 0.1).all() and abs(means - means[0]).max() > 1e-3)
 
 
 def _is_bank(array: np.ndarray) -> bool:
