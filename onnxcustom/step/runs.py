@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -45,7 +46,9 @@ class Runs:
         self._heads: dict[str, float] = {}
         # Of those that a mean over labels is taken of: place among the values of a batch, and the target.
         first = len(recipe.inputs)
-        self._counted = [(i, first + i, t) for i, t in enumerate(recipe.targets) if t.counted]
+        counted = [(i, t) for i, t in enumerate(recipe.targets) if t.counted]
+        self._counted = [(i, first + i, t.count if t.soft else t.loss.count, t.masks) for i, t in counted]
+        self._outputs = [target.output for target in recipe.targets]
         self._counts = len(recipe.targets) > 1 or bool(self._counted)
 
     def program(self, weighted: Weighted, phase: Phase, masked: bool = False) -> Program:
@@ -117,8 +120,7 @@ class Runs:
     @property
     def head_units(self) -> dict[str, int]:
         """Labels or rows that the loss of every output is a mean over, where they are counted."""
-        units = [] if self._last is None else self._last[1]
-        return dict(zip((target.output for target in self.recipe.targets), units, strict=False))
+        return {} if self._last is None else dict(zip(self._outputs, self._last[1], strict=False))
 
     def _clock(self) -> Any:
         """The clock of the state, at the step after those that were done."""
@@ -153,15 +155,20 @@ class Runs:
         rows = 1 if graph.counted is None else values[graph.counted[0]].shape()[graph.counted[1]]
         return True if list(values[-1].shape()) == [rows] else "labels"
 
+    @functools.cached_property
+    def _rows_at(self) -> tuple[int, int] | None:
+        """Which value of a batch has its rows, and on what axis; None if all of it is one row."""
+        return self.recipe.graph().counted
+
     def _units(self, values: Sequence[Any]) -> tuple[list[int], bool]:
         """What the loss of every output is divided by, its labels or the rows; whether some are ignored."""
-        counted = self.recipe.graph().counted
+        counted = self._rows_at
         rows = 1 if counted is None else values[counted[0]].shape()[counted[1]]
         units, masked = [rows] * len(self.recipe.targets), False
-        for i, place, target in self._counted:
+        for i, place, count, masks in self._counted:
             labels = values[place].numpy()
-            units[i] = target.count(labels)
-            masked = masked or (target.masks and units[i] != labels.size)
+            units[i] = count(labels)
+            masked = masked or (masks and units[i] != labels.size)
         return units, masked
 
     def _divided(self, units: Sequence[int], rows: int) -> tuple[float, Sequence[float]]:
