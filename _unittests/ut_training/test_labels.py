@@ -14,6 +14,7 @@ from sklearn.metrics import accuracy_score
 
 from onnxcustom.exceptions import InvalidDataError, InvalidModelError
 from onnxcustom.graph import prepare
+from onnxcustom.optim import Adam
 from onnxcustom.training.estimators import OnnxClassifier
 from onnxcustom.training.estimators.labels import (
     as_labels,
@@ -254,3 +255,40 @@ def test_overrides_of_encode_and_weigher_may_ask_what_they_override(labels, weig
     if given != "balanced":
         fresh = Overriding(model, **options).partial_fit(X[-4:], y[-4:], classes=labels)
         assert fresh.classes_.tolist() == list(labels)
+
+
+class Counting(OnnxClassifier):
+    """Counts the labels of every batch, also where the data are known to have one a row."""
+
+    def train_step(self, batch):
+        return self.step_.run_batch(batch.values)
+
+
+@pytest.mark.parametrize("ignored", [0, 7], ids=["all", "some"])
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_labels_are_counted_where_some_are_ignored(ignored, accumulate):
+    rng = np.random.default_rng(0)
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 17]> g (float[N, 4] x) => (float[N, 3] p)'
+        " <float[4, 3] w = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12}> { z = MatMul(x, w) p = Softmax(z) }"
+    )
+    X, y = rng.normal(size=(40, 4)).astype(np.float32), rng.integers(0, 3, 40)
+    y[:ignored] = -100
+    made = []
+    for kind in (OnnxClassifier, Counting):
+        optimizer = Adam(accumulate=accumulate)
+        fitted = kind(model, optimizer=optimizer, max_iter=4, batch_size=7, random_state=0)
+        made.append(fitted.fit(X, y))
+    fast, slow = made
+    np.testing.assert_array_equal(fast.weights_["w"], slow.weights_["w"])
+    np.testing.assert_allclose(fast.history_["loss"], slow.history_["loss"], rtol=1e-12)
+    # The first epoch by NumPy, with the loss before each update: only possible where nothing was updated.
+    still = OnnxClassifier(model, learning_rate=1e-30, max_iter=1, batch_size=7).fit(X, y)
+    z = X.astype(np.float64) @ np.arange(1.0, 13).reshape(4, 3)
+    logs = (
+        z
+        - np.log(np.exp(z - z.max(axis=1, keepdims=True)).sum(axis=1, keepdims=True))
+        - z.max(axis=1, keepdims=True)
+    )
+    exact = -logs[np.arange(40), y.clip(0)][y >= 0].mean()
+    np.testing.assert_allclose(still.history_["loss"], [exact], rtol=1e-5)

@@ -49,7 +49,7 @@ class Runs:
         counted = [(i, t) for i, t in enumerate(recipe.targets) if t.counted]
         self._counted = [(i, first + i, t.count if t.soft else t.loss.count, t.masks) for i, t in counted]
         self._outputs = [target.output for target in recipe.targets]
-        self._counts = len(recipe.targets) > 1 or bool(self._counted)
+        self._several = len(recipe.targets) > 1
 
     def program(self, weighted: Weighted, phase: Phase, masked: bool = False) -> Program:
         """A graph of the recipe, compiled."""
@@ -64,12 +64,13 @@ class Runs:
 
     # -- a batch ---------------------------------------------------------------------------------
 
-    def batch(self, values: Sequence[Any]) -> float:
+    def batch(self, values: Sequence[Any], by_rows: bool = False) -> float:
         """See :meth:`~onnxcustom.TrainingStep.run_batch`."""
         state, accumulate = self.state, self.recipe.rule.accumulate
         clock = self._clock()
         updating = state.pending + 1 >= accumulate
-        units, masked = self._units(values) if self._counts or accumulate > 1 else ([], False)
+        counts = accumulate > 1 or self._several or (self._counted and not by_rows)
+        units, masked = self._units(values, by_rows) if counts else ([], False)
         program = self.program(self._weighting(values), "update" if updating else "accumulate", masked)
         share, divisors = self._divided(units, program.rows(values)) if accumulate > 1 else (1.0, units)
         self._last = program, units
@@ -160,12 +161,12 @@ class Runs:
         """Which value of a batch has its rows, and on what axis; None if all of it is one row."""
         return self.recipe.graph().counted
 
-    def _units(self, values: Sequence[Any]) -> tuple[list[int], bool]:
+    def _units(self, values: Sequence[Any], by_rows: bool) -> tuple[list[int], bool]:
         """What the loss of every output is divided by, its labels or the rows; whether some are ignored."""
         counted = self._rows_at
         rows = 1 if counted is None else values[counted[0]].shape()[counted[1]]
         units, masked = [rows] * len(self.recipe.targets), False
-        for i, place, count, masks in self._counted:
+        for i, place, count, masks in () if by_rows else self._counted:
             labels = values[place].numpy()
             units[i] = count(labels)
             masked = masked or (masks and units[i] != labels.size)

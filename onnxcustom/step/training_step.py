@@ -234,10 +234,17 @@ class TrainingStep(FedStep):
             self._known = shapes, made
         return self._known[1]
 
-    def run_batch(self, values: Sequence[Any]) -> float:
+    def run_batch(self, values: Sequence[Any], by_rows: bool = False) -> float:
         """Do one step on OrtValues that fit: inputs, expected values, and weights of the rows if any.
 
         An optimizer that accumulates gradients updates the weights at every so many calls.
+
+        Parameters
+        ----------
+        values : sequence of OrtValue
+            The batch.
+        by_rows : bool, default=False
+            Whether it is known that each row has one label that counts, so that none have to be counted.
 
         Raises
         ------
@@ -250,7 +257,7 @@ class TrainingStep(FedStep):
             if not self._recipe.settled:
                 self._retarget(settled_by_shapes(self._recipe, [tuple(v.shape()) for v in values]))
             self._last = self._runs
-            return self._last.batch(values)
+            return self._last.batch(values, by_rows)
         except (TypeError, AttributeError, KeyError, EvaluationError):
             check_values(values)  # only now: looking costs as much as a small step
             raise

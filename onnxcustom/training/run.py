@@ -105,6 +105,8 @@ class Run:
         Schedule of the learning rate that the optimizer has of its own.
     begun : bool
         Whether every callback was told that training begins.
+    by_rows : bool
+        Whether each row of the data has one label that counts.
     resumed : bool
         Whether it began at one of them.
     seed, fingerprint : int, dict
@@ -139,6 +141,7 @@ class Run:
     store: CheckpointStore | None = None
     rate: Any = None
     begun: bool = False
+    by_rows: bool = False
     resumed: bool = False
     seed: int = 0
     fingerprint: dict[str, Any] = field(default_factory=dict)

@@ -30,7 +30,7 @@ from .frozen_stream import FrozenStreamLoader
 from .plan import Begun, Given, Plan, Resumed
 from .resuming import capture, checked, restore_callbacks
 from .run import Run, deferred_interrupt
-from .windows import counts_differ, in_windows, leave_out_cut
+from .windows import counts_differ, in_windows, leave_out_cut, one_label_a_row
 
 __all__ = ["Trainer"]
 
@@ -276,7 +276,8 @@ class Trainer(Beginning):
         """Train once on every row, or on those that are left; the mean objective over the rows."""
         run = self.run
         observed, several = bool(run.callbacks.of_batches), len(self.step_.targets) > 1
-        counted = self.step_.counts_labels
+        run.by_rows = one_label_a_row(self.step_, loader)
+        counted = self.step_.counts_labels and not run.by_rows
         overridden = type(self).train_step is not Trainer.train_step
         total, rows, batches = run.total, run.rows, run.batches
         given = loader.epoch(self.n_iter_, batches)
@@ -312,7 +313,9 @@ class Trainer(Beginning):
     def train_step(self, batch: Batch) -> float:
         """Train on one batch; its objective before the update."""
         return (
-            batch.train(self.step_) if isinstance(batch, FrozenBatch) else self.step_.run_batch(batch.values)
+            batch.train(self.step_)
+            if isinstance(batch, FrozenBatch)
+            else self.step_.run_batch(batch.values, by_rows=self.run.by_rows)
         )
 
     def validation_due(self) -> bool:

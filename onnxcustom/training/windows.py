@@ -9,7 +9,7 @@ from typing import Any
 from onnxcustom._warnings import warn_user
 from onnxcustom.step.training_step import TrainingStep
 
-__all__ = ["counts_differ", "in_windows", "leave_out_cut"]
+__all__ = ["counts_differ", "in_windows", "leave_out_cut", "one_label_a_row"]
 
 
 def counts_differ(step: TrainingStep, loader: Any) -> bool:
@@ -24,6 +24,18 @@ def counts_differ(step: TrainingStep, loader: Any) -> bool:
         return True
     counted = [target for target in step.targets if target.counted]
     return any(not t.soft and t.count(arrays[t.output]) != arrays[t.output].size for t in counted)
+
+
+def one_label_a_row(step: TrainingStep, loader: Any) -> bool:
+    """Whether every loss is a mean over the rows in any batch of the data: then nobody has to count labels.
+
+    It is known of data in memory, once the shape of the labels has settled what they are.
+    """
+    arrays = getattr(loader, "arrays", None)
+    if arrays is None or not step.recipe.settled:
+        return False
+    counted = [target for target in step.targets if target.counted]
+    return all(not t.has_positions and t.count(arrays[t.output]) == arrays[t.output].size for t in counted)
 
 
 def in_windows(step: TrainingStep, batches: Iterable[Any], position: int) -> Iterator[Any]:
