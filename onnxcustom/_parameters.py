@@ -79,7 +79,7 @@ def check_parameters(instance: Any) -> None:
         value = getattr(instance, field.name)
         name = f"{field.name} of {type(instance).__name__}"
         if "range" in field.metadata:
-            if (field.metadata.get("scheduled") and callable(getattr(value, "value", value))) or (
+            if (field.metadata.get("scheduled") and callable(getattr(type(value), "value", value))) or (
                 field.metadata.get("optional") and value is None
             ):
                 continue

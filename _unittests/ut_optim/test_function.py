@@ -199,7 +199,7 @@ def test_read_only_weights_are_refused():
 
 
 def test_state_for_a_rule_that_keeps_none():
-    with pytest.raises(RuntimeError, match="velocity must be None"):
+    with pytest.raises(InvalidDataError, match="velocity must be None"):
         SGD().init_learning_rate().update_weights(0, "cpu", np.zeros(2), np.zeros(2), 1, np.zeros(2))
 
 

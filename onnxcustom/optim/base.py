@@ -207,9 +207,9 @@ class BaseLearningRate(TimedRule, metaclass=RuleType):
         Raises
         ------
         RuntimeError
-            The clock was not started; state for a rule that keeps none, or none after step 1.
+            The clock was not started; no state after step 1.
         InvalidDataError
-            Tensors that do not fit each other.
+            Tensors that do not fit each other, state for a rule that keeps none.
         """
         if self._updates is None:
             self._updates = InPlaceUpdates(self)

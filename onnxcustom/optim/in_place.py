@@ -239,7 +239,7 @@ class InPlaceUpdates:
         names = tuple(self.layout(shape, dtype))
         kind = type(self.rule).__name__
         if not names and state is not None:
-            raise RuntimeError(f"{kind} keeps no state: velocity must be None.")
+            raise InvalidDataError(f"{kind} keeps no state: velocity must be None.")
         if state is None and names and clock.t > clock.begin + 1:
             raise RuntimeError(
                 f"Step {clock.t} of {kind} needs, as velocity, the state {names} that the step before "
