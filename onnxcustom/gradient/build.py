@@ -29,6 +29,7 @@ from onnxcustom.graph.trainable.finding import check_finite, find_weights, warn_
 from .analysis import analyse
 from .choice import select_engine
 from .flow import Flow
+from .host import HERE, Host
 from .interface import Engine, form_of, refusal_error
 from .names import METADATA_KEY, GradientNames
 
@@ -41,6 +42,9 @@ def gradient_graph(
     inputs: Sequence[str] | None = None,
     outputs: Sequence[str] | None = None,
     engine: str | Engine = "auto",
+    *,
+    device: str = "cpu",
+    portable: bool = False,
 ) -> onnx.ModelProto:
     """The graph that computes a model's outputs and gradients.
 
@@ -62,6 +66,10 @@ def gradient_graph(
         The outputs that a gradient comes in from. None: every floating-point one.
     engine : str, default='auto'
         The engine that builds the gradient, or 'auto'.
+    device : {'cpu', 'cuda'}, default='cpu'
+        Where the graph is going to run: engine ``'onnx'`` takes what is fast there.
+    portable : bool, default=False
+        Whether it takes only operators that every runtime has, those of browsers and phones among them.
 
     Returns
     -------
@@ -100,7 +108,8 @@ def gradient_graph(
     >>> [v.name for v in graph.input], [v.name for v in graph.output]
     (['x', 'w', 'y_grad'], ['x_grad', 'w_grad', 'y'])
     """
-    return to_proto(gradient_model(Prepared.of(model), wrt, inputs, outputs, engine))  # type: ignore[arg-type]
+    host = Host.of(device, portable)
+    return to_proto(gradient_model(Prepared.of(model), wrt, inputs, outputs, engine, host))  # type: ignore[arg-type]
 
 
 @collected_later()
@@ -110,12 +119,13 @@ def gradient_model(
     inputs: Sequence[str] | None = None,
     outputs: Sequence[str] | None = None,
     engine: str | Engine = "auto",
+    host: Host = HERE,
 ) -> ir.Model:
     """What :func:`gradient_graph` returns, for who goes on working with it, of a model with its proto."""
     chosen = select_engine(engine, model)
     made = form_of(model, chosen)
     _restore(made, model.proto, wrt or ())
-    return differentiate(made, chosen, wrt, inputs, outputs)
+    return differentiate(made, chosen, wrt, inputs, outputs, host)
 
 
 def _restore(model: ir.Model, original: onnx.ModelProto, names: Iterable[str]) -> None:
@@ -136,8 +146,10 @@ def differentiate(
     wrt: Sequence[str] | None,
     inputs: Sequence[str] | None,
     outputs: Sequence[str] | None,
+    host: Host = HERE,
 ) -> ir.Model:
     """Turn a prepared model into its gradient graph, in place."""
+    engine = engine.on(host)
     training_info.drop(model)
     graph = model.graph
     targets = _targets(graph, outputs)

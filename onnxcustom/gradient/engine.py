@@ -22,6 +22,7 @@ from onnxcustom.graph.building.builder import Var
 from .carried import active_values, captured_values
 from .emit import GradientBuilder
 from .expand import expandable
+from .host import HERE, Host
 from .node import NodeView
 from .registry import Rule, find_rule, refused_reason
 
@@ -37,15 +38,18 @@ class ReverseWalk:
         Where gradients are emitted.
     opsets : dict of str to int
         Versions of the domains.
+    host : Host, optional
+        Where the graph is going to run.
     """
 
-    def __init__(self, op: GradientBuilder, opsets: Mapping[str, int]) -> None:
+    def __init__(self, op: GradientBuilder, opsets: Mapping[str, int], host: Host = HERE) -> None:
         self.op = op
         self.opsets = dict(opsets)
+        self.host = host
 
     def inside(self, op: GradientBuilder) -> ReverseWalk:
         """A walk over a subgraph, whose gradients another builder emits."""
-        return ReverseWalk(op, self.opsets)
+        return ReverseWalk(op, self.opsets, self.host)
 
     # -- which values carry gradients --------------------------------------------------------------
 

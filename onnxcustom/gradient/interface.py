@@ -18,6 +18,7 @@ from onnxcustom.exceptions import (
 from onnxcustom.graph import Prepared
 
 from .flow import Flow
+from .host import Host
 from .verdict import Verdict, of_weight
 
 __all__ = [
@@ -33,7 +34,7 @@ __all__ = [
 
 
 class Engine(ABC):
-    """Builds gradients. Stateless: one instance serves everybody.
+    """Builds gradients. Nothing changes it: one instance serves everybody.
 
     Attributes
     ----------
@@ -70,6 +71,10 @@ class Engine(ABC):
         outputs : frozenset of int
             Positions of the outputs that a gradient comes in from.
         """
+
+    def on(self, host: Host) -> Engine:
+        """The engine whose graphs run on a host; by default they are the same for all."""
+        return self
 
     def carried(self, node: ir.Node) -> Sequence[ir.Value]:
         """Floating-point values that a node's gradient reaches though it reads them through others.

@@ -15,6 +15,7 @@ from onnxcustom.graph.analysis.operators import operator_schema
 from onnxcustom.graph.building.builder import Var
 
 from .emit import GradientBuilder
+from .host import Host
 
 __all__ = ["NodeView", "Walk"]
 
@@ -25,6 +26,7 @@ class Walk(Protocol):
     """What a rule may ask of the walk that called it."""
 
     opsets: dict[str, int]
+    host: Host
 
     def inside(self, op: GradientBuilder) -> Walk:
         """A walk over a subgraph, whose gradients another builder emits."""

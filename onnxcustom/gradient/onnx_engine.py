@@ -18,6 +18,7 @@ from .engine import ReverseWalk
 from .expand import expand, expandable
 from .flow import Flow
 from .graphs import add, clean, name_sizes
+from .host import HERE, Host
 from .interface import Engine, register_engine
 from .registry import find_rule, non_differentiable_reason, refused_reason
 from .simplify import fuse_biases
@@ -33,6 +34,15 @@ class OnnxEngine(Engine):
     """Gradients by the rules of :mod:`onnxcustom.gradient.rules`."""
 
     name = "onnx"
+    host = HERE
+
+    def on(self, host: Host) -> OnnxEngine:
+        """The engine whose rules know where they are going to run."""
+        if host == self.host:
+            return self
+        made = OnnxEngine()
+        made.host = host
+        return made
 
     def unavailable(self) -> str | None:
         """Never: building a gradient takes no onnxruntime."""
@@ -78,7 +88,7 @@ class OnnxEngine(Engine):
             seeds = _expand(model, seeds)
         fuse_biases(graph)
         op = GradientBuilder(model.opset_imports[""], taken=all_names(graph))
-        walk = ReverseWalk(op, model.opset_imports)
+        walk = ReverseWalk(op, model.opset_imports, self.host)
         found = walk.gradients(list(graph), {v: op.wrap(s) for v, s in seeds.items()}, list(sources))
         add(model, op)
         return {value: gradient.value for value, gradient in found.items()}

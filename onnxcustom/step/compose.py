@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 import onnx_ir as ir
 
 from onnxcustom.gradient.build import differentiate
+from onnxcustom.gradient.host import HERE, Host
 from onnxcustom.gradient.interface import Engine
 from onnxcustom.graph.building.builder import Var
 from onnxcustom.graph.shapes.batch_axis import BatchAxes
@@ -69,6 +70,8 @@ class StepOptions:
         allows it.
     again : bool
         Whether the backward pass computes cheap activations again in place of keeping them.
+    host : Host
+        Where the graph is going to run.
     """
 
     weighted: Weighted = False
@@ -78,6 +81,7 @@ class StepOptions:
     seed: int = 0
     fold: bool = True
     again: bool = False
+    host: Host = HERE
 
 
 def compose_step(
@@ -143,7 +147,7 @@ def _gradients(
     dense = [w for w in plan.weights if w not in tables]
     rows = [rows for table in tables.values() for _, rows in table.reads]
     values = list(dict.fromkeys(t.value for t in targets))
-    gradient = differentiate(model, engine, dense, rows, values)
+    gradient = differentiate(model, engine, dense, rows, values, options.host)
     fed = counts_fed(targets, plan.rule.accumulate, options.phase, plan.outside)
     return Gradients(gradient, options.weighted, axes, rewritten, plan, tables, fed)
 

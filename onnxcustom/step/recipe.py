@@ -22,6 +22,7 @@ from onnxcustom.exceptions import (
 )
 from onnxcustom.feed.specs import TensorSpec, tensor_specs, with_axis, with_limits
 from onnxcustom.gradient.choice import select_engine
+from onnxcustom.gradient.host import Host
 from onnxcustom.gradient.interface import Engine, form_of
 from onnxcustom.graph import Prepared, Selection, constants, to_ir, with_constants, written
 from onnxcustom.graph.analysis.lookups import lookups
@@ -241,8 +242,9 @@ class Recipe:
         """
         plan = self.plan(origin)
         targets = self.targets if masked else tuple(target.of_all() for target in self.targets)
+        host = Host("cpu" if self.host else "cuda")
         options = StepOptions(
-            weighted, phase, self.axes, self.modes, origin.seed, self.passes, self.recompute
+            weighted, phase, self.axes, self.modes, origin.seed, self.passes, self.recompute, host
         )
         model = form_of(self.trunk, self.engine)
         return compose_step(

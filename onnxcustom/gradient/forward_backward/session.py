@@ -21,6 +21,7 @@ from onnxcustom._versioning import check_version, stamp_version
 from onnxcustom.exceptions import NoTrainableWeightError, UnknownNameError
 from onnxcustom.gradient import split_gradient
 from onnxcustom.gradient.build import checked_names, gradient_model
+from onnxcustom.gradient.host import Host
 from onnxcustom.graph import Prepared, load, to_ir, to_proto, weights
 from onnxcustom.graph.analysis.lookups import lookups
 from onnxcustom.graph.trainable.selection import Catalog
@@ -216,7 +217,12 @@ class OrtGradientForwardBackward:
     def _create_onnx_graphs(self) -> None:
         """Build the graphs and the class that holds them."""
         self._set_class(
-            gradient_model(Prepared.of(self.onnx_model), wrt=self.weights_to_train, engine=self.engine)
+            gradient_model(
+                Prepared.of(self.onnx_model),
+                wrt=self.weights_to_train,
+                engine=self.engine,
+                host=Host(self._device.type),
+            )
         )
 
     def _set_class(self, gradient: ir.Model) -> None:

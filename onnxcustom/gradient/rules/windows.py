@@ -14,7 +14,16 @@ from onnxcustom.graph.building.builder import Var
 from ..emit import GradientBuilder
 from ..node import NodeView
 
-__all__ = ["Window", "along_axes", "identity", "refused", "shape_of_axes", "spatial_rank", "static_spatial"]
+__all__ = [
+    "Window",
+    "along_axes",
+    "cut",
+    "identity",
+    "refused",
+    "shape_of_axes",
+    "spatial_rank",
+    "static_spatial",
+]
 
 _TO_THE_END = 2**62
 _LARGEST_MATRIX = 2**14
@@ -187,6 +196,11 @@ def shape_of_axes(op: GradientBuilder, x: Var, start: int) -> Var:
     if shape is not None and all(isinstance(d, int) for d in shape[start:]):
         return op.const(np.array(shape[start:], dtype=np.int64))
     return op.Shape(x, start=start)
+
+
+def cut(op: GradientBuilder, x: Var, start: Var | Sequence[int], end: Var | Sequence[int], n: int) -> Var:
+    """The last n dimensions of X [N, C, ...] from `start` to `end`."""
+    return op.slice(x, start, end, list(range(2, n + 2)))
 
 
 def along_axes(op: GradientBuilder, y: Var, matrices: Mapping[int, Var], rank: int, like: Var) -> Var:

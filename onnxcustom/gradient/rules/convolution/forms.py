@@ -1,0 +1,171 @@
+"""Which operators stand for a convolution and for its gradients: decided by what is known of its shapes.
+
+A convolution takes an image to a response, ``response = w * image``. Its three products are the
+response (forward of Conv, dX of ConvTranspose), the image from the response (dX of Conv, forward of
+ConvTranspose), and the weight from both (dW of either).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+
+import onnx_ir as ir
+
+from onnxcustom.graph.building.builder import Var
+
+from ...host import HERE, Host
+from ..windows import Window, static_spatial
+
+__all__ = ["Forms", "Shapes", "choose"]
+
+_UNKNOWN = math.nan  # smaller than nothing, larger than nothing
+
+
+@dataclasses.dataclass(frozen=True)
+class Shapes:
+    """What is known of a convolution before it runs.
+
+    Parameters
+    ----------
+    window : Window
+        Kernel, strides, dilations and padding.
+    group : int
+        Groups of channels.
+    outer, inner : int or None
+        Channels of the response, and of those of the image how many each of them reads.
+    image, response : tuple of int or None
+        Sizes of both along each axis, without the padding.
+    dtype : onnx_ir.DataType or None
+        Of all three.
+    opset : int
+        Of the graph.
+    host : Host
+        Where it is going to run.
+    """
+
+    window: Window
+    group: int
+    outer: int | None
+    inner: int | None
+    image: tuple[int, ...] | None
+    response: tuple[int, ...] | None
+    dtype: ir.DataType | None
+    opset: int
+    host: Host = HERE
+
+    @classmethod
+    def of(
+        cls, window: Window, group: int, image: Var, response: Var, w: Var, opset: int, host: Host
+    ) -> Shapes:
+        """Those of three tensors, image and response without padding."""
+        outer, inner = (d if isinstance(d, int) else None for d in (w.shape or (None, None))[:2])
+        before, after = static_spatial(image, window.n), static_spatial(response, window.n)
+        if after is None and before is not None:
+            after = _reached(window, before)
+        return cls(window, group, outer, inner, before, after, w.dtype, opset, host)
+
+    @functools.cached_property
+    def kernel(self) -> float:
+        """Positions of the kernel."""
+        return _product(self.window.kernel)
+
+    @functools.cached_property
+    def positions(self) -> float:
+        """P: positions of the response to one image."""
+        return _product(self.response)
+
+    @functools.cached_property
+    def pixels(self) -> float:
+        """Q: positions of an image."""
+        return _product(self.image)
+
+    @property
+    def channels(self) -> float:
+        """Of the response, times those of the image that each reads."""
+        return _UNKNOWN if self.outer is None or self.inner is None else self.outer * self.inner
+
+    @property
+    def dense(self) -> bool:
+        """Whether every channel meets every other."""
+        return self.group == 1
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether each channel is convolved on its own, into one."""
+        return self.group > 1 and (self.outer, self.inner) == (self.group, 1)
+
+    @property
+    def explicit(self) -> bool:
+        """Whether the padding is known."""
+        return self.window.begin is not None and self.window.end is not None
+
+    @property
+    def unit_strides(self) -> bool:
+        """Whether every position has a response, whatever the dilations are."""
+        return set(self.window.strides) == {1}
+
+    @property
+    def plain(self) -> bool:
+        """Whether the kernel is one position and nothing is left out or added: a product of matrices."""
+        window = self.window
+        padded = not self.explicit or any((*window.begin, *window.end))  # type: ignore[misc]
+        return self.kernel == 1 and self.unit_strides and not padded
+
+    @property
+    def within(self) -> bool:
+        """Whether every window holds one position of the image at least, as turning the kernel takes it."""
+        window = self.window
+        if window.kernel is None or window.begin is None or window.end is None:
+            return False
+        return all(e > p for e, p in zip(window.extent * 2, (*window.begin, *window.end), strict=True))
+
+    @property
+    def copies(self) -> float:
+        """How many times the image the columns are that windows see."""
+        return self.kernel / math.prod(self.window.strides)
+
+
+@dataclasses.dataclass(frozen=True)
+class Forms:
+    """How each product of a convolution is emitted."""
+
+    response: str
+    image: str
+    weight: str
+
+
+Table = tuple[tuple[str, Callable[[Shapes], bool]], ...]
+
+# The first that holds. A comparison with what is not known does not hold; the last line always does.
+RESPONSE: Table = (("Conv", lambda s: True),)
+
+IMAGE: Table = (
+    ("turned slice", lambda s: s.depthwise and s.unit_strides and s.within),
+    ("ConvTranspose", lambda s: True),
+)
+
+WEIGHT: Table = (
+    ("conv", lambda s: not s.copies <= 64 or (s.group > 1 and not s.channels > 0)),
+    ("sums", lambda s: s.depthwise),
+    ("rows", lambda s: True),
+)
+
+
+def choose(shapes: Shapes) -> Forms:
+    """The form of each product: the first of its table whose condition holds."""
+    return Forms(*(next(form for form, holds in t if holds(shapes)) for t in (RESPONSE, IMAGE, WEIGHT)))
+
+
+def _product(sizes: tuple[int, ...] | None) -> float:
+    return _UNKNOWN if sizes is None else math.prod(sizes)
+
+
+def _reached(window: Window, image: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Sizes of the response to an image."""
+    if window.kernel is None or window.begin is None or window.end is None:
+        return None
+    geometry = zip(image, window.begin, window.end, window.extent, window.strides, strict=True)
+    return tuple((i + b + e - extent) // s + 1 for i, b, e, extent, s in geometry)

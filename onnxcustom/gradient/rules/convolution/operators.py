@@ -1,0 +1,57 @@
+"""The rules of Conv and ConvTranspose."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from onnxcustom.graph.building.builder import Var
+
+from ...emit import GradientBuilder
+from ...node import NodeView
+from ...registry import rule
+from ..windows import Window, spatial_rank
+from .forms import Shapes, choose
+from .images import IMAGES
+from .padding import seen_by_conv
+from .responses import RESPONSES
+from .weights import WEIGHTS
+
+__all__: list[str] = []
+
+
+@rule("Conv")
+def conv(op: GradientBuilder, node: NodeView, dy: Var) -> list[Var | None]:
+    """y[o] = b + Σₖ w[k] x[o s + k d - p]:  dx = ConvTranspose(dy, w),
+    dw[k] = Σₒ dy[o] x[o s + k d - p],  db = Σ dy.
+    """
+    x, w = node.inputs[:2]
+    n = spatial_rank(node, x, w)
+    window = Window.of(node, x, n, w)
+    shapes = Shapes.of(window, node.attr("group"), x, node.outputs[0], w, op.opset, node.walk.host)
+    forms = choose(shapes)
+    dx = IMAGES[forms.image](op, shapes, dy, w, x) if node.needs[0] else None
+    dw = WEIGHTS[forms.weight](op, shapes, x, dy, w) if node.needs[1] else None
+    if forms.response != "Conv":
+        node.replace_output(0, RESPONSES[forms.response](op, shapes, x, w, node.input(2)))
+    return [dx, dw, *_bias(op, node, dy, n)]
+
+
+@rule("ConvTranspose")
+def conv_transpose(op: GradientBuilder, node: NodeView, dy: Var) -> list[Var | None]:
+    """y[o s + k d - p] += w[k] x[o]:  dx = Conv(dy, w),  dw[k] = Σₒ x[o] dy[o s + k d - p],  db = Σ dy."""
+    x, w = node.inputs[:2]
+    n = spatial_rank(node, x, w)
+    window = dataclasses.replace(Window.of(node, x, n, w), begin=None, end=None)
+    seen, begin, end = seen_by_conv(op, node, dy, x, w, window)
+    window = dataclasses.replace(window, begin=begin, end=end)
+    shapes = Shapes.of(window, node.attr("group"), seen, x, w, op.opset, node.walk.host)
+    forms = choose(shapes)
+    dx = RESPONSES[forms.response](op, shapes, seen, w, None) if node.needs[0] else None
+    dw = WEIGHTS[forms.weight](op, shapes, seen, x, w) if node.needs[1] else None
+    return [dx, dw, *_bias(op, node, dy, n)]
+
+
+def _bias(op: GradientBuilder, node: NodeView, dy: Var, n: int) -> list[Var | None]:
+    if len(node.inputs) < 3:
+        return []
+    return [op.reduce_sum(dy, [0, *range(2, n + 2)]) if node.needs[2] else None]
