@@ -343,7 +343,9 @@ class CustomLoss(Loss):
     ) -> LossTerms:
         """Join scores and gradient. The seed is the rows' weights: one number a score."""
         name = model.graph.inputs[0].name or ""
-        gradient = to_ir(gradient_graph(model, wrt=[], inputs=[name], engine=self._engine(model)))
+        # The graph that it joins may run anywhere.
+        made = gradient_graph(model, wrt=[], inputs=[name], engine=self._engine(model), portable=True)
+        gradient = to_ir(made)
         if gradient.opset_imports.get("", op.opset) != op.opset:
             raise InvalidModelError(
                 f"The gradient of {self!r} needs opset {gradient.opset_imports['']}, the graph it is to join "
