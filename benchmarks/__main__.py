@@ -32,6 +32,7 @@ SUBJECTS: dict[str, tuple[str, list[str], int]] = {
     "recompute": ("bench_recompute", ["--seconds", "1"], 1),
     "cache-frozen": ("bench_cache_frozen", [], 1),
     "profile": ("bench_profile", ["--seconds", "4", "--only", "10", "784"], 1),
+    "architectures": ("bench_architectures", ["--rounds", "3"], 1),
     "structure": ("bench_structure", [], 1),
     "fit": ("bench_fit", ["--repeat", "3", "--cases", "0", "1", "2"], 1),
     "gradient": ("bench_gradient", ["--seconds", "0.3"], 1),

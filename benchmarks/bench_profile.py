@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import argparse
 import collections
+import functools
 import json
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,34 +48,46 @@ def step_of(case: Case, optimizer: str, options: Any = None) -> tuple[Any, list[
     return step, [to_ortvalue(X), to_ortvalue(y)]
 
 
-def nodes_of(case: Case, optimizer: str, seconds: float) -> list[dict[str, Any]]:
-    """Microseconds of each node in a run, by onnxruntime's profiler, in the order they run."""
+def profiled(
+    make: Callable[[Any], tuple[Any, list[Any]]], rounds: int, seconds: float = 0.0
+) -> list[dict[str, Any]]:
+    """Microseconds of each node in a run, by onnxruntime's profiler, in the order they run.
+
+    `make` gets options of a session and gives a step and its batch; at least `rounds` steps are looked at.
+    """
     from onnxcustom.runtime import session_options
 
     with tempfile.TemporaryDirectory() as folder:
         options = session_options(common.processors())
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "step")
-        step, values = step_of(case, optimizer, options)
+        step, values = make(options)
         for _ in range(5):
             step.run_batch(values)
         # The profiler holds a million events, two or so for each node.
         runs, end = 0, time.perf_counter() + seconds
-        while runs < 10 or (time.perf_counter() < end and runs < 10_000):
+        while runs < rounds or (time.perf_counter() < end and runs < 10_000):
             step.run_batch(values)
             runs += 1
         path = step._runs.program(False, "update")._session.end_profiling()
         events = json.loads(Path(path).read_text())
     times: dict[str, list[float]] = collections.defaultdict(list)
     operators: dict[str, str] = {}
+    shapes: dict[str, list[list[int]]] = {}
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
-            name = event["name"].removesuffix("_kernel_time")
-            operators[name] = event["args"]["op_name"]
+            name, about = event["name"].removesuffix("_kernel_time"), event["args"]
+            operators[name] = about["op_name"]
+            shapes[name] = [s for typed in about.get("input_type_shape", []) for s in typed.values()]
             times[name].append(event["dur"])
     # Of many runs the mean: the clock ticks in microseconds.
     return [
-        {"node": name, "op_type": operators[name], "microseconds": statistics.fmean(found[5:])}
+        {
+            "node": name,
+            "op_type": operators[name],
+            "microseconds": statistics.fmean(found[5:]),
+            "shapes": shapes[name],
+        }
         for name, found in times.items()
     ]
 
@@ -104,7 +118,8 @@ def run(options: argparse.Namespace, result: Result) -> None:
             continue
         for optimizer in options.optimizer:
             total, inside = whole(case, optimizer, options.seconds / 4)
-            nodes = nodes_of(case, optimizer, options.seconds / 4)
+            make = functools.partial(step_of, case, optimizer)
+            nodes = profiled(make, 10, options.seconds / 4)
             summed = sum(node["microseconds"] for node in nodes)
             result.say(f"\n{case.name}, {optimizer}, {common.processors()} threads: {len(nodes)} nodes")
             result.say(f"{'node':<30}{'operator':<18}{'µs':>9}{'share':>8}")

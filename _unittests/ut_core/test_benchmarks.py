@@ -94,6 +94,33 @@ def test_losses_are_those_of_torch(
         losses.differences(losses.cases(True)[0])
 
 
+def test_architectures_train_the_same(
+    benchmarks: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    pytest.importorskip("torch")
+    monkeypatch.setattr(benchmarks, "processors", lambda: 1)
+    module = importlib.import_module("benchmarks.bench_architectures")
+    monkeypatch.setattr(module, "QUICK", ["lstm"])
+    rows = quick(benchmarks, "bench_architectures")
+    assert json.loads(json.dumps(rows)) == rows
+    assert [row["model"] for row in rows] == ["lstm"]
+    assert set(rows[0]["seconds"]) == {"ours", "eager"}
+    assert "lstm, SGD" in capsys.readouterr().out
+    with pytest.raises(AssertionError, match="losses differ"):
+        module.compare({"ours": [1.0, 0.9], "eager": [1.0, 0.95]})
+
+
+def test_architectures_without_peers_are_named(
+    benchmarks: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(benchmarks, "missing", lambda *modules: "torch is not installed")
+    module = importlib.import_module("benchmarks.bench_architectures")
+    result = benchmarks.Result()
+    module.run(module.parser().parse_args(["--quick"]), result)
+    assert result.rows == []
+    assert set(result.skipped) == set(module.QUICK)
+
+
 def test_contender_that_trains_something_else(
     benchmarks: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
