@@ -64,6 +64,7 @@ _OPTIONS = {
     "batch_axis": "--batch-axis",
     "batch_norm": "--batch-norm",
     "batch_size": "--batch-size",
+    "lora": "--lora",
     "callbacks": "--checkpoint",
     "checkpoint_dir": "--checkpoint",
     "class_weight": "--class-weight",

@@ -39,6 +39,7 @@ class Settings:
     cache_frozen: str
     cache_bytes: int
     average: str | None
+    lora: str | None
     optimizer: str
     lr: float | None
     schedule: str | None

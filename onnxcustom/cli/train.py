@@ -142,6 +142,12 @@ _DATA, _MODEL, _TRAINING, _RESULTS = "Data", "Model", "Training", "Results"
     help="Moving average of the weights, to be validated and written: ema, ema:decay=0.99,start=100.",
 )
 @option(
+    "--lora",
+    metavar="RANK|lora:OPTIONS",
+    section=_TRAINING,
+    help="Adapters beside frozen weights, which alone are trained: 8, lora:rank=8,targets=attention.",
+)
+@option(
     "--optimizer",
     metavar="NAME[:OPTIONS]",
     default="sgd",

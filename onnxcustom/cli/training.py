@@ -221,6 +221,7 @@ class Training:
             "cache_frozen": {"no": False, "yes": True}.get(settings.cache_frozen, settings.cache_frozen),
             "cache_bytes": settings.cache_bytes,
             "average": settings.average,
+            "lora": settings.lora,
             "threads": settings.threads,
             "callbacks": self._callbacks(),
             "validation_fraction": self._held_out,

@@ -37,6 +37,7 @@ from onnxcustom.optim import BaseLearningRate
 from onnxcustom.optim.averaging import AVERAGE, Average
 from onnxcustom.runtime.bfloat16 import WAY_OUT, check_bfloat16
 from onnxcustom.runtime.devices import parse_device
+from onnxcustom.tuning.changes import Change, Changed, changed
 
 from .compose import (
     Phase,
@@ -103,6 +104,8 @@ class Recipe:
         Penalties as the user has said them, for weights that join later.
     joined : tuple of str
         Those of the weights that have joined in the middle of training.
+    changes : tuple of Changed
+        How `prepared` came about, where it is not the user's model itself.
     """
 
     prepared: Prepared
@@ -123,6 +126,7 @@ class Recipe:
     joins: tuple[tuple[str, ...], ...] = ()
     penalty: Any = None
     joined: tuple[str, ...] = ()
+    changes: tuple[Changed, ...] = ()
 
     #: Where the training counts from, of a recipe that an older version has written, which had this in it.
     older_origin = BEGINNING
@@ -142,10 +146,15 @@ class Recipe:
 
     def __getstate__(self) -> dict[str, Any]:
         state = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return {"proto": state.pop("prepared").proto, **state}
+        state["changes"] = tuple(made.change for made in self.changes)  # which are made again
+        del state["prepared"]
+        return {"proto": self.source.proto, **state}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
-        state = {**state, "prepared": Prepared.of(state["proto"])}
+        source = Prepared.of(state["proto"])
+        changes = changed(source, state.get("changes", ()))
+        prepared = changes[-1].prepared if changes else source
+        state = {**state, "prepared": prepared, "changes": changes}
         if not isinstance(state["moved"], Mapping):  # of an older version, whose model has them already
             state["moved"] = constants(state["prepared"], state["moved"])
         vars(self).update({f.name: state[f.name] for f in dataclasses.fields(self) if f.name in state})
@@ -153,6 +162,11 @@ class Recipe:
             vars(self)["older_origin"] = Origin.of(state["born"], vars(state["modes"])["seed"])
 
     # -- the model -----------------------------------------------------------------------------------
+
+    @property
+    def source(self) -> Prepared:
+        """The user's own model."""
+        return self.changes[0].source if self.changes else self.prepared
 
     @functools.cached_property
     def model(self) -> Prepared:
@@ -345,7 +359,8 @@ _DERIVED_FROM: Mapping[str, frozenset[str]] = {
     "axes": frozenset({"prepared", "weights", "batch_axis"}),
     "predicted": frozenset({"prepared", "weights"}),
     "trunk": frozenset({"prepared", "moved", "weights", "targets", "batch_axis", "passes"}),
-    "_graphs": frozenset(f.name for f in dataclasses.fields(Recipe)) - {"columns", "penalty", "joined"},
+    "_graphs": frozenset(f.name for f in dataclasses.fields(Recipe))
+    - {"columns", "penalty", "joined", "changes"},
 }
 
 
@@ -361,6 +376,7 @@ def make_recipe(
     penalty: Any = None,
     loss_weights: Mapping[str, float] | Sequence[float] | None = None,
     batch_axis: Mapping[str, int | None] | None = None,
+    changes: Sequence[Change] = (),
     **settings: Any,
 ) -> tuple[Recipe, dict[str, np.ndarray]]:
     """The recipe that a user's arguments mean, and the weights to begin with.
@@ -368,9 +384,13 @@ def make_recipe(
     Arguments, errors and warnings are those of :class:`~onnxcustom.TrainingStep`; `rule` is of the step's
     own, and `settings` are fields of :class:`Recipe` that need no model to be understood.
     """
-    model = prepared.take()
-    if not model.graph.inputs:
+    if not prepared.model.graph.inputs:
         raise InvalidModelError("The model has no inputs: there is nothing to train it on.")
+    made = changed(prepared, changes)
+    if made:
+        prepared = made[-1].prepared
+        weights = made[-1].weights if weights is None else weights
+    model = prepared.take()
     if settings.get("host", True):
         check_bfloat16(model, parse_device("cpu"))
     catalog = Catalog(prepared)
@@ -394,6 +414,7 @@ def make_recipe(
         batch_axis={**batch_axis} if batch_axis else None,
         joins=tuple(heads.joins.values()),
         penalty=penalty,
+        changes=made,
         **settings,
     )
     recipe._derived().update(base=base, axes=axes, trunk=trunk)

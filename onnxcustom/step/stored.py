@@ -12,11 +12,13 @@ from onnxcustom._parameters import check_number
 from onnxcustom._versioning import check_version, stamp_version
 from onnxcustom.exceptions import InvalidDataError, UnknownNameError
 from onnxcustom.gradient.interface import Engine
-from onnxcustom.graph import Selection, constants, replace_constants, to_proto
+from onnxcustom.graph import Selection, constants, to_proto
 from onnxcustom.graph.files.feature_names import read_feature_names, write_feature_names
 from onnxcustom.graph.shapes.batch_axis import BatchAxes
 from onnxcustom.optim import BaseLearningRate
 from onnxcustom.runtime import Device, options_from, options_state, require_runtime
+from onnxcustom.tuning.changes import trained as trained_by
+from onnxcustom.tuning.lora.options import Adapted
 
 from .carrying import placed, taken_over
 from .checkpoint import COUNT, export_state, import_state, leave_out_older
@@ -275,14 +277,38 @@ class StoredStep:
         """Values that weights have in the model that training began with."""
         return constants(self._recipe.model, names)
 
-    def trained_model(self) -> onnx.ModelProto:
-        """The user's model with the weights that predict, and with the present statistics."""
+    def trained_model(self, merge: bool = True) -> onnx.ModelProto:
+        """The user's model with the weights that predict, and with the present statistics.
+
+        Parameters
+        ----------
+        merge : bool, default=True
+            Whether adapters are taken into the weights they stand beside. If not, the model computes what it
+            did before, until it is given their factors, which it has for inputs: what
+            :meth:`adapter` returns.
+        """
         recipe, columns = self._recipe, self._recipe.columns
-        tensors = {**recipe.moved, **self.predicting_weights(), **self.statistics()}
-        trained = replace_constants(recipe.prepared.proto, tensors)
+        trained = trained_by(recipe.prepared, recipe.changes, self._tensors(), merge)
         if columns:
             write_feature_names(trained, {**read_feature_names(trained), **columns})
         return loadable(trained)
+
+    def _tensors(self) -> dict[str, np.ndarray]:
+        """Everything of the model that may differ from what it was."""
+        return {**self._recipe.moved, **self.predicting_weights(), **self.statistics()}
+
+    def adapter(self) -> dict[str, np.ndarray]:
+        """Factors of the adapters, by name, alpha/rank taken into the second one of each.
+
+        Raises
+        ------
+        UnknownNameError
+            The step trains no adapters.
+        """
+        for made in self._recipe.changes:
+            if isinstance(made, Adapted):
+                return made.adapter(self._tensors())
+        raise UnknownNameError("There are no adapters: make the step, or estimator, with lora=8, say.")
 
     # -- checkpoints -----------------------------------------------------------------------------
 

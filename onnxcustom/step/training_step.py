@@ -15,6 +15,7 @@ from onnxcustom.graph import Prepared, Selection
 from onnxcustom.optim import select_optimizer
 from onnxcustom.optim.averaging import select_average
 from onnxcustom.runtime import parse_device, to_ortvalue
+from onnxcustom.tuning.selection import select_changes
 
 from .counting import counts_of
 from .fed import FedStep
@@ -97,6 +98,9 @@ class TrainingStep(FedStep):
         Moving average of the weights, taken after every update: it is what predictions, losses of
         :meth:`scores` and :meth:`trained_model` go by, while training goes on with the weights themselves.
         :class:`onnxcustom.tuning.Average` says how; ``'ema:decay=0.99,start=100'`` does in text.
+    lora : None, int, str or tuning.LoRA, optional
+        Adapters beside frozen weights, of that rank: they alone are trained, unless `weights` says otherwise.
+        :class:`onnxcustom.tuning.LoRA` says how; ``'lora:rank=8,targets=attention'`` does in text.
     cache_frozen : bool or 'auto', default=False
         Whether :meth:`run` keeps what lies before the first trained weight for every row, and finds it again
         by the content of the row. True is an error where that is not possible; ``'auto'`` goes without.
@@ -155,6 +159,7 @@ class TrainingStep(FedStep):
         batch_axis: Mapping[str, int | None] | None = None,
         sess_options: Any = None,
         average: Any = None,
+        lora: Any = None,
         cache_frozen: Any = False,
         cache_bytes: float = 2**30,
     ) -> None:
@@ -176,6 +181,7 @@ class TrainingStep(FedStep):
             penalty=own_parameters(penalty),
             loss_weights=loss_weights,
             batch_axis=batch_axis,
+            changes=select_changes(lora=lora),
             modes=modes,
             passes=bool(passes),
             recompute=bool(recompute),

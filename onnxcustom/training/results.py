@@ -107,8 +107,14 @@ class Results(BaseEstimator):
             raise AttributeError(f"This {type(self).__name__} is not fitted yet: it has no weights_.")
         return self.step_.predicting_weights()
 
-    def get_trained_onnx(self) -> onnx.ModelProto:
+    def get_trained_onnx(self, merge: bool = True) -> onnx.ModelProto:
         """The user's model with the trained weights; names, inputs, outputs and metadata are kept.
+
+        Parameters
+        ----------
+        merge : bool, default=True
+            Whether adapters are taken into the weights they stand beside. If not, they are inputs of the
+            model, without which it computes what it did before.
 
         Raises
         ------
@@ -116,7 +122,7 @@ class Results(BaseEstimator):
             Before :meth:`fit`.
         """
         self._check_fitted()
-        return self.step_.trained_model()
+        return self.step_.trained_model(merge)
 
     def _takes_arrays(self, columns: Mapping[str, Any] | None = None) -> bool:
         """Whether arrays are as good as tables: columns had no names, or came as a stream, as arrays may."""

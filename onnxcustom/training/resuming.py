@@ -41,7 +41,7 @@ _FREE = frozenset(
     "cache_bytes".split()
 )
 # Parameters that older checkpoints do not know, and what stands for that.
-_LATER = {"cache_frozen": False, "average": None, "pairs": None, "m_per_class": None}
+_LATER = {"cache_frozen": False, "average": None, "pairs": None, "m_per_class": None, "lora": None}
 
 
 def fingerprint(trainer: Training, run: Run) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from onnxcustom.optim.averaging import Average
 from .dequantizing import dequantize
 from .dynamic import make_dynamic
 from .heads import replace_head
+from .lora import LoRA
 from .ties import untie
 
-__all__ = ["Average", "dequantize", "make_dynamic", "replace_head", "untie"]
+__all__ = ["Average", "LoRA", "dequantize", "make_dynamic", "replace_head", "untie"]

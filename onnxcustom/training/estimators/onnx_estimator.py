@@ -60,6 +60,9 @@ class OnnxEstimator(Trainer):
     average : {None, 'ema'} or tuning.Average
         Moving average of the weights, taken after every update: it is what validation, callbacks, predictions
         and :meth:`get_trained_onnx` go by, while training goes on with the weights themselves.
+    lora : None, int, str or tuning.LoRA
+        Adapters beside frozen weights, of that rank: they alone are trained. The trained model has them in
+        its weights; ``get_trained_onnx(merge=False)`` keeps them apart.
     head : 'auto', int, list of int or str, or None
         A new last layer, as :func:`onnxcustom.tuning.replace_head` makes it of these outputs, with
         `random_state` for its seed if that is an integer. ``'auto'``: where the data has other classes, or
@@ -94,6 +97,7 @@ class OnnxEstimator(Trainer):
     cache_frozen: Any = False
     cache_bytes: float = 2**30
     average: Any = of_step(None)
+    lora: Any = of_step(None)
     pairs: Any = None
     m_per_class: int | None = None
 
@@ -161,6 +165,7 @@ class OnnxEstimator(Trainer):
             seed=draw_seed(self.random_state) if self.dropout == "on" else 0,
             batch_axis=self.batch_axis,
             average=self.average,
+            lora=self.lora,
         )
         step.settle(X, y, labels=self._takes_labels)
         return step

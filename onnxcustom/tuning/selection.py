@@ -1,0 +1,22 @@
+"""Changes of a model that parameters of a training step stand for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .changes import Change
+from .lora.options import select_lora
+
+__all__ = ["select_changes"]
+
+
+def select_changes(lora: Any = None) -> tuple[Change, ...]:
+    """The changes that parameters mean, in the order in which they are made.
+
+    Raises
+    ------
+    InvalidParameterError
+        A parameter that means none.
+    """
+    made = [select_lora(lora)]
+    return tuple(change for change in made if change is not None)
