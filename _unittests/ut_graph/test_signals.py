@@ -137,6 +137,25 @@ def test_a_bank_of_filters():
     assert names(text, k=np.eye(32)[:, :8], w=w) == ["k", "w"]
 
 
+@pytest.mark.parametrize("way", ["ScatterElements", "ScatterND"])
+def test_a_bank_of_filters_written_into_zeros(way):
+    """Only the numbers that are not zero are in the file; others, written in the same way, are weights."""
+    edges = np.linspace(0, 31, 10)
+    bank = np.array(
+        [np.interp(np.arange(32), edges[i : i + 3], [0, 1, 0], left=0, right=0) for i in range(8)]
+    )
+    places = np.flatnonzero(bank)
+    scatter = "a = ScatterElements(z, i, k)" if way == "ScatterElements" else "a = ScatterND(z, i, k)"
+    text = f"s = Constant<value = int64[2] {{8, 32}}>() {scatter} c = Reshape(a, s) d = Transpose(c)"
+    text = f"g (float[N, 32] x) => (float[N, 3] y) {{ {text} m = MatMul(x, d) l = Relu(m) y = MatMul(l, w) }}"
+    given = {"z": np.zeros(256), "i": places if way == "ScatterElements" else places[:, None]}
+    given["w"] = RNG.normal(size=(8, 3))
+    assert names(text, **given, k=bank.ravel()[places]) == ["w"]
+    assert names(text, **given, k=RNG.normal(size=len(places))) == ["k", "w"]
+    added = text.replace("(z, i, k)", '<reduction = "add">(z, i, k)')
+    assert "k" in names(added, **given, k=bank.ravel()[places])
+
+
 def test_nothing_but_tables():
     text = (
         f"{SOUND} {{ a = Conv<strides = [8]>(x, c) b = Conv<strides = [8]>(x, s) {POWER} y = Identity(p) }}"

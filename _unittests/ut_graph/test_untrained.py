@@ -283,6 +283,74 @@ def test_bounds_written_out():
     ]
 
 
+# -- normalizations that are written out ---------------------------------------------------------------
+
+GROUPS = "g (float[N, 4, 3] x) => (float[N, 4, 3] y)"
+GROUPED = (
+    "k = Constant<value = int64[3] {0, 2, -1}>() r = Reshape(x, k) i = InstanceNormalization(r, one, zero)"
+)
+BACK = "f = Shape(x) j = Reshape(i, f)"
+OUT = "m = Mul(j, w) y = Add(m, b)"
+SCALED = {"w": np.arange(1.0, 5).reshape(4, 1), "b": np.arange(4.0).reshape(4, 1)}
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{GROUPED} {BACK} {OUT}",
+        f"{GROUPED} {BACK} m = Mul(w, j) y = Add(b, m)",
+        f"o = Constant<value = int64[1] {{0}}>() u = Squeeze(w, o) e = Unsqueeze(u, o) {GROUPED} {BACK} m = Mul(j, e) y = Add(m, b)",
+        f"{GROUPED} f = Constant<value = int64[3] {{0, 4, 3}}>() j = Reshape(i, f) {OUT}",
+    ],
+    ids=["as exported", "other side", "moved", "constant shape"],
+)
+def test_group_normalization_of_exporters(text, groups):
+    """Its ones and zeros are no weights, the scale and the bias behind it are."""
+    text = text.replace("{0, 2, -1}", f"{{0, {groups}, -1}}")
+    scaled = {"w": SCALED["w"][None], "b": SCALED["b"]} if "Squeeze" in text else SCALED
+    pair = {"one": np.ones(groups), "zero": np.zeros(groups)}
+    assert names(f"{GROUPS} {{ {text} }}", **scaled, **pair) == ["b", "w"]
+    step = TrainingStep(made(f"{GROUPS} {{ {text} }}", **scaled, **pair), "squared_error", weights=["one"])
+    assert list(step.weights()) == ["one"]
+
+
+def test_groups_of_one_channel_need_no_second_reshape():
+    text = f"{GROUPED} m = Mul(i, w) y = Add(m, b)".replace("{0, 2, -1}", "{0, 4, -1}")
+    pair = {"one": np.ones(4), "zero": np.zeros(4)}
+    assert names(f"{GROUPS} {{ {text} }}", **SCALED, **pair) == ["b", "w"]
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_normalization_of_weights(scale):
+    """Convolutions whose kernels are standardized: nobody gave that a scale, or it is a gain of its own."""
+    text = """g (float[N, 3, 4, 4] x) => (float[N, 2, 2, 2] y) {
+        k = Constant<value = int64[3] {1, 2, 27}>() r = Reshape(w, k)
+        s = BatchNormalization(r, one, zero, zero, one) f = Shape(w) v = Reshape(s, f) y = Conv(x, v) }"""
+    given = {"w": np.arange(54.0).reshape(2, 3, 3, 3), "one": np.full(2, scale), "zero": np.zeros(2)}
+    assert names(text, **given) == (["w"] if scale == 1 else ["one", "w"])
+
+
+@pytest.mark.parametrize(
+    ("text", "scale"),
+    [
+        (f"i = InstanceNormalization(x, one, zero) j = Relu(i) {OUT}", 1.0),
+        ("i = InstanceNormalization(x, one, zero) m = Mul(i, w) y = Add(m, b)", 1.0),
+        (f"{GROUPED} f = Shape(x) y = Reshape(i, f)", 1.0),
+        (f"{GROUPED} {BACK} y = Mul(j, w)", 1.0),
+        (f"{GROUPED} {BACK} q = Relu(x) m = Mul(j, q) y = Add(m, b)", 1.0),
+        (f"{GROUPED} {BACK} {OUT}", 1.1),
+        (f"{GROUPED} {BACK} m = Mul(j, w) n = Add(m, b) y = Add(n, j)", 1.0),
+    ],
+    ids=["begins", "begins and scaled", "alone", "no bias", "scaled by data", "trained", "read twice"],
+)
+def test_instance_normalization_of_its_own(text, scale):
+    """Scale and bias that begin as ones and zeros, or are what they are trained to be."""
+    size = 2 if "Reshape" in text else 4
+    found = names(f"{GROUPS} {{ {text} }}", **SCALED, one=np.full(size, scale), zero=np.zeros(size))
+    assert {"one", "zero"} <= set(found)
+
+
 # -- naming them -------------------------------------------------------------------------------------
 
 

@@ -189,7 +189,6 @@ MODULES = {
 TAKEN = {
     "windows": "a learned bias of scores may hold -100; what blocks is -1e4 or less",
     "sines": "learned positions are added in the same way",
-    "normalizations": "GroupNorm is written as InstanceNormalization with ones and zeros, as one that begins",
 }
 """What buffers or constants of the exporter are taken for weights in, and why they cannot be told apart."""
 LEFT = {"temperature": "one number that multiplies: as the numbers of formulas do"}

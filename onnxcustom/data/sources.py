@@ -212,7 +212,9 @@ def _given(arrays: Sequence[Any], where: str) -> dict[Key, np.ndarray]:
             try:
                 made[key] = _rows(array)
             except (UnfitError, TypeError, ValueError, RuntimeError) as exc:
-                raise InvalidDataError(f"{where}: {key} is no array: {exc}") from exc
+                several = "; several targets of a loss are a dict by name here" if role == "y" else ""
+                hint = several if isinstance(array, (tuple, list)) else ""
+                raise InvalidDataError(f"{where}: {key} is no array: {exc}{hint}") from exc
     if not any(key.role == "X" for key in made):
         raise InvalidDataError(f"{where}: there are no features.")
     return made

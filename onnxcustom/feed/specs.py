@@ -51,6 +51,8 @@ class TensorSpec:
         Whether weights may have its shape rather than one number a row.
     columns : tuple of str, optional
         Names of the columns, if the model knows them: a frame has these, in any order.
+    group : str, optional
+        The output that several tensors are expected for, of which it is one.
     places : IndexRange, optional
         The integers that it may hold, where they are looked up in a table.
     """
@@ -63,6 +65,7 @@ class TensorSpec:
     weighed: bool = False
     columns: tuple[str, ...] | None = None
     places: IndexRange | None = None
+    group: str | None = None
 
     @property
     def rank(self) -> int | None:

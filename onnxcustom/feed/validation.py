@@ -26,6 +26,7 @@ __all__ = [
     "check_batch_size",
     "check_in_memory",
     "same_rows",
+    "ungrouped",
     "weights_of",
 ]
 
@@ -97,7 +98,8 @@ def as_targets(y: Any, specs: Sequence[TensorSpec], rows: int | None) -> dict[st
     ----------
     y : array_like, Series, frame or dict of str to array_like
         One array of shape (n,) or (n, ...), or when there are several losses a dict by output name, or a
-        frame. Of the kinds that :func:`as_inputs` takes.
+        frame. Of the kinds that :func:`as_inputs` takes. A loss of several targets takes a tuple or list of
+        them, in its order, or their names stand in the dict.
     specs : sequence of TensorSpec
         What the losses want, named like the model's outputs.
     rows : int or None
@@ -117,8 +119,10 @@ def as_targets(y: Any, specs: Sequence[TensorSpec], rows: int | None) -> dict[st
         raise InvalidDataError(
             "Training requires y to be passed, but the target y is None: give the expected values."
         )
+    y = ungrouped(y, specs)
     single = len(specs) == 1 and not isinstance(y, Mapping)
-    columns = {specs[0].name: y} if single else _by_name(y, specs, "y", "trained output")
+    kind = "target" if any(spec.group for spec in specs) else "trained output"
+    columns = {specs[0].name: y} if single else _by_name(y, specs, "y", kind)
     arrays = {
         spec.name: as_tensor(columns[spec.name], spec, "y" if single else f"y of {spec.name!r}")
         for spec in specs
@@ -126,6 +130,34 @@ def as_targets(y: Any, specs: Sequence[TensorSpec], rows: int | None) -> dict[st
     found = {spec.name: row_count(arrays[spec.name], spec) for spec in specs}
     same_rows({"X": rows, **{"y" if single else f"y of {k!r}": n for k, n in found.items()}})
     return arrays
+
+
+def ungrouped(y: Any, specs: Sequence[TensorSpec]) -> Any:
+    """Expected values by name, where several that one loss takes stand in a tuple, list or dict."""
+    groups: dict[str, list[str]] = {}
+    for spec in specs:
+        if spec.group is not None:
+            groups.setdefault(spec.group, []).append(spec.name)
+    if not groups:
+        return y
+    if isinstance(y, (tuple, list)) and len(groups) == 1 == len({spec.group for spec in specs}):
+        y = {next(iter(groups)): y}
+    if not isinstance(y, Mapping):
+        return y
+    made: dict[Any, Any] = {}
+    for key, value in y.items():
+        names = groups.get(key)
+        if isinstance(value, Mapping) and names is not None:
+            made.update(value)
+        elif isinstance(value, (tuple, list)) and names is not None and key not in names:
+            if len(value) != len(names):
+                raise InvalidDataError(
+                    f"The loss of output {key!r} takes {len(names)} targets, {names}: y holds {len(value)}."
+                )
+            made.update(zip(names, value, strict=True))
+        else:
+            made[key] = value
+    return made
 
 
 def as_sample_weight(
@@ -244,9 +276,10 @@ def _by_name(data: Any, specs: Sequence[TensorSpec], what: str, kind: str) -> Ma
         data = without_index(data)
         found = column_names(data)
     else:
+        group = " or, in their order, a tuple" if what == "y" and len({s.group for s in specs}) == 1 else ""
         raise InvalidDataError(
             f"The model has {len(names)} {kind}s, {names}: {what} must be a dict of arrays or a DataFrame "
-            f"with these names, not {type(data).__name__}."
+            f"with these names{group if specs[0].group else ''}, not {type(data).__name__}."
         )
     missing = [n for n in names if n not in found]
     unknown = [n for n in found if n not in names]

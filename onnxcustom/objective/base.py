@@ -115,6 +115,8 @@ class Loss(Parameters, ABC):
     outputs: int = 1
     # Input of the model that the loss reads, beside what is expected.
     reads_input: str | None = None
+    # Names of what it expects for one prediction, where that is several tensors; empty if it gives none.
+    several: tuple[str, ...] | None = None
     # Axis of the classes in a prediction as users have it, if the loss says it.
     class_axis: int | None = None
     # Whether graphs differ by the number of columns (axis 1) of the prediction.
@@ -214,6 +216,14 @@ class Loss(Parameters, ABC):
         return self
 
     # -- graphs --------------------------------------------------------------------------------
+
+    def more_targets(self) -> list[LossTarget]:
+        """What it expects beside :meth:`target`, where that is :attr:`several` tensors."""
+        return []
+
+    def given(self, others: Sequence[Var]) -> Loss:
+        """The same loss with what it expects beside its first target."""
+        return self
 
     def mixes_rows(self, dtype: Any, shape: Sequence | None) -> str | None:
         """The operator that makes the loss of a row depend on other rows of its batch, None if none is found.

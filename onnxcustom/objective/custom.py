@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -59,11 +60,14 @@ class CustomLoss(Loss):
         What the loss is taken on: see :class:`Loss`.
     engine : str, default='auto'
         Gradient engine.
-    target : tuple of (dtype, shape), optional
+    target : tuple of (dtype, shape), list or dict of such, optional
         What a function expects, such as ``("int64", ["N", "L"])``: rows first, then numbers or names of
         dimensions, which are other ones where their names are. Predictions then come rows first, too. By
         default numbers of the prediction's dtype and shape, or what `labels` says. Of several outputs,
         ``{("a", "b"): CustomLoss(f, target=...)}``, the function is given a list of predictions.
+        Several targets are a list, ``[("float32", ["N", 4]), ("int64", ["N"])]``, or a dict of such by name;
+        the function is given a list of them, or a dict. `y` is then a tuple of arrays, or a dict by name;
+        those of a list are called ``<output>.0``, ``<output>.1`` ...
 
     Examples
     --------
@@ -79,6 +83,8 @@ class CustomLoss(Loss):
 
     # Pickles of earlier versions don't say.
     expects: Any = None
+    # What is expected beside the first of several targets, in a graph that is being made.
+    _others: tuple[Var, ...] = ()
 
     def __init__(
         self,
@@ -120,24 +126,40 @@ class CustomLoss(Loss):
         parts = tuple(tuple(shape) for shape in shapes)
         return CustomLoss(_OfParts(self.loss, parts), self.labels, self.on, self.engine, self.expects)
 
-    def _said_target(self) -> LossTarget | None:
-        """What a function was said to expect."""
+    def _said_targets(self) -> list[LossTarget]:
+        """What a function was said to expect, empty if nothing was said."""
         if self.expects is None:
-            return None
-        try:
-            dtype, shape = self.expects
-            number = ir.DataType.from_numpy(np.dtype(dtype))
-            dims = list(shape)
-        except (TypeError, ValueError) as exc:
+            return []
+        if isinstance(self.expects, Mapping):
+            pairs = list(self.expects.values())
+        else:
+            pairs = list(self.expects) if _are_pairs(self.expects) else [self.expects]
+        if not pairs or not all(isinstance(name, str) and name for name in self._names()):
             raise InvalidParameterError(
-                "target must be a pair of dtype and shape, such as ('int64', ['N', 'L']), not "
+                "target must hold at least one pair of dtype and shape, and a dict names of them, not "
                 f"{self.expects!r}."
-            ) from exc
-        if not dims or not all(d is None or isinstance(d, (int, str)) for d in dims):
-            raise InvalidParameterError(
-                f"The shape of target must be a list of sizes and names, the rows first, not {shape!r}."
             )
-        return LossTarget("own", number, dims)
+        return [_said(pair) for pair in pairs]
+
+    def _names(self) -> list[Any]:
+        return list(self.expects) if isinstance(self.expects, Mapping) else []
+
+    @property
+    def several(self) -> tuple[str, ...] | None:  # type: ignore[override]
+        """Names of several targets, empty if they have none; None for one target."""
+        return tuple(self._names()) if isinstance(self.expects, Mapping) or _are_pairs(self.expects) else None
+
+    def more_targets(self) -> list[LossTarget]:
+        """What the function expects beside its first target."""
+        return self._said_targets()[1:]
+
+    def given(self, others: Sequence[Var]) -> Loss:
+        """The same loss with what it expects beside its first target."""
+        if not others:
+            return self
+        made = copy.copy(self)
+        made.__dict__["_others"] = tuple(others)
+        return made
 
     @property
     def depends_on_columns(self) -> bool:  # type: ignore[override]
@@ -160,7 +182,7 @@ class CustomLoss(Loss):
             raise InvalidParameterError(
                 "target says what a function expects: a model says it by its input, labels=True says another."
             )
-        self._said_target()
+        self._said_targets()
 
     def target(
         self, dtype: ir.DataType | None, rank: int | None = None, shape: Sequence | None = None
@@ -173,9 +195,9 @@ class CustomLoss(Loss):
                 kind = "labels" if _are_labels(dims, _shape(predicted)) else "own"
                 kind = "values" if expected.dtype.is_floating_point() else kind
                 return LossTarget(kind, expected.dtype, dims)
-        said = self._said_target()
-        if said is not None:
-            return said
+        said = self._said_targets()
+        if said:
+            return said[0]
         if self.labels:
             return label_target(rank, shape)
         return super().target(dtype, rank, shape)
@@ -201,6 +223,11 @@ class CustomLoss(Loss):
     def build(self, op: Builder, predicted: Var, expected: Var, weight: Var | None = None) -> LossTerms:
         """Emit the loss; see :meth:`Loss.build`."""
         self.check()
+        if len(self._others) != len(self.more_targets()):
+            raise InvalidParameterError(
+                f"{self!r} has several targets, which a TrainingStep or an estimator gives it: alone a loss "
+                "takes one."
+            )
         if not self._is_function():
             matched = self.match(op, expected, predicted)
             model, weighted = self._user_model(op, predicted)
@@ -220,34 +247,41 @@ class CustomLoss(Loss):
             self.__dict__["_proto"] = load_own(self.loss)
         return to_ir(self.__dict__["_proto"])
 
-    def _sub_builder(self, op: Builder, predicted: Var, expected: Var) -> tuple[Builder, Var, Var]:
+    def _sub_builder(
+        self, op: Builder, predicted: Var, expected: Var
+    ) -> tuple[Builder, Var, Var, CustomLoss]:
+        """A builder of its own, prediction and first target there, and the loss with its other targets."""
         sub = Builder(op.opset)
         p = sub.input("predicted", predicted.dtype or ir.DataType.FLOAT, predicted.shape)
         y = sub.input("expected", expected.dtype or ir.DataType.FLOAT, expected.shape)
-        return sub, p, y
+        others = [sub.input(f"expected_{i}", v.dtype, v.shape) for i, v in enumerate(self._others, 1)]
+        return sub, p, y, self.given(others)  # type: ignore[return-value]
 
     def _probe(
         self, op: Builder, predicted: Var, expected: Var
     ) -> tuple[bool, list[int | str | None] | None]:
         """Call the function on a builder that is thrown away.
 
-        Returns whether it gives the gradient too, and if not, the shape of the losses.
+        Returns whether it gives the gradient too, and the shape of the losses.
         """
-        sub, p, y = self._sub_builder(op, predicted, expected)
-        made = self._called(sub, p, self.match(sub, y, p))
+        sub, p, y, inner = self._sub_builder(op, predicted, expected)
+        made = inner._called(sub, p, self.match(sub, y, p))
         pair = isinstance(made, tuple) and len(made) == 2 and all(isinstance(v, Var) for v in made)
         if pair or isinstance(made, Var):
             losses = made[0] if pair else made
-            shape = _inferred_shape(make_model(sub, [p, y], [("losses", losses)], "loss"))
+            shape = _inferred_shape(make_model(sub, [p, y, *inner._others], [("losses", losses)], "loss"))
             self._check_rows(shape, predicted.shape)
-            return pair, None if pair else shape
+            return pair, shape
         raise InvalidModelError(
             f"The loss function {self!r} returned {type(made).__name__}: return the losses, or a pair of "
             "losses and gradient, as variables of the builder."
         )
 
-    def _called(self, op: Builder, predicted: Var, expected: Var) -> Any:
+    def _called(self, op: Builder, predicted: Var, expected: Any) -> Any:
         """What the function makes of the builder and two variables of it."""
+        if self.several is not None:
+            given = [expected, *self._others]
+            expected = dict(zip(self._names(), given, strict=True)) if self._names() else given
         asked = f"The loss function {self!r} is called with (op, predicted, expected)"
         try:
             inspect.signature(self.loss).bind(op, predicted, expected)
@@ -285,9 +319,11 @@ class CustomLoss(Loss):
         self, op: Builder, predicted: Var, expected: Var, shape: Sequence | None
     ) -> tuple[ir.Model, bool]:
         """A model from prediction and expected values to one score a row."""
-        sub, p, y = self._sub_builder(op, predicted, expected)
-        losses = shaped(self._called(sub, p, y), shape)
-        return make_model(sub, [p, y], [("scores", sum_rows(sub, losses))], "loss"), False
+        sub, p, y, inner = self._sub_builder(op, predicted, expected)
+        made = inner._called(sub, p, y)
+        losses = shaped(made[0] if isinstance(made, tuple) else made, shape)
+        inputs = [p, y, *inner._others]
+        return make_model(sub, inputs, [("scores", sum_rows(sub, losses))], "loss"), False
 
     def _user_model(self, op: Builder, predicted: Var) -> tuple[ir.Model, bool]:
         """The user's model, ending in one score a row; whether it takes weights."""
@@ -333,10 +369,10 @@ class CustomLoss(Loss):
         p, y = op.input("predicted", dtype, shape), op.input("expected", target.dtype, target.shape)
         if not self._is_function():
             return find_mixing(self._user_model(op, p)[0])
-        pair, losses = self._probe(op, p, y)
-        if pair:
-            return super().mixes_rows(dtype, shape)
-        return find_mixing(self._function_model(op, p, self.match(op, y, p), losses)[0])
+        others = [op.input(f"expected_{i}", t.dtype, t.shape) for i, t in enumerate(self.more_targets(), 1)]
+        loss: Any = self.given(others)
+        _, losses = loss._probe(op, p, y)
+        return find_mixing(loss._function_model(op, p, self.match(op, y, p), losses)[0])
 
     def _differentiate(
         self, op: Builder, model: ir.Model, weighted: bool, predicted: Var, expected: Var, weight: Var | None
@@ -355,7 +391,7 @@ class CustomLoss(Loss):
         ones = op.ConstantOfShape(op.Slice(op.Shape(predicted), [0], [1]), value=one)
         flat = ones if weight is None else flat_weight(op, weight, predicted)
         # A model that takes the weights itself has used them in its scores.
-        feeds = [predicted, expected, flat, ones] if weighted else [predicted, expected, flat]
+        feeds = [predicted, expected, *self._others, flat, *([ones] if weighted else [])]
         slope, scores = inline(op, gradient, feeds)
         scores = shaped(scores, [None] if predicted.shape is None else predicted.shape[:1])
         if weight is not None and not weighted:
@@ -382,7 +418,7 @@ class _OfParts:
     def __name__(self) -> str:
         return getattr(self.function, "__name__", type(self.function).__name__)
 
-    def __call__(self, op: Builder, predicted: Var, expected: Var) -> Any:
+    def __call__(self, op: Builder, predicted: Var, expected: Any) -> Any:
         rows = [None] if predicted.shape is None else predicted.shape[:1]
         parts, start = [], 0
         for shape in self.shapes:
@@ -395,6 +431,29 @@ class _OfParts:
         if isinstance(made, tuple) and len(made) == 2 and isinstance(made[1], (list, tuple)):
             return made[0], op.Concat(*(op.Flatten(g, axis=1) for g in made[1]), axis=1)
         return made
+
+
+def _are_pairs(target: Any) -> bool:
+    """Whether a target is a list of pairs of dtype and shape, in place of one pair."""
+    return isinstance(target, (list, tuple)) and bool(target) and isinstance(target[0], (list, tuple))
+
+
+def _said(pair: Any) -> LossTarget:
+    """What a pair of dtype and shape says."""
+    try:
+        dtype, shape = pair
+        number = ir.DataType.from_numpy(np.dtype(dtype))
+        dims = list(shape)
+    except (TypeError, ValueError) as exc:
+        raise InvalidParameterError(
+            "target must be a pair of dtype and shape, such as ('int64', ['N', 'L']), or a list or dict of "
+            f"such, not {pair!r}."
+        ) from exc
+    if not dims or not all(d is None or isinstance(d, (int, str)) for d in dims):
+        raise InvalidParameterError(
+            f"The shape of target must be a list of sizes and names, the rows first, not {shape!r}."
+        )
+    return LossTarget("own", number, dims)
 
 
 def _inputs(model: ir.Model) -> tuple[ir.Value, ir.Value, ir.Value | None]:

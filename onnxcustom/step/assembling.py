@@ -39,6 +39,7 @@ def assemble(part: Gradients, cut: Cut, updated: Updates, hyper: dict[str, Var])
         hyper={name: _name(v) for name, v in hyper.items()},
         share=None if cut.share is None else _name(cut.share),
         counts={output: _name(v) for output, v in batch.counts.items()},
+        more={name: _name(v) for name, v in batch.more.items()} if reads else {},
         loss=outputs.add("loss", part.loss),
         heads=_heads(part, outputs),
         finite=None if part.finite is None else outputs.add("finite", part.finite),

@@ -39,6 +39,8 @@ class Batch:
         self.op = op
         self.dtype = dtype
         self.expected: dict[str, Var] = {}
+        # What losses expect beside that, by its name.
+        self.more: dict[str, Var] = {}
         # Where the rows of these inputs are.
         self.axes: dict[str, int | None] = {}
         self.weighted = weighted
@@ -61,7 +63,8 @@ class Batch:
     @property
     def inputs(self) -> list[Var]:
         """Graph inputs, in their order."""
-        return [*self.expected.values(), *([] if self.sample_weight is None else [self.sample_weight])]
+        weights = [] if self.sample_weight is None else [self.sample_weight]
+        return [*self.expected.values(), *self.more.values(), *weights]
 
     def count(self, target: Target) -> Var | None:
         """What a target is divided by, if that is not the rows of the batch."""
@@ -96,8 +99,19 @@ class Batch:
         loss = target.loss
         if loss.reads_input is not None:
             loss, moved = loss.with_input(op, moved, op.wrap(self._values[loss.reads_input]))
+        loss = loss.given(self._others(target))
         terms = loss.build(op, layout.moved, moved, self._weight_of(layout, kind))
         return dataclasses.replace(terms, gradient=layout.back(terms.gradient))
+
+    def _others(self, target: Target) -> list[Var]:
+        """Inputs for what a loss expects beside its first target, rows first."""
+        made = []
+        for name, wanted in zip(target.expects[1:], target.loss.more_targets(), strict=True):
+            var = self.op.input(self.op.unique(f"{name}_expected"), wanted.dtype, wanted.shape)
+            self.axes[str(var.value.name)] = None if target.rows is None else 0
+            self.more[name] = var
+            made.append(var)
+        return made
 
     def _weight_of(self, layout: Layout, kind: str) -> Var | None:
         """Weights as a loss takes them: of the rows, or of labels with the rows first."""

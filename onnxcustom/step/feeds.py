@@ -82,7 +82,7 @@ def feeds_of(recipe: Recipe, X: Any, y: Any, sample_weight: Any = None) -> Feeds
         weights, like = weights_of(sample_weight, rows, recipe.scalar_dtype, recipe.expected, expected)
         weighted = "labels" if like.weighed else True
     graph = recipe.graph(weighted)
-    names = {spec.name: graph.expected[spec.name] for spec in recipe.expected}
+    names = dict(zip((spec.name for spec in recipe.expected), graph.given, strict=True))
     arrays.update({names[name]: array for name, array in expected.items()})
     specs.update({names[spec.name]: spec for spec in recipe.expected})
     if graph.sample_weight is not None:
@@ -93,7 +93,7 @@ def feeds_of(recipe: Recipe, X: Any, y: Any, sample_weight: Any = None) -> Feeds
 def check_expected(recipe: Recipe, expected: Mapping[str, np.ndarray]) -> None:
     """Check expected values by output name, converted already, against what the losses allow."""
     for target in recipe.targets:
-        target.check_expected(expected[target.output])
+        target.check_expected(expected[target.expects[0]])
 
 
 def check_values(values: Any) -> None:
@@ -116,7 +116,7 @@ def check_values(values: Any) -> None:
 def data_axes(recipe: Recipe) -> dict[Key, dict[int, int | None]]:
     """Where the rows of data as a user gives it are, as :meth:`onnxcustom.data.Stream.place` takes it."""
     axes = axes_of(recipe.inputs, recipe.expected)
-    for target, spec in zip(recipe.targets, recipe.expected, strict=True):
+    for target, spec in zip(recipe.targets, recipe.expected, strict=False):
         rank = None if target.shape is None else len(target.shape)
         if axes and rank is not None and rank != spec.rank and not spec.each:
             axes[Key("y", spec.name)][rank] = target.rows  # one-hot

@@ -316,13 +316,17 @@ class Recipe:
 
     @functools.cached_property
     def expected(self) -> list[TensorSpec]:
-        """What the losses want, named like the model's outputs."""
-        specs = self._specs(list(self.graph().expected.values()))
+        """What the losses want, named like the model's outputs; behind that what some want beside."""
+        graph = self.graph()
+        specs = self._specs(list(graph.expected.values()))
         made = []
         for target, spec in zip(self.targets, specs, strict=True):
             weighed = len(specs) == 1 and target.counts_labels and not target.soft
-            made.append(dataclasses.replace(spec, name=target.output, weighed=weighed))
-        return made
+            group = None if target.loss.several is None else target.output
+            made.append(dataclasses.replace(spec, name=target.expects[0], weighed=weighed, group=group))
+        names = [(name, target.output) for target in self.targets for name in target.expects[1:]]
+        more = zip(self._specs(list(graph.more.values())), names, strict=True)
+        return made + [dataclasses.replace(spec, name=n, group=output) for spec, (n, output) in more]
 
     @functools.cached_property
     def scalar_dtype(self) -> np.dtype:

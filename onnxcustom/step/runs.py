@@ -142,11 +142,11 @@ class Runs:
     def _weighting(self, values: Sequence[Any]) -> Weighted:
         """Whether a batch has weights, and of what."""
         graph = self.recipe.graph()
-        more = len(values) - len(graph.inputs) - len(graph.expected)
+        more = len(values) - len(graph.inputs) - len(graph.given)
         if not more:
             return False
         if more != 1:
-            wanted = [*graph.inputs, *graph.expected.values()]
+            wanted = [*graph.inputs, *graph.given]
             raise InvalidDataError(
                 f"A batch of this step is {len(wanted)} values, {wanted}, and weights of the rows if there "
                 f"are some; {len(values)} were given."

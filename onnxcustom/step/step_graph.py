@@ -70,6 +70,8 @@ class ComposedStep:
         Graph input that comes with every batch -> axis of its rows; None if it is given once a batch.
     gradients : dict of str to str
         Weight -> graph output with its gradient, or graph input for it, if the step is one part of an update.
+    more : dict of str to str
+        Expected values beside the first of an output whose loss takes several -> graph input.
     scalars : ScalarPlan
         What scalar inputs are, and how the loss becomes of what the graph hands out as such.
     """
@@ -98,6 +100,7 @@ class ComposedStep:
     batch_axis: dict[str, int | None] = dataclasses.field(default_factory=dict)
     gradients: dict[str, str] = dataclasses.field(default_factory=dict)
     counts: dict[str, str] = dataclasses.field(default_factory=dict)
+    more: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def counted(self) -> tuple[int, int] | None:
@@ -123,10 +126,20 @@ class ComposedStep:
     def batch(self) -> list[str]:
         """Graph inputs that come with every batch, in order."""
         rows = [] if self.sample_weight is None else [self.sample_weight]
-        return [*self.inputs, *self.expected.values(), *rows]
+        return [*self.inputs, *self.given, *rows]
+
+    @property
+    def given(self) -> list[str]:
+        """Graph inputs with expected values, in order."""
+        return [*self.expected.values(), *self.more.values()]
 
     def describe(self) -> None:
         """Say in the model's metadata, in JSON, what its inputs and outputs are."""
-        private = ("model", "ones", "scalars", *(n for n in ("gradients", "counts") if not getattr(self, n)))
+        private = (
+            "model",
+            "ones",
+            "scalars",
+            *(n for n in ("gradients", "counts", "more") if not getattr(self, n)),
+        )
         description = {k: v for k, v in vars(self).items() if k not in private}
         self.model.metadata_props[METADATA_KEY] = json.dumps(description)

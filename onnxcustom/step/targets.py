@@ -91,6 +91,14 @@ class Target:
     soft: bool = False
 
     @property
+    def expects(self) -> list[str]:
+        """Names of what its loss expects: that of the output, or those of several tensors."""
+        several = self.loss.several
+        if several is None:
+            return [self.output]
+        return list(several) or [f"{self.output}.{i}" for i in range(1 + len(self.loss.more_targets()))]
+
+    @property
     def counts_positions(self) -> bool:
         """Whether it divides by the number of labels, in place of that of rows of the batch."""
         return self.positions and self.loss.counts_positions
@@ -227,12 +235,25 @@ def select_targets(
     if idle:
         raise UnknownNameError(f"loss_weights names {sorted(idle)}, which have no loss.")
     axes = axes or BatchAxes(model)
-    return [
+    made = [
         _joined_target(model, joins[name], spec, factors.get(name, 1.0), axes)
         if name in joins
         else _target(model, name, spec, factors.get(name, 1.0), trained, axes)
         for name, spec in losses.items()
     ]
+    _check_expects(made)
+    return made
+
+
+def _check_expects(targets: Sequence[Target]) -> None:
+    """Refuse losses whose targets have one name."""
+    names = [name for target in targets for name in target.expects]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise InvalidParameterError(
+            f"Two targets of the losses are called {twice[0]!r}: give each a name of its own, as in "
+            "CustomLoss(f, target={'boxes': ('float32', ['N', 4]), 'labels': ('int64', ['N'])})."
+        )
 
 
 def _joined_target(

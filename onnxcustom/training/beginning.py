@@ -22,6 +22,7 @@ from onnxcustom.feed.held_out import ArrayValidation
 from onnxcustom.feed.order import draw_seed
 from onnxcustom.feed.splitting import check_fraction, hold_out
 from onnxcustom.feed.stream_loader import StreamLoader
+from onnxcustom.feed.validation import ungrouped
 from onnxcustom.graph import Prepared
 from onnxcustom.graph.files.feature_names import read_feature_names
 from onnxcustom.step.frozen_rows import check_cache
@@ -319,8 +320,8 @@ class Beginning(Results):
         if isinstance(data.X, Stream):
             kept, held = data.X.split(fraction, seed)
             return Given(kept, None, data.sample_weight, held)
-        strata, axes = self._strata(data.y), step.data_axes()
-        return Given(*hold_out(data.X, data.y, data.sample_weight, fraction, seed, strata, axes))
+        strata, axes, y = self._strata(data.y), step.data_axes(), ungrouped(data.y, step.expected)
+        return Given(*hold_out(data.X, y, data.sample_weight, fraction, seed, strata, axes))
 
     def _strata(self, y: Any) -> np.ndarray | None:
         """What both parts of the data are to hold in the same shares."""

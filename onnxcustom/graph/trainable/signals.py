@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import onnx_ir as ir
 
+from onnxcustom.graph.analysis.folding import PLACED, folded
 from onnxcustom.graph.analysis.operands import is_float
 from onnxcustom.graph.analysis.paths import MOVES, End, Paths
 
@@ -46,8 +47,9 @@ class Signals:
             "MatMul": (self._frequencies, self._expectation, self._basis, self._bank, self._grid),
             "Gemm": (self._grid,),
             "Conv": (self._expectation, self._basis),
-            "ScatterElements": (self._canvas,),
-            "ScatterND": (self._canvas,),
+            "Scatter": (self._canvas, self._sparse_bank),
+            "ScatterElements": (self._canvas, self._sparse_bank),
+            "ScatterND": (self._canvas, self._sparse_bank),
         }
         found = (test(value, end) for test in tests.get(end.node.op_type, ()))
         return next((reason for reason in found if reason is not None), None)
@@ -160,6 +162,22 @@ class Signals:
         if end.picked or array.ndim != 2 or min(array.shape) < _ROWS or max(array.shape) < _LONG:
             return None
         return "a bank of filters" if _is_bank(array) or _is_bank(array.T) else None
+
+    def _sparse_bank(self, value: ir.Value, end: End) -> str | None:
+        """Such filters as the numbers that are not zero, written over zeros where constants say."""
+        node = end.node
+        if end.index != 2 or end.picked or node.inputs[0] in self._paths.links.computed:
+            return None
+        users = list(self._paths.links.next(node.outputs[0]))
+        while len(users) == 1 and users[0][1] == 0 and users[0][0].op_type in PLACED:
+            users = list(self._paths.links.next(users[0][0].outputs[0]))
+        if not users or any(user.op_type != "MatMul" or user.domain != "" for user, _ in users):
+            return None
+        for user, index in users:
+            array = folded(user.inputs[index])
+            if array is None or array.ndim != 2 or not (_is_bank(array) or _is_bank(array.T)):
+                return None
+        return "a bank of filters"
 
     def _window(self, value: ir.Value, end: End) -> str | None:
         """A sum of cosines over a frame: Hann, Hamming, Blackman and their like."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import onnx_ir as ir
 
+from onnxcustom.graph.analysis.constants import constant_array
 from onnxcustom.graph.analysis.operands import is_bias_add, is_float, single_counts
 from onnxcustom.graph.analysis.operators import is_op
 from onnxcustom.graph.analysis.paths import MOVES, End, Paths
@@ -28,6 +29,8 @@ _MASKS = {("", "Attention"): 3, ("com.microsoft", "Attention"): 5, ("com.microso
 _ROOTS = {"Log": 0, "Sqrt": 0, "Pow": 0, "Reciprocal": 0, "Div": 1}
 
 _MOVED = frozenset(MOVES) | {"Neg"}
+
+_Test = Callable[[ir.Value, End], str | None]
 
 
 class Untrained:
@@ -61,21 +64,16 @@ class Untrained:
                 continue
             if single and not single_counts(end.node, end.index):
                 continue
-            found = self._epsilon(value, end) if single else self._reason(value, end)
+            few: tuple[_Test, ...] = (self._epsilon, self._plain)
+            found = _first(few, value, end) if single else self._reason(value, end)
             if found is None:
                 return None
             reason = reason or found
         return reason
 
     def _reason(self, value: ir.Value, end: End) -> str | None:
-        tests: tuple[Callable[[ir.Value, End], str | None], ...] = (
-            self._state,
-            self._mask,
-            self._table,
-            self._bound,
-            self._signals.why,
-        )
-        return next((found for test in tests if (found := test(value, end)) is not None), None)
+        tests = (self._state, self._mask, self._table, self._bound, self._plain, self._signals.why)
+        return _first(tests, value, end)
 
     # -- initial states, bounds, epsilons ----------------------------------------------------------
 
@@ -103,6 +101,43 @@ class Untrained:
             if _ROOTS.get(user.node.op_type) == user.index and user.node.domain == "":
                 return f"an epsilon before {user.node.op_type}"
         return None
+
+    # -- normalizations that exporters write out -----------------------------------------------------
+
+    def _plain(self, value: ir.Value, end: End) -> str | None:
+        """Scales of ones and biases of zeros that an operator has to have and the model does not."""
+        node = end.node
+        if end.index not in (1, 2) or end.picked:
+            return None
+        if not is_op(node, "BatchNormalization", "InstanceNormalization"):
+            return None
+        if node.inputs[0] not in self._paths.links.computed and _is_all(value, 2 - end.index):
+            return "ones or zeros of a normalization of weights"
+        return self._group(node) if node.op_type == "InstanceNormalization" else None
+
+    def _group(self, node: ir.Node) -> str | None:
+        """Whether an InstanceNormalization is of groups, whose own scale and bias are behind it."""
+        if not _is_all(node.inputs[1], 1) or not _is_all(node.inputs[2], 0):
+            return None
+        grouped, made = self._regrouped(node.outputs[0])
+        data = node.inputs[0]
+        grouped = grouped or (data is not None and is_op(data.producer(), "Reshape"))
+        for op_type in ("Mul", "Add"):
+            users = list(self._paths.links.next(made))
+            if len(users) != 1 or not is_op(users[0][0], op_type):
+                return None
+            applied, index = users[0]
+            if applied.inputs[1 - index] in self._paths.links.computed:
+                return None
+            made = applied.outputs[0]
+        return "ones and zeros of a GroupNormalization that is written out" if grouped else None
+
+    def _regrouped(self, value: ir.Value) -> tuple[bool, ir.Value]:
+        """Whether a Reshape alone reads a value, and what it makes."""
+        users = list(self._paths.links.next(value))
+        if len(users) == 1 and users[0][1] == 0 and is_op(users[0][0], "Reshape"):
+            return True, users[0][0].outputs[0]
+        return False, value
 
     # -- masks -------------------------------------------------------------------------------------
 
@@ -168,6 +203,17 @@ class Untrained:
             return set()
         made = self._paths.behind(value, _MOVED, rotated=True)
         return {v for v in made if v in self._paths.links.computed}
+
+
+def _first(tests: Iterable[_Test], value: ir.Value, end: End) -> str | None:
+    """What the first test finds that finds anything."""
+    return next((found for test in tests if (found := test(value, end)) is not None), None)
+
+
+def _is_all(value: ir.Value | None, number: float) -> bool:
+    """Whether a value is a constant that holds nothing but a number."""
+    array = constant_array(value)
+    return array is not None and bool((array == number).all())
 
 
 def _array(value: ir.Value) -> np.ndarray:

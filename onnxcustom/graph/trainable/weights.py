@@ -47,12 +47,13 @@ def weights(model: ModelLike | Prepared) -> dict[str, np.ndarray]:
     statistics of BatchNormalization, what feeds shapes only, masks (zeros and numbers of -1e4 or less
     that are added to attention scores), initial states of RNN, GRU and LSTM, tables of cosines and
     sines that rotate, what positions are multiplied by before Cos and Sin or on the way to attention
-    scores, grids of coordinates, Fourier bases, windows, banks of filters, an epsilon below 1e-3 before
-    a logarithm, a root, a power or a division, what holds NaN or infinity, and the constants of a scaler
-    in front of the model, be it a ``Scaler`` or written out (one constant for each column subtracted
-    from a model input, another multiplied or divided by). :func:`onnxcustom.gradient_report` says what
-    was left out and why; whatever is named in a list of weights is trained all the same, unless it
-    holds NaN or infinity.
+    scores, grids of coordinates, Fourier bases, windows, banks of filters, ones and zeros of the
+    InstanceNormalization that exporters write for groups of channels and of a normalization of weights,
+    an epsilon below 1e-3 before a logarithm, a root, a power or a division, what holds NaN or infinity,
+    and the constants of a scaler in front of the model, be it a ``Scaler`` or written out (one constant
+    for each column subtracted from a model input, another multiplied or divided by).
+    :func:`onnxcustom.gradient_report` says what was left out and why; whatever is named in a list of
+    weights is trained all the same, unless it holds NaN or infinity.
 
     Parameters
     ----------

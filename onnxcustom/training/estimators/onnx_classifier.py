@@ -13,10 +13,11 @@ from sklearn.utils.metaestimators import available_if
 
 from onnxcustom._warnings import warn_user
 from onnxcustom.data import Stream
-from onnxcustom.exceptions import InvalidDataError
+from onnxcustom.exceptions import InvalidDataError, InvalidParameterError
 from onnxcustom.feed.validation import as_sample_weight, check_in_memory
 from onnxcustom.graph import Prepared, find_logits
 from onnxcustom.graph.analysis.decision import Decision
+from onnxcustom.objective import Loss
 from onnxcustom.step.training_step import TrainingStep
 from onnxcustom.training.declaring import documented
 from onnxcustom.training.plan import Given, Plan
@@ -164,6 +165,12 @@ class OnnxClassifier(ClassifierMixin, OnnxEstimator):
         return self._chosen_step(prepared, X, y)
 
     def _chosen_step(self, prepared: Prepared, X: Any, y: Any) -> TrainingStep:
+        losses = self.loss.values() if isinstance(self.loss, Mapping) else [self.loss]
+        if any(isinstance(loss, Loss) and loss.several is not None for loss in losses):
+            raise InvalidParameterError(
+                "OnnxClassifier takes labels: a loss of several targets is trained by OnnxRegressor or a "
+                "TrainingStep."
+            )
         y = as_labels(y)
         output, loss = choose_loss(prepared, self.loss, lambda output: self._scores(prepared, output, X))
         return self._step_of(prepared, {output: loss}, X, y)

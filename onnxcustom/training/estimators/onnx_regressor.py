@@ -151,7 +151,8 @@ class OnnxRegressor(RegressorMixin, OnnxEstimator):
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Coefficient of determination R²; minus the mean loss if several outputs are trained.
 
-        Several losses have no R² in common: their weighted sum, as in training, is what can be compared.
+        Several losses have no R² in common: their weighted sum, as in training, is what can be compared. So
+        can a loss that takes several targets.
 
         Raises
         ------
@@ -161,7 +162,7 @@ class OnnxRegressor(RegressorMixin, OnnxEstimator):
         self._check_fitted()
         check_in_memory(X)
         self._check_features(X)
-        if len(self.step_.targets) > 1:
+        if len(self.step_.expected) > 1:
             return -float(np.mean(self.step_.scores(X, y, sample_weight), dtype=np.float64))
         specs, output = self.step_.expected, self.step_.targets[0].output
         rows = rows_of(as_inputs(X, self.step_.inputs, sparse=True), self.step_.inputs)
