@@ -254,7 +254,7 @@ class CustomLoss(Loss):
         sub = Builder(op.opset)
         p = sub.input("predicted", predicted.dtype or ir.DataType.FLOAT, predicted.shape)
         y = sub.input("expected", expected.dtype or ir.DataType.FLOAT, expected.shape)
-        others = [sub.input(f"expected_{i}", v.dtype, v.shape) for i, v in enumerate(self._others, 1)]
+        others = [sub.input(f"expected_{i}", v.dtype or 7, v.shape) for i, v in enumerate(self._others, 1)]
         return sub, p, y, self.given(others)  # type: ignore[return-value]
 
     def _probe(
