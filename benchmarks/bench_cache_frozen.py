@@ -1,8 +1,8 @@
 """Training a head with the frozen part computed once, ``cache_frozen=True``, against once an epoch.
 
-A dense network, and the text-direction classifier of rapidocr-onnxruntime (downloaded once, not installed;
-left out where it cannot be), last layer alone, ten epochs of Adam. Time of training and of a step, in turns;
-the weights after it are compared.
+A dense network, the same validated on a stream of as many rows, and the text-direction classifier of
+rapidocr-onnxruntime (downloaded once, not installed; left out where it cannot be), last layer alone, ten
+epochs of Adam. Time of training and of a step, in turns; the weights after it are compared.
 
     python -m benchmarks.bench_cache_frozen
 """
@@ -43,25 +43,30 @@ def text_direction() -> bytes | None:
     return path.read_bytes()
 
 
-def cases(quick: bool) -> dict[str, tuple[Any, Any, Any, str]]:
-    """Model, data and loss by name."""
+def cases(quick: bool) -> dict[str, tuple[Any, Any, Any, str, Any]]:
+    """Model, data, loss and validation data by name."""
     import numpy as np
+
+    from onnxcustom.data import stream
 
     rng = np.random.default_rng(0)
     rows, sizes = (64, [8, 8, 8, 1]) if quick else (2048, [200, 400, 400, 400, 10, 1])
     X, y = common.regression(rows, sizes[0])
-    found: dict[str, tuple[Any, Any, Any, str]] = {
-        f"dense {sizes}": (common.mlp(common.mlp_weights(sizes)), X, y, "squared_error")
+    dense = common.mlp(common.mlp_weights(sizes))
+    name = f"dense {sizes}"
+    found: dict[str, tuple[Any, Any, Any, str, Any]] = {
+        name: (dense, X, y, "squared_error", None),
+        f"{name}, validated": (dense, X, y, "squared_error", stream((X, y))),
     }
     model = None if quick else text_direction()
     if model is not None:
         lines = rng.normal(size=(160, 3, 48, 192)).astype(np.float32)
-        found["text direction"] = model, lines, rng.integers(0, 2, 160), "log_loss"
+        found["text direction"] = model, lines, rng.integers(0, 2, 160), "log_loss", None
     return found
 
 
 def fit(
-    model: Any, X: Any, y: Any, loss: str, cached: bool, epochs: int
+    model: Any, X: Any, y: Any, loss: str, validation: Any, cached: bool, epochs: int
 ) -> tuple[float, dict[str, Any], int]:
     """Seconds of a fit, the weights, and steps that it took."""
     from onnxcustom import OnnxClassifier, OnnxRegressor
@@ -70,9 +75,9 @@ def fit(
         model, loss=loss, optimizer="adam", weights_to_train="last:1", batch_size=16, max_iter=epochs,
         random_state=0, engine="onnx", threads=common.processors(), cache_frozen=cached, warm_start=True,
     )  # fmt: skip
-    made.partial_fit(X, y)  # sessions are made
+    made.partial_fit(X, y, X_val=validation)  # sessions are made
     start = time.perf_counter()
-    made.partial_fit(X, y, epochs=epochs)
+    made.partial_fit(X, y, X_val=validation, epochs=epochs)
     return time.perf_counter() - start, made.weights_, epochs * -(-len(X) // 16)
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from onnxcustom import TrainingStep
 from onnxcustom.exceptions import CheckpointError, InvalidParameterError, UnknownNameError
+from onnxcustom.objective import L2LearningPenalty
 from onnxcustom.optim import SGD, Adam
 from onnxcustom.training.callbacks import Callback, Checkpoint, EarlyStopping, Unfreeze
 from onnxcustom.training.estimators import OnnxRegressor
@@ -76,6 +77,59 @@ def test_ten_epochs_as_pytorch(make, rule, dtype, cache):
     for key, array in reg.weights_.items():
         wanted = tensors[key].detach().numpy().T
         np.testing.assert_allclose(array, wanted, rtol=0, atol=tolerance * max(1, np.abs(wanted).max()))
+
+
+@pytest.mark.parametrize("average", [None, Average(decay=0.9)])
+@pytest.mark.parametrize("cache", [False, True])
+def test_penalties_of_weights_that_join(make, cache, average):
+    """State, rates of layers, what is computed once and a penalty for each weight: a loop in PyTorch."""
+    torch = pytest.importorskip("torch")
+    X, y = data(dtype=np.float64)
+    rates, strength = {"last:1": 1.0, "last:2": 0.3, "*": 0.1}, {"w2": 0.1, "w1": 0.2, "b0": 0.3}
+    reg = make(
+        optimizer=SGD(0.05, momentum=0.9, lr_mult=rates),
+        dtype=np.float64,
+        cache_frozen=cache,
+        average=average,
+        penalty={name: L2LearningPenalty(number) for name, number in strength.items()},
+    )
+    start = TrainingStep(reg.model).weights()
+    w = {name: torch.tensor(array, requires_grad=True) for name, array in start.items()}
+    factors, means = {"2": 1.0, "1": 0.3, "0": 0.1}, {name: t.detach().clone() for name, t in w.items()}
+    groups = [{"params": [t], "lr": 0.05 * factors[name[1]]} for name, t in w.items()]
+    optimizer, losses = torch.optim.SGD(groups, momentum=0.9), []
+    for epoch in range(10):
+        trained = [n for n in w if n[1] == "2" or (n[1] == "1" and epoch >= 3) or epoch >= 6]
+        total = 0.0
+        for i in range(0, 24, 8):
+            optimizer.zero_grad()
+            made = torch.tensor(X[i : i + 8])
+            for k in range(3):
+                made = made @ w[f"w{k}"] + w[f"b{k}"]
+                made = torch.tanh(made) if k < 2 else made
+            loss = 0.5 * (made - torch.tensor(y[i : i + 8])).pow(2).sum() / 8
+            loss = loss + sum(c * w[n].pow(2).sum() for n, c in strength.items() if n in trained)
+            loss.backward()
+            for name in set(w) - set(trained):
+                w[name].grad = None
+            optimizer.step()
+            total += loss.item() / 3
+            decay = 0.9 if epoch or i else 0.0  # of all weights, the frozen ones among them
+            means = {name: decay * means[name] + (1 - decay) * w[name].detach() for name in w}
+        losses.append(total)
+    reg.fit(X, y)
+    np.testing.assert_allclose(reg.history_["loss"], losses, rtol=1e-9)
+    for name, array in reg.weights_.items():
+        wanted = w[name].detach() if average is None else means[name]
+        np.testing.assert_allclose(array, wanted.numpy(), rtol=0, atol=1e-10)
+
+
+def test_a_penalty_of_a_weight_that_never_trains_is_none(make):
+    X, y = data()
+    plain = make(at=None, penalty={"w2": "l2"}).fit(X, y)
+    same(plain, make(at=None, penalty={"w2": "l2", "w0": "l2", "w1": "l1"}).fit(X, y))
+    with pytest.raises(UnknownNameError, match="'w7'"):
+        make(penalty={"w7": "l2"}).fit(X, y)
 
 
 def test_rates_of_layers_as_groups_of_pytorch(mlp_model):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -94,6 +94,8 @@ class StreamValidation:
         self.specs = inputs, expected
         self.encode, self.check = encode, check
         self.weight_dtype, self.weigh = weight_dtype, weigh
+        # What gives the blocks in place of the stream: see `read`.
+        self.kept: Callable[[], Iterator[tuple[Any, Any, Any, int]]] | None = None
         _, _, weights = self._arrays(stream.head())  # what is wrong with all rows is said before training
         if weights is not None and not weights.any() and stream.source.repeatable:
             self._look_for_weights()
@@ -128,14 +130,19 @@ class StreamValidation:
             How much what it computes counts, of expected values and the rows; by default as much as the rows.
         """
         total, counted, empty = 0.0, 0, True
-        for inputs, expected, weights in self.stream.blocks(apply=self._arrays):
-            rows, empty = rows_of(inputs, self.specs[0]), False
+        for inputs, expected, weights, rows in (self.kept or self.read)():
+            empty = False
             count = rows if weigh is None else weigh(expected, rows)
             total = total + count * _validated(validate, inputs, expected, weights)
             counted = counted + count
         if empty:
             raise self.stream.empty()
         return total / np.maximum(counted, 1)
+
+    def read(self) -> Iterator[tuple[Any, Any, Any, int]]:
+        """Inputs, expected values, weights and the number of rows of every block of the stream."""
+        for inputs, expected, weights in self.stream.blocks(apply=self._arrays):
+            yield inputs, expected, weights, rows_of(inputs, self.specs[0])
 
     def fingerprint(self) -> dict[str, str]:
         """What the stream says of itself."""

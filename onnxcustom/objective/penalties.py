@@ -34,6 +34,8 @@ __all__ = [
     "select_penalties",
 ]
 
+_SHOWN = 20  # names in a message
+
 
 class PenaltyTerms(NamedTuple):
     """What a penalty adds to a graph.
@@ -279,9 +281,8 @@ def _matching(patterns: Iterable[str], names: Sequence[str]) -> set[str]:
     for pattern in patterns:
         hits = matching(pattern, names)
         if not hits:
-            raise UnknownNameError(
-                f"No trained weight is called {pattern!r}; the weights trained are {list(names)}."
-            )
+            shown = f"{list(names[:_SHOWN])}{' and others' if len(names) > _SHOWN else ''}"
+            raise UnknownNameError(f"No weight that may be trained is called {pattern!r}; there are {shown}.")
         found.update(hits)
     return found
 
@@ -530,7 +531,10 @@ class PerWeightLearningPenalty(Penalty):
 
 
 def select_penalties(
-    penalty: Any, model: ir.Model, names: Sequence[str] | Mapping[str, np.ndarray]
+    penalty: Any,
+    model: ir.Model,
+    names: Sequence[str] | Mapping[str, np.ndarray],
+    later: Iterable[str] = (),
 ) -> dict[str, Penalty]:
     """The penalty of each weight that has one.
 
@@ -542,6 +546,8 @@ def select_penalties(
         Prepared model; it says which weights are biases.
     names : sequence of str, or mapping of str to ndarray
         Weights being trained, perhaps with the values that they start at.
+    later : iterable of str
+        Others that may be trained later, and that the penalty may therefore name.
 
     Returns
     -------
@@ -555,7 +561,9 @@ def select_penalties(
     ValueError
         A parameter out of range.
     """
-    found = Penalty.select(penalty).resolve(names, _biases(model, names))
+    known = [*dict.fromkeys((*names, *later))]
+    resolved = Penalty.select(penalty).resolve(known, _biases(model, known))
+    found = {name: resolved[name] for name in names if name in resolved}
     if not isinstance(names, Mapping):
         return found
     return {name: one.starting_at(names[name]) for name, one in found.items()}

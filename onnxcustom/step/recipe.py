@@ -406,7 +406,7 @@ def make_recipe(
     targets = select_targets(model, heads.loss, heads.factors, initial, axes, heads.joins)
     check_types(model, initial, [target.output for target in targets])
     base = without_numbers(model, initial)
-    penalties = select_penalties(penalty, model, initial)
+    penalties = select_penalties(penalty, model, initial, [*catalog.names, *catalog.others])
     trunk = _trunk(base, targets, axes, settings.get("passes", True))
     recipe = Recipe(
         prepared,

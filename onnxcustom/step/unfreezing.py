@@ -50,7 +50,7 @@ def joining(recipe: Recipe, names: Collection[str]) -> Recipe:
         weights = (*recipe.weights, *(name for name in order if name in names))
     check_types(model, names, [])
     start = constants(recipe.model, weights)
-    found = select_penalties(recipe.penalty, model, start)
+    found = select_penalties(recipe.penalty, model, start, order)
     penalties = {
         name: penalty
         for name in weights

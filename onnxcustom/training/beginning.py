@@ -280,11 +280,17 @@ class Beginning(Results):
         # With weights that joined in the last fit, training goes on as it did there.
         wanted = "auto" if step.recipe.joined else self.cache_frozen
         limit = int(min(self.cache_bytes, sys.maxsize))
+        # Who measures otherwise may want the rows, which are not kept of a stream.
+        arrays = isinstance(validation, ArrayValidation)
+        held_out = validation if arrays or not self._measures_otherwise() else None
         if isinstance(loader, StreamLoader):
             folder = None if plan.resumed is None else plan.resumed.store.folder
-            return FrozenStreamLoader(loader, step, wanted, limit, folder)
-        held_out = validation if isinstance(validation, ArrayValidation) else None
+            return FrozenStreamLoader(loader, step, wanted, limit, folder, held_out)
         return FrozenLoader(loader, step, wanted, limit, held_out)
+
+    @abstractmethod
+    def _measures_otherwise(self) -> bool:
+        """Whether a subclass has a validation of its own."""
 
     def _seed_for(self, plan: Plan) -> int:
         """The seed of the order of rows: that of the training that goes on, else a new one."""

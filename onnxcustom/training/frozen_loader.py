@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from onnxcustom.feed.batch_buffers import Batch
 from onnxcustom.feed.data_loader import OrtDataLoader
-from onnxcustom.feed.held_out import ArrayValidation
-from onnxcustom.feed.specs import rows_of, some_rows
-from onnxcustom.step.frozen import FrozenInputs, Halves, NoFrozenPartError
+from onnxcustom.step.frozen import Halves, NoFrozenPartError
 from onnxcustom.step.frozen_rows import refuse
+
+from .frozen_validation import forget, keep, through
 
 if TYPE_CHECKING:
     from onnxcustom.step.training_step import TrainingStep
@@ -86,8 +83,8 @@ class FrozenLoader:
         Whether it is an error if nothing can be computed once.
     limit : int
         Bytes that what is kept may take.
-    validation : ArrayValidation, optional
-        Validation data in memory, for which it is kept as well if there is room.
+    validation : ArrayValidation or StreamValidation, optional
+        Validation data, for which it is kept as well if there is room.
 
     Raises
     ------
@@ -101,7 +98,7 @@ class FrozenLoader:
         step: TrainingStep,
         wanted: Any,
         limit: int,
-        validation: ArrayValidation | None = None,
+        validation: Any = None,
     ) -> None:
         self.loader, self.step, self.wanted, self.limit = loader, step, wanted, limit
         self._validation = validation
@@ -150,8 +147,7 @@ class FrozenLoader:
     def _find(self) -> None:
         """Look for a frozen part of the step as it is now, and see that what it makes has room."""
         self._recipe, self._halves, self._made = self.step.recipe, None, None
-        if self._validation is not None:
-            self._validation.inputs = dict(self._validation.inputs)
+        forget(self._validation)
         try:
             halves = self.step.halves(self.loader.inputs(slice(max(_FIRST, 2 * self._fixed))))
             size = halves.nbytes(self.n_rows)
@@ -174,46 +170,15 @@ class FrozenLoader:
             for batch in self.loader.in_sequence().epoch(0)
         )
         try:
-            made = _through(halves, batches, self.n_rows, self.loader.inputs())
+            made = through(halves, batches, self.n_rows, self.loader.inputs())
         except NoFrozenPartError as exc:
             self._halves = None
             refuse(self.wanted, exc)
             return
         logger.info("[cache_frozen] %d rows went through the frozen part of the model", self.n_rows)
         self._made = self.loader.with_inputs([(made[spec.name], spec) for spec in halves.specs])
-        self._compute_validation(halves)
-
-    def _compute_validation(self, halves: Halves) -> None:
-        """The same of validation data."""
-        if self._validation is None or not halves.scorable:
-            return
-        given, specs = dict(self._validation.inputs), self.step.inputs
-        rows, size = rows_of(given, specs), self.loader.batch_size
-        if halves.nbytes(rows) + halves.nbytes(self.n_rows) > self.limit or (self._fixed and rows % size):
-            return
-        parts = (slice(start, min(start + size, rows)) for start in range(0, rows, size))
-        batches = (
-            (
-                {s.name: np.asarray(some_rows(given[s.name], s, part), order="C") for s in specs},
-                part.stop - part.start,
-            )
-            for part in parts
-        )
-        with contextlib.suppress(NoFrozenPartError):  # rows of another shape
-            self._validation.inputs = FrozenInputs(given, halves, _through(halves, batches, rows, given))
-
-
-def _through(
-    halves: Halves, batches: Iterable[tuple[Mapping[str, Any], int]], rows: int, given: Mapping[str, Any]
-) -> dict[str, Any]:
-    """What the trained half takes of all rows, by name: what the frozen one makes of batches, or `given`."""
-    rooms = {kept.spec.name: np.empty(kept.shape(rows), kept.like.dtype) for kept in halves.kept}
-    start = 0
-    for feeds, count in batches:
-        for kept, made in zip(halves.kept, halves.compute(feeds), strict=True):
-            kept.place(rooms[kept.spec.name], made, start, start + count)
-        start += count
-    return {spec.name: rooms[spec.name] if spec.name in rooms else given[spec.name] for spec in halves.specs}
+        room = self.limit - halves.nbytes(self.n_rows)
+        keep(self._validation, self.step, halves, self.loader.batch_size, room)
 
 
 def too_large(halves: Halves, rows: int, size: int, limit: int) -> str:

@@ -28,6 +28,7 @@ from onnxcustom.step.frozen import Halves, NoFrozenPartError
 from onnxcustom.step.frozen_rows import refuse
 
 from .frozen_loader import FrozenBatch
+from .frozen_validation import forget, keep
 
 if TYPE_CHECKING:
     from onnxcustom.step.training_step import TrainingStep
@@ -59,6 +60,8 @@ class FrozenStreamLoader:
         Bytes that the file may take.
     folder : path, optional
         That of the checkpoints.
+    validation : ArrayValidation or StreamValidation, optional
+        Validation data, for which it is kept as well: in memory, or a temporary file.
 
     Raises
     ------
@@ -67,9 +70,16 @@ class FrozenStreamLoader:
     """
 
     def __init__(
-        self, loader: StreamLoader, step: TrainingStep, wanted: Any, limit: int, folder: Path | None = None
+        self,
+        loader: StreamLoader,
+        step: TrainingStep,
+        wanted: Any,
+        limit: int,
+        folder: Path | None = None,
+        validation: Any = None,
     ) -> None:
         self.loader, self.step, self.wanted, self.limit, self.folder = loader, step, wanted, limit, folder
+        self._validation = validation
         self._rows: _Rows | None = None
         self._made: _Cached | None = None
         self._find()
@@ -118,6 +128,7 @@ class FrozenStreamLoader:
 
     def _find(self) -> None:
         self._halves: Halves | None = None
+        forget(self._validation)
         try:
             if isinstance(self.loader.stream.source, IterableSource):
                 raise NoFrozenPartError("batches that an iterable makes may be others in every epoch")
@@ -150,6 +161,7 @@ class FrozenStreamLoader:
             where = "a temporary file" if self.folder is None else str(self._rows.path)
             logger.info("[cache_frozen] %d rows went through the frozen part, to %s", self._rows.rows, where)
         self._made = _Cached(self.loader, halves, self._rows)
+        keep(self._validation, self.step, halves, self.loader.batch_size, self.limit)
 
     def _about(self, halves: Halves) -> str:
         """What the file is of: data, frozen part, and batches that went through it."""

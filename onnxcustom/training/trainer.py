@@ -327,6 +327,10 @@ class Trainer(Beginning):
         scores = self.step_.scores(X, y, sample_weight)
         return float(np.mean(scores, dtype=np.float64)) + self.step_.penalty()
 
+    def _measures_otherwise(self) -> bool:
+        """Whether a subclass has a validation of its own."""
+        return type(self).validate is not Trainer.validate
+
     def _validated(self, X: Any, y: Any, *weights: Any) -> Any:
         """What :meth:`validate` says, and the mean loss of every output behind it, if several are trained."""
         loss = self.validate(X, y, *weights)  # overrides of older programs know nothing of weights
