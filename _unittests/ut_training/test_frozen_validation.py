@@ -99,7 +99,13 @@ def test_iterables_and_measures_of_ones_own():
             seen.append(next(iter(X.values())).shape)
             return super().validate(X, y, sample_weight)
 
-    options = {"weights_to_train": "w", "max_iter": 3, "batch_size": 5, "random_state": 0, "cache_frozen": True}
+    options = {
+        "weights_to_train": "w",
+        "max_iter": 3,
+        "batch_size": 5,
+        "random_state": 0,
+        "cache_frozen": True,
+    }
     fit("memory", "stream", kind=Own, max_iter=2, cache_frozen=True)
     assert seen == 2 * [(6, 4), (6, 4), (6, 4), (5, 4)]
     read = []

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from quantized_models import batch, original, quantized, run
 
 import onnxcustom
-from onnxcustom import TrainingStep
+from onnxcustom import OnnxRegressor, TrainingStep
 from onnxcustom.tuning import dequantize
 
 STEPS = [
@@ -313,3 +313,19 @@ def test_a_weight_quantized_twice_stays_one() -> None:
         assert list(onnxcustom.weights(floats)) == ["w"]
     x = np.random.default_rng(0).normal(size=(4, 2)).astype(np.float32)
     np.testing.assert_allclose(run(floats, {"x": x})[0], run(model, {"x": x})[0], atol=0.01)
+
+
+def test_what_little_is_trained_of_integers_is_said():
+    """Scales and biases in floating point train; whoever did not name them is told what does not."""
+    mixed = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["": 18]>
+        g (float[N, 3] x) => (float[N, 2] y)
+        <int8[3, 2] q = {1, 2, 3, 4, 5, 6}, float s = {0.1}, int8 z = {0}, float[2] b = {0, 0}> {
+            w = DequantizeLinear(q, s, z)
+            h = MatMul(x, w)
+            y = Add(h, b)
+        }""")
+    X, y = np.ones((4, 3), np.float32), np.zeros((4, 2), np.float32)
+    with pytest.warns(UserWarning, match=r"\['q'\] hold integers.*\['b'\] are trained.*tuning.dequantize"):
+        OnnxRegressor(mixed, max_iter=1).fit(X, y)
+    OnnxRegressor(mixed, weights_to_train="b", max_iter=1).fit(X, y)
+    OnnxRegressor(dequantize(mixed), max_iter=1).fit(X, y)

@@ -399,6 +399,9 @@ def make_recipe(
         check_bfloat16(model, parse_device("cpu"))
     catalog = Catalog(prepared)
     initial = _choose_weights(catalog, model, prepared, weights, freeze)
+    apart = catalog.integers_apart(list(initial)) if weights is None else ""
+    if apart:
+        warn_user(apart, UserWarning)
     initial = _without_frozen(rule, initial, catalog)
     heads = heads_of(model, loss, loss_weights)
     join(model, heads.joins.values())

@@ -230,7 +230,7 @@ class Catalog:
                 "hold thresholds, kernels the rows they were fitted on. Linear models and neural networks "
                 "have some."
             )
-        integers = self._integers()
+        integers = self.integers()
         if integers:
             text += f" It is quantized: {_shown(integers)} hold integers. {REMEDY}."
         if self.nonfinite:
@@ -241,7 +241,17 @@ class Catalog:
             text += " and others." if len(others) > _SHOWN else "."
         return text
 
-    def _integers(self) -> list[str]:
+    def integers_apart(self, trained: Sequence[str]) -> str:
+        """What is to be said of weights that are trained in a model of integers; empty of another model."""
+        held = self.integers()
+        if not held:
+            return ""
+        return (
+            f"The model is quantized: {_shown(held)} hold integers and stay as they are, and only "
+            f"{_shown(trained)} are trained. {REMEDY}. Whoever names the weights to train means these."
+        )
+
+    def integers(self) -> list[str]:
         """Names of the tensors of integers that stand for weights, as the user's model has them."""
         constants = () if self._model is None else self._model.graph.initializers.values()
         return [own_name(value) for value in constants if quantized(value)]
@@ -293,7 +303,7 @@ class Catalog:
             for name in difflib.get_close_matches(text, self.names, n=3)
         ]
         hint = f" Did you mean {' or '.join(map(repr, dict.fromkeys(near)))}?" if near else ""
-        held = [name for name in self._integers() if name in unknown]
+        held = [name for name in self.integers() if name in unknown]
         if held:
             hint += f" {_shown(held)} of it hold integers. {REMEDY}."
         return (
