@@ -77,7 +77,8 @@ def test_no_room(caplog):
     plain = fit("memory", "stream")
     with caplog.at_level(logging.INFO, logger="onnxcustom"):
         little = fit("memory", "stream", cache_frozen=True, cache_bytes=1300)
-    assert "validation data" in caplog.text and "cache_bytes" in caplog.text
+    assert "validation data" in caplog.text
+    assert "cache_bytes" in caplog.text
     np.testing.assert_allclose(little.history_["val_loss"], plain.history_["val_loss"], rtol=1e-6)
 
 
