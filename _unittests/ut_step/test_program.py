@@ -97,7 +97,7 @@ def test_graphs_made_later_are_the_same(mlp_model):
     x, y = batch()
     one.run(x, y)
     two.run(x, y)
-    two._forget_sessions()
+    two._set_up(two._recipe, two._state)
     np.testing.assert_array_equal(one.predict(x)["y"], two.predict(x)["y"])
     np.testing.assert_array_equal(one.scores(x, y), two.scores(x, y))
     assert one.run(x, y, np.ones(5)) == two.run(x, y, np.ones(5))

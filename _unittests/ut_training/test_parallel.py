@@ -169,7 +169,7 @@ def test_pickling_while_others_predict(mlp_model, impatient):
         return True
 
     for _ in range(3):
-        est.step_._forget_sessions()  # so that predicting changes attributes
+        est.step_._set_up(est.step_.recipe, est.step_._state)  # so that predicting changes attributes
         assert all(at_once(use, 6))
 
 
@@ -209,7 +209,7 @@ def test_a_forked_process_destroys_nothing_of_its_parent(mlp_model):
     expected = est.predict(X).tobytes()
 
     def forget():
-        est.step_._forget_sessions()
+        est.step_._set_up(est.step_.recipe, est.step_._state)
         gc.collect()
         return est.predict(X).tobytes()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,7 +36,7 @@ def block_layout(sizes: Sequence[int], step: int = 1) -> tuple[list[int], int]:
 
 
 class DoubleBuffer:
-    """Named tensors in two sets: a step reads the front set and writes the back one, then they swap.
+    """Named tensors in two sets: a step reads the front set and writes the back one.
 
     The tensors of a set and of a dtype share one block of memory, so that looking for NaN in all of
     them is one call.
@@ -52,6 +52,8 @@ class DoubleBuffer:
     packs : mapping of str to sequence of str, optional
         Names for blocks of tensors of one dtype, in an order: the block is a vector in which they lie one
         behind the other.
+    front : callable, optional
+        Says which set is the front one, 0 or 1: the first one if it is left out.
     """
 
     def __init__(
@@ -60,9 +62,10 @@ class DoubleBuffer:
         device: Device,
         single: Collection[str] = (),
         packs: Mapping[str, Sequence[str]] | None = None,
+        front: Callable[[], int] = lambda: 0,
     ) -> None:
         self.device = device
-        self.front = 0
+        self._front = front
         twice = {name: array for name, array in arrays.items() if name not in single}
         # Host arrays: what the OrtValues borrow on the CPU.
         # The back one is written before it is read: until then it is memory that nobody has touched.
@@ -75,6 +78,11 @@ class DoubleBuffer:
             for host in self._sets
         ]
 
+    @property
+    def front(self) -> int:
+        """Which set is the front one."""
+        return self._front()
+
     def back(self, name: str, shape: Sequence[Any]) -> Any:
         """A back tensor, to write to: in host memory, a row where `shape` has one axis more than it."""
         back = 1 - self.front
@@ -82,10 +90,6 @@ class DoubleBuffer:
         if self.device.type != "cpu" or host is None or len(shape) == host.ndim:
             return self.values[back][name]
         return to_ortvalue(host.reshape(1, *host.shape), self.device)
-
-    def swap(self) -> None:
-        """What was just written becomes what is read."""
-        self.front ^= 1
 
     def read(self, names: Iterable[str]) -> list[np.ndarray]:
         """Copies of the front tensors."""
@@ -99,7 +103,7 @@ class DoubleBuffer:
 
     def unfit(self) -> list[str]:
         """Back tensors, on the CPU, that hold NaN or infinity: what was just written."""
-        return self._sets[1 - self.front].unfit()
+        return self._sets[1 - self._front()].unfit()
 
 
 class _HostSet:

@@ -77,7 +77,7 @@ def taken_over(
     kept = {w: states for w, states in done.of_rule().items() if w in made.weights}
     # The age of a weight is part of the graphs, and of what is updated as one.
     ages = done.origin.ages(list(kept))
-    born = {w: ages.get(w, done.iteration) for w in made.weights}
+    born = {w: ages.get(w, done.position.iteration) for w in made.weights}
     clock = made.rule.on(state.clock).begun()
     clock.follow(done.clock)
     origin = Origin.of(born, state.origin.seed)
@@ -90,7 +90,7 @@ def taken_over(
     same = made.rule.accumulate == other.rule.accumulate and (joining or made.weights == other.weights)
     target.go_on_from(done, accumulated=same)
     if _units(made) != _units(other):
-        target.pending_units = target.window = None
+        target.count(pending_units=None, window=None)
     if not same:
         _warn_of_lost(done)
     return made, target
@@ -121,9 +121,10 @@ def _units(recipe: Recipe) -> list[tuple[str, bool]]:
 
 
 def _warn_of_lost(done: State) -> None:
-    if done.pending:
+    pending = done.position.pending
+    if pending:
         warn_user(
-            f"The gradients of {done.pending} batches that the other step has accumulated are left out: this "
+            f"The gradients of {pending} batches that the other step has accumulated are left out: this "
             "one trains other weights, by another rule, or accumulates otherwise. Call apply_accumulated() "
             "of that step first to have them count.",
             UserWarning,

@@ -45,20 +45,20 @@ COUNT = "[0, 9e15]"
 
 def export_state(recipe: Recipe, state: State) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """What :meth:`~onnxcustom.TrainingStep.state_dict` returns."""
-    rule = recipe.rule.on(state.clock)
+    rule, at = recipe.rule.on(state.clock), state.position
     tensors = {name: buffer.read([own])[0] for name, (buffer, own) in state.tensors().items()}
     tensors.update({f"constants/{name}": np.array(recipe.moved[name]) for name in sorted(recipe.moved)})
     return tensors, {
         "optimizer": type(rule).__name__,
         "learning_rate": rate_to_dict(rule),
         "clock": clock_to_dict(rule),
-        **{name: getattr(state, name) for name in _COUNTS},
-        _UNITS: None if state.pending_units is None else list(state.pending_units),
+        **{name: getattr(at, name) for name in _COUNTS},
+        _UNITS: None if at.pending_units is None else list(at.pending_units),
         "born": state.origin.ages(recipe.weights),
         "modes": {**dataclasses.asdict(recipe.modes), "seed": int(state.origin.seed)},
         _POSITIONS: {t.output: t.positions for t in recipe.targets},
         _APART: True,
-        **({} if state.window is None else {_WINDOW: dataclasses.asdict(state.window)}),
+        **({} if at.window is None else {_WINDOW: dataclasses.asdict(at.window)}),
         **({_JOINED: list(recipe.joined)} if recipe.joined else {}),
     }
 
@@ -88,11 +88,12 @@ def import_state(
         state = State(recipe, state.device, state.read(), state.clock, origin)
     for name, (buffer, own) in state.tensors().items():
         buffer.write({own: arrays[name]})
-    for name in _COUNTS:
-        setattr(state, name, int(data[name]))
     units = data.get(_UNITS)
-    state.pending_units = None if units is None else list(units)
-    state.window = Window.load(data.get(_WINDOW), len(recipe.targets))
+    state.count(
+        **{name: int(data[name]) for name in _COUNTS},
+        pending_units=None if units is None else list(units),
+        window=Window.load(data.get(_WINDOW), len(recipe.targets)),
+    )
     if _APART not in data:
         leave_out_older(recipe, state)
     return recipe, state
@@ -110,9 +111,10 @@ def _with_joined(recipe: Recipe, state: State, data: Mapping[str, Any]) -> tuple
 
 def leave_out_older(recipe: Recipe, state: State) -> None:
     """Leave out what an older version has accumulated, with the gradient of penalties in it."""
-    if state.pending and recipe.penalties:
+    pending = state.position.pending
+    if pending and recipe.penalties:
         warn_user(
-            f"The gradients of {state.pending} batches that were accumulated by an older version are left "
+            f"The gradients of {pending} batches that were accumulated by an older version are left "
             "out: the penalty would count twice. Training goes on with the weights and the state that were "
             "saved.",
             UserWarning,

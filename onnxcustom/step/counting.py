@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
 from .targets import Target
 
-__all__ = ["counts_fed", "counts_of", "labels_a_row"]
+__all__ = ["Counting", "counts_fed", "labels_a_row"]
 
 
 def counts_fed(targets: Sequence[Target], accumulate: int, phase: str, lean: bool) -> list[str]:
@@ -22,19 +21,39 @@ def counts_fed(targets: Sequence[Target], accumulate: int, phase: str, lean: boo
     return [t.output for t in targets if several or phase == "gradient" or (t.counted and (part or lean))]
 
 
-def counts_of(targets: Sequence[Target], expected: Callable[[int], Any], rows: int) -> list[int]:
-    """What the loss of each target is a mean over.
+class Counting:
+    """What the losses of targets are means over in a batch; false if that is always the rows.
 
     Parameters
     ----------
     targets : sequence of Target
         Targets.
-    expected : callable
-        The expected values of a target, by its place; only asked for those that count labels.
-    rows : int
-        Rows of the batch.
     """
-    return [t.count(np.asarray(expected(i))) if t.counted else rows for i, t in enumerate(targets)]
+
+    def __init__(self, targets: Sequence[Target]) -> None:
+        self._targets = len(targets)
+        # What a property of a target finds out is the same for every batch.
+        self._counted = [(i, t.count, t.masks) for i, t in enumerate(targets) if t.counted]
+
+    def __bool__(self) -> bool:
+        return bool(self._counted)
+
+    def of(self, expected: Callable[[int], np.ndarray], rows: int) -> tuple[list[int], bool]:
+        """What the loss of each target is a mean over, and whether labels are left out that graphs look for.
+
+        Parameters
+        ----------
+        expected : callable
+            The expected values of a target, by its place; only asked for those that count labels.
+        rows : int
+            Rows of the batch.
+        """
+        units, masked = [rows] * self._targets, False
+        for i, count, masks in self._counted:
+            labels = expected(i)
+            units[i] = count(labels)
+            masked = masked or (masks and units[i] != labels.size)
+        return units, masked
 
 
 def labels_a_row(

@@ -12,7 +12,7 @@ from onnxcustom.exceptions import InvalidDataError
 from onnxcustom.feed.specs import TensorSpec
 from onnxcustom.feed.validation import as_inputs
 
-from .counting import counts_of
+from .counting import Counting
 from .feeds import Feeds, check_expected, data_axes, feeds_of, settled_by, softened_by
 from .frozen import FrozenInputs, Halves
 from .stored import StoredStep
@@ -42,7 +42,7 @@ class FedStep(StoredStep):
             Rows of the batch.
         """
         targets = self._recipe.targets
-        found = counts_of(targets, lambda i: expected[targets[i].output], rows)
+        found, _ = Counting(targets).of(lambda i: np.asarray(expected[targets[i].output]), rows)
         return {target.output: count for target, count in zip(targets, found, strict=True)}
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -51,6 +51,7 @@ class Program:
         sess_options: Any = None,
     ) -> None:
         self._graph = graph
+        self._clock = state.clock
         self._buffers = (state.kept, state.statistics, state.accumulated)
         self._device = state.device
         self._options = {"threads": threads, "sess_options": sess_options}
@@ -77,8 +78,7 @@ class Program:
 
     def _binding(self) -> Binding:
         """Everything bound, for the present fronts of the buffers."""
-        kept, statistics, accumulated = self._buffers
-        fronts = kept.front + 2 * statistics.front + 4 * accumulated.front
+        fronts = self._clock.now.training.fronts
         binding = self._bindings.get(fronts)
         if binding is None:
             binding = self._bindings[fronts] = self._bind()
@@ -177,10 +177,10 @@ class Program:
         found = [w for w, ok in zip(self._graph.checked, np.isfinite(self._finite), strict=True) if not ok]
         return found + (self._tables.nonfinite() if self._tables else [])
 
-    def write_rows(self) -> None:
-        """Write the rows of the last run into their tables."""
-        if self._tables:
-            self._tables.write()
+    @property
+    def write_rows(self) -> Callable[[], None] | None:
+        """Writes the rows of the last run into their tables; None if there are none."""
+        return None if self._tables is None else self._tables.write
 
 
 def intermediate_bytes(model: ir.Model, rows: int, place: int = 0, axis: int = 0) -> float:
@@ -236,9 +236,10 @@ class _Scalars:
         """Compute and write them, unless they depend on nothing that is different from the last time."""
         if self._still and hyper is self._hyper and rows == self._rows and counts == self._counts:
             return
-        self._hyper, self._rows, self._counts = hyper, rows, counts
+        self._hyper = None  # until all are written
         for write, value in zip(self._set, self._plan.feeds(hyper, step, share, rows, counts), strict=True):
             write(value)
+        self._rows, self._counts, self._hyper = rows, counts, hyper
 
 
 class _Ones:
@@ -252,6 +253,7 @@ class _Ones:
         """Bind them, unless the last batch had as many rows."""
         if self._bound.get(binding) == rows:
             return
+        self._bound.pop(binding, None)  # until all are bound
         for name, rank in self._ranks.items():
             binding.bind_input(name, np.ones((1, rows)[2 - rank :], self._dtype))
         self._bound[binding] = rows

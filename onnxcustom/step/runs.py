@@ -11,6 +11,7 @@ from onnxcustom.exceptions import ConvergenceError, InvalidDataError
 from onnxcustom.optim import BaseLearningRate
 
 from .compose import Phase, Weighted
+from .counting import Counting
 from .program import Program
 from .recipe import Recipe
 from .state import State
@@ -44,10 +45,7 @@ class Runs:
         # The program that ran last on a batch, and what every loss was a mean over.
         self._last: tuple[Program, list[int]] | None = None
         self._heads: dict[str, float] = {}
-        # Of those that a mean over labels is taken of: place among the values of a batch, and the target.
-        first = len(recipe.inputs)
-        counted = [(i, t) for i, t in enumerate(recipe.targets) if t.counted]
-        self._counted = [(i, first + i, t.count if t.soft else t.loss.count, t.masks) for i, t in counted]
+        self._counting = Counting(recipe.targets)
         self._outputs = [target.output for target in recipe.targets]
         self._several = len(recipe.targets) > 1
 
@@ -67,9 +65,11 @@ class Runs:
     def batch(self, values: Sequence[Any], by_rows: bool = False) -> float:
         """See :meth:`~onnxcustom.TrainingStep.run_batch`."""
         state, accumulate = self.state, self.recipe.rule.accumulate
-        clock = self._clock()
-        updating = state.pending + 1 >= accumulate
-        counts = accumulate > 1 or self._several or (self._counted and not by_rows)
+        clock, at = self._clock(), state.position
+        if at.unwritten is not None:
+            state.finish()
+        updating = at.pending + 1 >= accumulate
+        counts = accumulate > 1 or self._several or (self._counting and not by_rows)
         units, masked = self._units(values, by_rows) if counts else ([], False)
         program = self.program(self._weighting(values), "update" if updating else "accumulate", masked)
         share, divisors = self._divided(units, program.rows(values)) if accumulate > 1 else (1.0, units)
@@ -77,40 +77,43 @@ class Runs:
         # A batch without any label that counts has no loss: 0 / 1.
         loss = program.run(values, clock.values, clock.t, share, [n or 1 for n in divisors])
         self._heads = program.heads()
-        if state.window is not None:
+        window = at.window
+        if window is not None:
             loss += self._as_counted(units, divisors)
-            state.window.take(units)
-        unfit = program.nonfinite() or (state.kept if updating else state.accumulated).unfit()
+            window = window.taken(units)
+        unfit = program.nonfinite() or state.unfit(updating)
         if unfit or not math.isfinite(loss):
-            return self._refuse(loss, unfit)
-        state.statistics.swap()
+            self._refuse(loss, unfit)
+            state.count(skipped=at.skipped + 1, window=window)
+            return loss
         if updating:
-            self._updated(program)
+            state.updated(True, program.write_rows)
         else:
-            state.accumulated_batch(units)
+            state.accumulated_batch(units, window)
         return loss
 
     def apply(self) -> bool:
         """See :meth:`~onnxcustom.TrainingStep.apply_accumulated`."""
-        state = self.state
-        if not state.pending:
-            if state.window is not None:
+        state, window = self.state, self.state.position.window
+        if not state.position.pending:
+            if window is not None:
                 state.forget_accumulated()  # all of it was left out
             return False
-        if state.window is not None and state.window.seen < state.window.batches:
+        if window is not None and window.seen < window.batches:
             raise InvalidDataError(
-                f"Of {state.window.batches} batches that were announced {state.window.seen} were given: what "
+                f"Of {window.batches} batches that were announced {window.seen} were given: what "
                 "their losses are divided by is that of all. Give the others, or call forget_accumulated()."
             )
+        state.finish()
         clock = self._clock()
         program = self.program(self.recipe.weighted, "apply")
         program.run([], clock.values, clock.t, 0.0)
-        unfit = state.kept.unfit()
+        unfit = state.unfit(updating=True)
         if unfit:
             self._refuse(None, unfit)
-            state.forget_accumulated()  # left out, as a batch would be
+            state.forget_accumulated(skipped=1)  # left out, as a batch would be
         else:
-            self._updated(program)
+            state.updated(False, program.write_rows)
         return True
 
     @property
@@ -126,16 +129,10 @@ class Runs:
     def _clock(self) -> Any:
         """The clock of the state, at the step after those that were done."""
         clock = self.state.clock
-        if not clock.is_after(self.state.iteration):
+        if not clock.is_after(clock.now.training.iteration):
             self._check_options()
-            clock.update(self.state.iteration)  # a schedule that knows no such step says so
+            clock.update(self.state.position.iteration)  # a schedule that knows no such step says so
         return clock
-
-    def _updated(self, program: Program) -> None:
-        """Go on to the next step: the program has written new weights."""
-        self.state.updated()
-        program.write_rows()
-        self.state.clock.advance(self.state.iteration)
 
     # -- what a batch is -------------------------------------------------------------------------
 
@@ -165,20 +162,18 @@ class Runs:
         """What the loss of every output is divided by, its labels or the rows; whether some are ignored."""
         counted = self._rows_at
         rows = 1 if counted is None else values[counted[0]].shape()[counted[1]]
-        units, masked = [rows] * len(self.recipe.targets), False
-        for i, place, count, masks in () if by_rows else self._counted:
-            labels = values[place].numpy()
-            units[i] = count(labels)
-            masked = masked or (masks and units[i] != labels.size)
-        return units, masked
+        if by_rows:
+            return [rows] * len(self.recipe.targets), False
+        first = len(self.recipe.inputs)
+        return self._counting.of(lambda i: values[first + i].numpy(), rows)
 
     def _divided(self, units: Sequence[int], rows: int) -> tuple[float, Sequence[float]]:
         """Share of a batch in what is accumulated, and what its losses are divided by."""
-        window = self.state.window
-        if window is None:
+        at = self.state.position
+        if at.window is None:
             return self._share(units, rows), units
-        window.check(units)
-        return 1 / (self.state.pending + 1), window.divisors()
+        at.window.check(units)
+        return 1 / (at.pending + 1), at.window.divisors()
 
     def _as_counted(self, units: Sequence[int], divisors: Sequence[float]) -> float:
         """What the objective of a batch is more by than with the losses divided otherwise."""
@@ -197,11 +192,11 @@ class Runs:
         InvalidDataError
             A batch with other numbers of labels in a row, where outputs differ in that.
         """
-        state, targets = self.state, self.recipe.targets
-        before = state.pending_units or [0] * len(units)
-        if state.pending and state.pending_units is None:  # from an older version, which counted rows alone
+        at, targets = self.state.position, self.recipe.targets
+        before = at.pending_units or [0] * len(units)
+        if at.pending and at.pending_units is None:  # from an older version, which counted rows alone
             rows = units[0] if len(units) == 1 else rows
-            return rows / max(1, state.pending_rows + rows)
+            return rows / max(1, at.pending_rows + rows)
         totals = [p + u for p, u in zip(before, units, strict=True)]
         for target, unit, total in zip(targets, units, totals, strict=True):
             if unit * totals[0] != units[0] * total:
@@ -224,11 +219,10 @@ class Runs:
                 f"{self.rule!r}. Make another TrainingStep with it and let it take_over() this one."
             )
 
-    def _refuse(self, loss: float | None, unfit: Sequence[str]) -> float:
-        """Leave a step out: an error, or one more skipped. Nothing was changed; without a batch no loss."""
+    def _refuse(self, loss: float | None, unfit: Sequence[str]) -> None:
+        """Raise an error, unless such steps are left out. Nothing was changed; without a batch no loss."""
         if self.recipe.rule.skip_nonfinite:
-            self.state.skipped += 1
-            return math.nan if loss is None else loss
+            return
         clock = self.state.clock
         weights = [name for name in unfit if name in self.recipe.weights] or unfit
         what = f"the gradient or update of {', '.join(map(repr, weights))} holds NaN or infinity"

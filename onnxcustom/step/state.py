@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,10 +20,49 @@ from .plan import BEGINNING, Origin
 from .recipe import Recipe
 from .window import Window
 
-__all__ = ["Arrays", "State"]
+__all__ = ["Arrays", "Position", "State"]
 
 #: Weights and the rule's state, running statistics, accumulated gradients: each by graph input.
 Arrays = tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, np.ndarray]]
+
+# Which set of each buffer is the front one: bits of `Position.fronts`.
+_KEPT, _STATISTICS, _ACCUMULATED = 1, 2, 4
+_BOTH = _KEPT | _STATISTICS
+
+# What is known of the batches since the last update.
+_PENDING = ("pending", "pending_rows", "pending_units", "window")
+
+
+class Position(NamedTuple):
+    """How far training is. Weights, statistics, sums and counts of a step become those of the next as one.
+
+    Attributes
+    ----------
+    fronts : int
+        Which set of each buffer is the front one, a bit for each.
+    iteration : int
+        Weight updates done.
+    skipped : int
+        Batches left out because a gradient was not finite.
+    pending, pending_rows : int
+        Batches accumulated since the last update, and what they are divided by.
+    pending_units : list of int or None
+        The same for every output, their labels or rows; None if there is nothing, or it is not known.
+    window : Window or None
+        The batches of which these are, if they were announced.
+    unwritten : callable or None
+        Writes the rows of tables that the last update has changed, where that is still to be done: it may be
+        called again.
+    """
+
+    fronts: int = 0
+    iteration: int = 0
+    skipped: int = 0
+    pending: int = 0
+    pending_rows: int = 0
+    pending_units: list[int] | None = None
+    window: Window | None = None
+    unwritten: Callable[[], None] | None = None
 
 
 class State:
@@ -32,7 +70,8 @@ class State:
 
     It knows no session: a :class:`~onnxcustom.step.program.Program` reads the front set of its buffers
     and writes the back one; whoever ran it says by :meth:`updated` or :meth:`accumulated_batch` that this is
-    what counts from now on.
+    what counts from now on. That is one assignment: however training is interrupted, it is a state between
+    two steps.
 
     Parameters
     ----------
@@ -54,29 +93,15 @@ class State:
     origin : Origin
         As given: other ones are those of another state.
     clock : Clock
-        Step, epoch, and what the schedules of the rule give for them.
-    iteration : int
-        Weight updates done.
-    skipped : int
-        Batches left out because a gradient was not finite.
-    pending, pending_rows : int
-        Batches accumulated since the last update, and what they are divided by.
-    pending_units : list of int or None
-        The same for every output, their labels or rows; None if there is nothing, or it is not known.
-    window : Window or None
-        The batches of which these are, if they were announced.
+        Step, epoch, and what the schedules of the rule give for them; beside them it holds the position.
     """
-
-    pending: int
-    pending_rows: int
-    pending_units: list[int] | None
-    window: Window | None
 
     def __init__(
         self, recipe: Recipe, device: Device, arrays: Arrays, clock: Clock, origin: Origin = BEGINNING
     ) -> None:
         graph = recipe.graph(origin=origin)
         self.clock, self.origin = clock, origin
+        self.count(**Position()._asdict())
         self.device = device
         self.weight_names = list(recipe.weights)
         self._states = {w: {s: old for s, (old, _) in states.items()} for w, states in graph.state.items()}
@@ -85,15 +110,13 @@ class State:
         in_place = [old for updates in graph.by_rows.values() for old in updates]
         packs = {name: members for name, (_, members) in graph.packs.items()}
         kept, statistics, accumulated = arrays
-        self.kept = DoubleBuffer(kept, device, in_place, packs)
-        self.statistics = DoubleBuffer(statistics, device)
+        self._kept = DoubleBuffer(kept, device, in_place, packs, front=self._front(_KEPT))
+        self.statistics = DoubleBuffer(statistics, device, front=self._front(_STATISTICS))
         if not accumulated:
             values = {v.name: v for v in graph.model.graph.inputs}
             specs = tensor_specs(values[old] for old in self._sums.values())
             accumulated = {spec.name: np.zeros(spec.shape, spec.dtype) for spec in specs}  # type: ignore[arg-type]
-        self.accumulated = DoubleBuffer(accumulated, device)
-        self.iteration = self.skipped = 0
-        self.forget_accumulated()
+        self.accumulated = DoubleBuffer(accumulated, device, front=self._front(_ACCUMULATED))
 
     @classmethod
     def begin(
@@ -108,26 +131,78 @@ class State:
         arrays: Arrays = (tensors, constants(recipe.model, graph.statistics), {})
         return cls(recipe, device, arrays, recipe.rule.begun(), origin)
 
+    # -- how far it is -------------------------------------------------------------------------------
+
+    @property
+    def position(self) -> Position:
+        """Counts, and which tensors are those that count."""
+        return self.clock.now.training
+
+    def count(self, **changes: Any) -> None:
+        """Be at another position in some respects, all at once: fields of :class:`Position`."""
+        now = self.clock.now
+        before = now.training if isinstance(now.training, Position) else Position()
+        self.clock.now = now._replace(training=before._replace(**changes))
+
+    def _front(self, bit: int) -> Callable[[], int]:
+        clock = self.clock
+        return lambda: 1 if clock.now.training.fronts & bit else 0
+
+    @property
+    def kept(self) -> DoubleBuffer:
+        """Weights, the rule's state."""
+        if self.position.unwritten is not None:
+            self.finish()
+        return self._kept
+
     # -- as training goes on -------------------------------------------------------------------------
 
-    def updated(self) -> None:
-        """What a program has written are the weights and the state from now on."""
-        self.kept.swap()
-        self.forget_accumulated()
-        self.iteration += 1
+    def unfit(self, updating: bool) -> list[str]:
+        """Tensors that a program has written and that hold NaN or infinity."""
+        return (self._kept if updating else self.accumulated).unfit()
 
-    def accumulated_batch(self, units: Sequence[int]) -> None:
+    def updated(self, running: bool, unwritten: Callable[[], None] | None = None) -> None:
+        """What a program has written are the weights and the rule's state from now on.
+
+        Parameters
+        ----------
+        running : bool
+            Whether that is so of running statistics, too.
+        unwritten : callable, optional
+            Writes rows of tables; called now, or by who reads them first after an interruption.
+        """
+        clock = self.clock
+        at = clock.now.training
+        fronts, iteration = at.fronts ^ (_BOTH if running else _KEPT), at.iteration + 1
+        clock.advance(iteration, Position(fronts, iteration, at.skipped, 0, 0, None, None, unwritten))
+        if unwritten is not None:
+            self.finish()
+
+    def finish(self) -> None:
+        """Write what is still to be written of the last update."""
+        write = self.position.unwritten
+        if write is not None:
+            write()
+            self.count(unwritten=None)
+
+    def accumulated_batch(self, units: Sequence[int], window: Window | None) -> None:
         """What a program has written are the accumulated gradients from now on, `units` more in each."""
-        self.accumulated.swap()
-        if self.pending_units is not None or not self.pending:
-            before = self.pending_units or [0] * len(units)
-            self.pending_units = [p + u for p, u in zip(before, units, strict=True)]
-        self.pending, self.pending_rows = self.pending + 1, self.pending_rows + units[0]
+        at = self.position
+        found = at.pending_units
+        if found is not None or not at.pending:
+            found = [p + u for p, u in zip(found or [0] * len(units), units, strict=True)]
+        self.count(
+            fronts=at.fronts ^ (_ACCUMULATED | _STATISTICS),
+            pending=at.pending + 1,
+            pending_rows=at.pending_rows + units[0],
+            pending_units=found,
+            window=window,
+        )
 
-    def forget_accumulated(self) -> None:
-        """Begin to accumulate anew."""
-        self.pending = self.pending_rows = 0
-        self.pending_units = self.window = None
+    def forget_accumulated(self, skipped: int = 0) -> None:
+        """Begin to accumulate anew; so many batches more were left out."""
+        skipped += self.position.skipped
+        self.count(pending=0, pending_rows=0, pending_units=None, window=None, skipped=skipped)
 
     def front(self) -> dict[str, Any]:
         """OrtValues of what the model itself reads when it predicts, averages of weights if they are kept."""
@@ -231,11 +306,11 @@ class State:
 
     def go_on_from(self, other: State, accumulated: bool) -> None:
         """Take over counts, and what is accumulated if it means the same here."""
-        self.iteration, self.skipped = other.iteration, other.skipped
+        at = other.position
+        self.count(iteration=at.iteration, skipped=at.skipped)
         if accumulated:
-            self.pending, self.pending_rows = other.pending, other.pending_rows
-            self.pending_units, self.window = other.pending_units, copy.deepcopy(other.window)
             self.accumulated.write({self._sums[w]: array for w, array in other.sums().items()})
+            self.count(**{name: getattr(at, name) for name in _PENDING})
 
     def tensors(self) -> dict[str, tuple[DoubleBuffer, str]]:
         """Every tensor under the name that it has in checkpoints: its buffer, and its name there."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -47,30 +48,33 @@ class StoredStep:
     _recipe: Recipe
     _state: State
     _runs: Runs
-    _last: Runs
+    _last: Runs  # of which the last batch was
+    _halves: dict[Any, Halves]
+    _known: tuple[Any, FrozenRows | None] | None
     _cache = CacheSettings()
     _evaluator: Evaluator
 
-    def _set_up(self, recipe: Recipe, state: State) -> None:
-        """Be these, with no program so far."""
-        self._recipe, self._state = recipe, state
-        self._optimizer = recipe.rule.on(state.clock)
-        self._forget_sessions()
-
-    def _forget_sessions(self) -> None:
-        self._runs = Runs(self._recipe, self._state, self._optimizer, self.threads, self._sess_options)
-        self._last = self._runs  # of which the last batch was
-        self._halves: dict[Any, Halves] = {}
-        self._known: tuple[Any, FrozenRows | None] | None = None
-        self._evaluator = Evaluator(self._recipe, self._state, self.threads)
+    def _set_up(self, recipe: Recipe, state: State, rule: BaseLearningRate | None = None) -> None:
+        """Be these, with no program so far: all in one assignment, which nothing can interrupt."""
+        rule = recipe.rule.on(state.clock) if rule is None else rule
+        runs = Runs(recipe, state, rule, self.threads, self._sess_options)
+        evaluator = Evaluator(recipe, state, self.threads)
+        vars(self).update(
+            _recipe=recipe,
+            _state=state,
+            _optimizer=rule,
+            _runs=runs,
+            _last=runs,
+            _evaluator=evaluator,
+            _halves={},
+            _known=None,
+        )
 
     def _become(self, recipe: Recipe, state: State) -> None:
         """Go on with another recipe or state: programs of the old ones are forgotten."""
         self._optimizer.follow(state.clock)
-        if recipe is self._recipe and state is self._state:
-            return
-        self._recipe, self._state = recipe, state
-        self._forget_sessions()
+        if recipe is not self._recipe or state is not self._state:
+            self._set_up(recipe, state, self._optimizer)
 
     # -- what it is made of ----------------------------------------------------------------------
 
@@ -112,22 +116,22 @@ class StoredStep:
     @property
     def iteration(self) -> int:
         """Number of weight updates done; may be set, with the state that belongs to it."""
-        return self._state.iteration
+        return self._state.position.iteration
 
     @iteration.setter
     def iteration(self, value: int) -> None:
         check_number("iteration", value, COUNT, integral=True)
-        self._state.iteration = int(value)
+        self._state.count(iteration=int(value))
 
     @property
     def skipped(self) -> int:
         """Number of batches left out because a gradient was not finite (``skip_nonfinite``)."""
-        return self._state.skipped
+        return self._state.position.skipped
 
     @property
     def pending(self) -> int:
         """Number of batches whose gradients were accumulated since the last update."""
-        return self._state.pending
+        return self._state.position.pending
 
     @property
     def model(self) -> onnx.ModelProto:
@@ -345,14 +349,14 @@ class StoredStep:
     # -- pickling --------------------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
-        state = self._state
+        state, at = self._state, self._state.position
         kept = {
             "recipe": self._recipe,
             "arrays": state.read(),
-            "counts": (state.iteration, state.skipped, state.pending, state.pending_rows),
-            "units": state.pending_units,
-            "window": state.window,
-            "clock": state.clock,
+            "counts": (at.iteration, at.skipped, at.pending, at.pending_rows),
+            "units": at.pending_units,
+            "window": at.window,
+            "clock": copy.copy(state.clock),
             "origin": state.origin,
             "penalties_apart": True,
             "cache": tuple(self._cache),
@@ -375,8 +379,8 @@ class StoredStep:
             clock = recipe.rule.clock
             recipe = recipe.replace(rule=recipe.rule.formula())
         made = State(recipe, self.device, state["arrays"], clock, origin)
-        made.iteration, made.skipped, made.pending, made.pending_rows = state["counts"]
-        made.pending_units, made.window = state.get("units"), state.get("window")
+        counts = dict(zip(("iteration", "skipped", "pending", "pending_rows"), state["counts"], strict=True))
+        made.count(**counts, pending_units=state.get("units"), window=state.get("window"))
         if "penalties_apart" not in state:
             leave_out_older(recipe, made)
         self._set_up(recipe, made)

@@ -17,7 +17,7 @@ from onnxcustom.optim.averaging import select_average
 from onnxcustom.runtime import parse_device, to_ortvalue
 from onnxcustom.tuning.selection import select_changes
 
-from .counting import counts_of
+from .counting import Counting
 from .fed import FedStep
 from .feeds import check_values, settled_by_shapes
 from .frozen import Halves, NoFrozenPartError
@@ -317,15 +317,13 @@ class TrainingStep(FedStep):
 
     def announce_batches(self, batches: Sequence[tuple[Sequence[Any], int]]) -> None:
         """:meth:`announce` batches as :meth:`run_batch` takes them, and the rows of each."""
-        targets, first = self._recipe.targets, len(self._recipe.inputs)
-        self._announce(
-            [counts_of(targets, lambda i, v=v: v[first + i].numpy(), rows) for v, rows in batches]  # type: ignore[misc]
-        )
+        counting, first = Counting(self._recipe.targets), len(self._recipe.inputs)
+        self._announce([counting.of(lambda i, v=v: v[first + i].numpy(), n)[0] for v, n in batches])  # type: ignore[misc]
 
     @property
     def announced(self) -> int:
         """Number of batches that were announced and are still to come."""
-        window = self._state.window
+        window = self._state.position.window
         return 0 if window is None else window.batches - window.seen
 
     def _announce(self, counts: Sequence[Sequence[int]]) -> None:
@@ -336,12 +334,12 @@ class TrainingStep(FedStep):
                 f"{len(counts)} batches are announced, and an update is of 1 to {accumulate}, as accumulate "
                 "of the optimizer says."
             )
-        if self._state.pending or self._state.window is not None:
+        if self.pending or self._state.position.window is not None:
             raise InvalidDataError(
-                f"{self._state.pending} batches are accumulated already: call apply_accumulated() or "
+                f"{self.pending} batches are accumulated already: call apply_accumulated() or "
                 "forget_accumulated() before others are announced."
             )
-        self._state.window = Window.of(counts)
+        self._state.count(window=Window.of(counts))
 
     def forget_accumulated(self) -> None:
         """Leave out what was accumulated since the last update, and what was announced."""

@@ -12,7 +12,7 @@ from onnxcustom.exceptions import InvalidDataError
 __all__ = ["Window"]
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Window:
     """Batches whose gradients are added up, each loss divided by what it counts in all of them.
 
@@ -34,7 +34,7 @@ class Window:
     found: list[int] = dataclasses.field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.found = self.found or [0] * len(self.counts)
+        object.__setattr__(self, "found", self.found or [0] * len(self.counts))
 
     @classmethod
     def of(cls, counts: Sequence[Sequence[int]]) -> Window:
@@ -82,7 +82,7 @@ class Window:
                 "that were announced."
             )
 
-    def take(self, units: Sequence[int]) -> None:
-        """Count a batch, trained on or left out."""
-        self.seen += 1
-        self.found = [f + u for f, u in zip(self.found, units, strict=True)]
+    def taken(self, units: Sequence[int]) -> Window:
+        """The window after a batch, trained on or left out."""
+        found = [f + u for f, u in zip(self.found, units, strict=True)]
+        return dataclasses.replace(self, seen=self.seen + 1, found=found)
