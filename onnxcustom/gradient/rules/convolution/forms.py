@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import onnx_ir as ir
 
@@ -19,7 +20,7 @@ from onnxcustom.graph.building.builder import Var
 from ...host import HERE, Host
 from ..windows import Window, static_spatial
 
-__all__ = ["Forms", "Shapes", "choose"]
+__all__ = ["IMAGE", "RESPONSE", "WEIGHT", "Form", "Forms", "Shapes", "choose"]
 
 _UNKNOWN = math.nan  # smaller than nothing, larger than nothing
 
@@ -85,7 +86,17 @@ class Shapes:
     @property
     def channels(self) -> float:
         """Of the response, times those of the image that each reads."""
-        return _UNKNOWN if self.outer is None or self.inner is None else self.outer * self.inner
+        return math.prod(self.sides)
+
+    @property
+    def sides(self) -> tuple[float, float]:
+        """Channels of the response, and those of the image that each reads."""
+        return tuple(_UNKNOWN if side is None else side for side in (self.outer, self.inner))  # type: ignore[return-value]
+
+    @property
+    def joined(self) -> bool:
+        """Whether a group is more than one channel."""
+        return not self.depthwise
 
     @property
     def dense(self) -> bool:
@@ -108,11 +119,31 @@ class Shapes:
         return set(self.window.strides) == {1}
 
     @property
+    def padded(self) -> bool:
+        """Whether there is padding, or it is not known."""
+        return not self.explicit or any((*(self.window.begin or ()), *(self.window.end or ())))
+
+    @property
     def plain(self) -> bool:
         """Whether the kernel is one position and nothing is left out or added: a product of matrices."""
-        window = self.window
-        padded = not self.explicit or any((*window.begin, *window.end))  # type: ignore[misc]
-        return self.kernel == 1 and self.unit_strides and not padded
+        return self.kernel == 1 and self.unit_strides and not self.padded
+
+    @property
+    def static(self) -> bool:
+        """Whether everything but the number of images is known, and there is something to compute."""
+        sizes = (self.kernel, self.positions, self.pixels, self.channels)
+        return self.explicit and all(size > 0 for size in sizes)
+
+    @property
+    def here(self) -> bool:
+        """Whether it was measured where it is going to run."""
+        return self.host.device == "cpu"
+
+    @property
+    def adds_columns(self) -> bool:
+        """Whether columns can be added up where windows overlap: onnxruntime's Col2Im is for float32."""
+        able = self.dtype == ir.DataType.FLOAT and self.opset >= 18 and not self.host.portable
+        return self.plain or (able and self.window.n <= 2)
 
     @property
     def within(self) -> bool:
@@ -137,26 +168,69 @@ class Forms:
     weight: str
 
 
-Table = tuple[tuple[str, Callable[[Shapes], bool]], ...]
+class Form(NamedTuple):
+    """One way to emit a product."""
 
-# The first that holds. A comparison with what is not known does not hold; the last line always does.
-RESPONSE: Table = (("Conv", lambda s: True),)
+    name: str
+    fits: Callable[[Shapes], bool]
+    """Whether it gives this product, on this host."""
+    gains: Callable[[Shapes], bool] = lambda s: True
+    """Whether it was measured to be faster than those behind it."""
 
-IMAGE: Table = (
-    ("turned slice", lambda s: s.depthwise and s.unit_strides and s.within),
-    ("ConvTranspose", lambda s: True),
+
+# Of each product the first that fits and gains. A comparison with what is not known does not hold.
+# What ``benchmarks/bench_convolution.py`` measures decides: gains of columns, turned ... over the last.
+RESPONSE = (
+    Form(
+        "columns",
+        lambda s: s.here and s.static and s.joined,
+        lambda s: s.positions <= 9 and s.channels >= 2**15,
+    ),
+    Form("Conv", lambda s: True),
 )
-
-WEIGHT: Table = (
-    ("conv", lambda s: not s.copies <= 64 or (s.group > 1 and not s.channels > 0)),
-    ("sums", lambda s: s.depthwise),
-    ("rows", lambda s: True),
+IMAGE = (
+    Form(
+        "columns",
+        lambda s: s.here and s.static and s.joined and s.adds_columns,
+        lambda s: (
+            (s.positions <= 9 and s.channels >= 2**12)
+            or (s.positions <= 49 and s.channels >= 2**15 and not s.plain)
+        ),
+    ),
+    Form(
+        "turned",
+        lambda s: s.here and s.static and s.joined and s.unit_strides and s.within,
+        lambda s: s.plain or (s.positions >= 784 and min(s.sides) >= 16),
+    ),
+    Form("turned slice", lambda s: s.depthwise and s.unit_strides and s.within),
+    Form("ConvTranspose", lambda s: True),
+)
+WEIGHT = (
+    Form(
+        "images",
+        lambda s: s.here and s.static and s.dense and s.kernel == 1 and not s.padded,
+        lambda s: s.unit_strides and 4 * s.channels <= sum(s.sides) * s.positions,
+    ),
+    Form(
+        "columns",
+        lambda s: s.here and s.static and s.joined,
+        lambda s: (s.kernel == 1 and not s.padded) or (s.positions <= 49 and s.channels >= 2**15),
+    ),
+    Form(
+        "shifts",
+        lambda s: s.here and s.static and s.dense and s.unit_strides,
+        lambda s: s.kernel > 1 and s.positions >= 1024 and min(s.sides) >= 16 and max(s.sides) <= 64,
+    ),
+    Form("conv", lambda s: True, lambda s: not s.copies <= 64 or (s.group > 1 and not s.channels > 0)),
+    Form("sums", lambda s: s.depthwise and s.kernel > 0),
+    Form("rows", lambda s: True),
 )
 
 
 def choose(shapes: Shapes) -> Forms:
-    """The form of each product: the first of its table whose condition holds."""
-    return Forms(*(next(form for form, holds in t if holds(shapes)) for t in (RESPONSE, IMAGE, WEIGHT)))
+    """The form of each product."""
+    tables = (RESPONSE, IMAGE, WEIGHT)
+    return Forms(*(next(f.name for f in table if f.fits(shapes) and f.gains(shapes)) for table in tables))
 
 
 def _product(sizes: tuple[int, ...] | None) -> float:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
+import numpy as np
+
 from onnxcustom.graph.building.builder import Var
 
 from ...emit import GradientBuilder
-from ..windows import cut, shape_of_axes
+from ..windows import Window, cut, shape_of_axes
+from .columns import matrix_of, product, rows_of, to_images
 from .forms import Shapes
 
 __all__ = ["IMAGES", "positive"]
@@ -36,11 +39,38 @@ def _conv_transpose(op: GradientBuilder, s: Shapes, response: Var, w: Var, image
 def _turned_slice(op: GradientBuilder, s: Shapes, response: Var, w: Var, image: Var) -> Var:
     """A convolution by the kernel turned round: where strides are 1, several times as fast."""
     window, n = s.window, s.window.n
+    turned = op.slice(w, [-1] * n, [-(2**62)] * n, list(range(2, n + 2)), [-1] * n)
+    return op.Conv(response, turned, pads=_pads_behind(window), dilations=window.dilations, group=s.group)
+
+
+def _turned(op: GradientBuilder, s: Shapes, response: Var, w: Var, image: Var) -> Var:
+    """A convolution by the kernel turned round, channels in place of each other: turned by a product with the
+    identity read backwards, since onnxruntime slices backwards number by number.
+    """
+    window, k, outer, inner = s.window, int(s.kernel), int(s.outer or 0), int(s.inner or 0)
+    turned = w
+    if k > 1:
+        backwards = op.const(np.eye(k)[::-1].copy(), like=w)
+        turned = op.MatMul(op.Reshape(w, np.array([int(s.channels), k])), backwards)
+    turned = op.Transpose(
+        op.Reshape(turned, np.array([s.group, outer // s.group, inner, k])), perm=[0, 2, 1, 3]
+    )
+    turned = op.Reshape(turned, np.array([s.group * inner, outer // s.group, *(window.kernel or ())]))
+    return op.Conv(response, turned, pads=_pads_behind(window), dilations=window.dilations, group=s.group)
+
+
+def _columns(op: GradientBuilder, s: Shapes, response: Var, w: Var, image: Var) -> Var:
+    """Columns of all images by one product, added up where windows overlap."""
+    columns = product(op, s, matrix_of(op, s, w), rows_of(op, s, response), first=True)
+    return to_images(op, s, columns, image)
+
+
+def _pads_behind(window: Window) -> list[int] | None:
+    """Padding of the response, so that a convolution of it has the positions of the image."""
     assert window.begin is not None
     assert window.end is not None
-    behind = (e - 1 - p for e, p in zip(window.extent * 2, (*window.begin, *window.end), strict=True))
-    turned = op.slice(w, [-1] * n, [-(2**62)] * n, list(range(2, n + 2)), [-1] * n)
-    return op.Conv(response, turned, pads=positive(behind), dilations=window.dilations, group=s.group)
+    pads = (*window.begin, *window.end)
+    return positive(e - 1 - p for e, p in zip(window.extent * 2, pads, strict=True))
 
 
 def positive(values: Iterable[int]) -> list[int] | None:
@@ -52,5 +82,7 @@ def positive(values: Iterable[int]) -> list[int] | None:
 #: By form: response, weight, and an image of the shape wanted, to that image.
 IMAGES: Mapping[str, Callable[[GradientBuilder, Shapes, Var, Var, Var], Var]] = {
     "ConvTranspose": _conv_transpose,
+    "turned": _turned,
+    "columns": _columns,
     "turned slice": _turned_slice,
 }

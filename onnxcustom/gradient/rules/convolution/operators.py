@@ -48,6 +48,9 @@ def conv_transpose(op: GradientBuilder, node: NodeView, dy: Var) -> list[Var | N
     forms = choose(shapes)
     dx = RESPONSES[forms.response](op, shapes, seen, w, None) if node.needs[0] else None
     dw = WEIGHTS[forms.weight](op, shapes, seen, x, w) if node.needs[1] else None
+    if seen is dy and forms.image != "ConvTranspose":
+        y, b = IMAGES[forms.image](op, shapes, x, w, node.outputs[0]), node.input(2)
+        node.replace_output(0, y if b is None else y + op.unsqueeze(b, [*range(1, n + 1)]))
     return [dx, dw, *_bias(op, node, dy, n)]
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import numpy as np
+
 from onnxcustom.graph.building.builder import Var
 
 from ...emit import GradientBuilder
+from .columns import from_images, matrix_of, product
 from .forms import Shapes
 
 __all__ = ["RESPONSES"]
@@ -22,5 +25,17 @@ def _conv(op: GradientBuilder, s: Shapes, image: Var, w: Var, bias: Var | None) 
     )  # fmt: skip
 
 
+def _columns(op: GradientBuilder, s: Shapes, image: Var, w: Var, bias: Var | None) -> Var:
+    """One product of all windows of all images, where the operator has one an image."""
+    made = product(op, s, matrix_of(op, s, w), from_images(op, s, image))
+    if bias is not None:
+        made = made + op.Reshape(bias, np.array([-1, 1] if s.dense else [s.group, -1, 1]))
+    made = op.Reshape(made, np.array([s.outer, -1, *(s.response or ())]))
+    return op.transpose(made, [1, 0, *range(2, s.window.n + 2)])
+
+
 #: By form: image, weight and bias to the response.
-RESPONSES: Mapping[str, Callable[[GradientBuilder, Shapes, Var, Var, Var | None], Var]] = {"Conv": _conv}
+RESPONSES: Mapping[str, Callable[[GradientBuilder, Shapes, Var, Var, Var | None], Var]] = {
+    "Conv": _conv,
+    "columns": _columns,
+}

@@ -5,6 +5,8 @@ Every form takes the image without its padding; the result is [outer, inner, *ke
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -14,6 +16,7 @@ from onnxcustom.graph.building.builder import Var
 from ...emit import GradientBuilder
 from ..windows import cut, shape_of_axes
 from . import depthwise
+from .columns import from_images, product, rows_of
 from .forms import Shapes
 
 __all__ = ["WEIGHTS"]
@@ -21,6 +24,7 @@ __all__ = ["WEIGHTS"]
 # Columns from which one product per row of the kernel is faster than copying all columns together
 # first (measured: 64 channels 3x3 8.7 ms against 11.8 ms; one channel 5x5 0.35 ms against 0.24 ms).
 _WIDE = 64
+_END = 2**62
 
 
 def _rows(op: GradientBuilder, s: Shapes, image: Var, response: Var, w: Var) -> Var:
@@ -42,13 +46,13 @@ def _rows(op: GradientBuilder, s: Shapes, image: Var, response: Var, w: Var) -> 
     rows = window.pieces(op, columns, 0, channel + 2)
     if not (inner is not None and inner * np.prod(window.kernel[1:]) >= _WIDE):
         rows = [op.concat(rows, axis=channel)]
-    product = op.concat([_product(op, response, r, group) for r in rows], axis=channel + 1)
+    found = op.concat([_product(op, response, r, group) for r in rows], axis=channel + 1)
     # [outer, kernel · inner] -> [outer, inner, kernel]
     front, behind = outer if group > 1 else 0, -1 if inner is None else inner
     if s.kernel == 1:
-        return op.Reshape(product, np.array([front, behind, *window.kernel]))
-    product = op.Reshape(product, np.array([front, *window.kernel, behind]))
-    return op.Transpose(product, perm=[0, window.n + 1, *range(1, window.n + 1)])
+        return op.Reshape(found, np.array([front, behind, *window.kernel]))
+    found = op.Reshape(found, np.array([front, *window.kernel, behind]))
+    return op.Transpose(found, perm=[0, window.n + 1, *range(1, window.n + 1)])
 
 
 def _product(op: GradientBuilder, response: Var, columns: Var, group: int) -> Var:
@@ -56,6 +60,52 @@ def _product(op: GradientBuilder, response: Var, columns: Var, group: int) -> Va
         return op.Gemm(response, op.Flatten(columns, axis=1), transB=1)
     columns = op.Reshape(columns, np.array([0, 0, -1]))
     return op.MatMul(response, op.Transpose(columns, perm=[0, 2, 1]))
+
+
+def _columns(op: GradientBuilder, s: Shapes, image: Var, response: Var, w: Var) -> Var:
+    """One product that gives the weight's layout as it is; plain descent can go into it."""
+    assert s.window.kernel is not None
+    made = product(op, s, rows_of(op, s, response), from_images(op, s, image), second=True)
+    return op.Reshape(made, np.array([s.outer, s.inner, *s.window.kernel]))
+
+
+def _images(op: GradientBuilder, s: Shapes, image: Var, response: Var, w: Var) -> Var:
+    """A product for each image, and the sum of them: nothing is transposed."""
+    assert s.window.kernel is not None
+    positions = int(s.positions)
+    seen = op.Reshape(s.window.piece(op, image, (0,) * s.window.n), np.array([0, s.inner, positions]))
+    given = op.Reshape(response, np.array([0, s.outer, positions]))
+    products = op.MatMul(given, op.swap_last(seen))
+    return op.Reshape(op.reduce_sum(products, [0]), np.array([s.outer, s.inner, *s.window.kernel]))
+
+
+def _shifts(op: GradientBuilder, s: Shapes, image: Var, response: Var, w: Var) -> Var:
+    """A product for each position of the kernel, of the response written as wide as the padded image with
+    what lies that far behind in the image: no window is copied.
+    """
+    window, n = s.window, s.window.n
+    assert window.kernel is not None
+    assert window.begin is not None
+    assert window.end is not None
+    assert s.image is not None
+    assert s.response is not None
+    last = list(range(2, n + 2))
+    sizes = [i + b + e for i, b, e in zip(s.image, window.begin, window.end, strict=True)]
+    steps = [math.prod(sizes[i + 1 :]) for i in range(n)]  # from one position of an axis to the next
+    offsets = [
+        sum(k * d * step for k, d, step in zip(offset, window.dilations, steps, strict=True))
+        for offset in itertools.product(*map(range, window.kernel))
+    ]
+    wider = [size - o for size, o in zip(sizes, s.response, strict=True)]
+    given = op.Pad(op.transpose(response, [1, 0, *last]), np.array([0] * (n + 2) + [0, 0, *wider]))
+    given = op.slice(op.Reshape(given, np.array([s.outer, -1])), 0, -offsets[-1] or _END, [1])
+    seen = op.Reshape(op.transpose(window.padded(op, image, w), [1, 0, *last]), np.array([s.inner, -1]))
+    products = [
+        op.Gemm(given, op.slice(seen, offset, offset - offsets[-1] or _END, [1]), transB=1)
+        for offset in offsets
+    ]
+    made = op.Reshape(op.Concat(*products, axis=1), np.array([s.outer, int(s.kernel), s.inner]))
+    return op.Reshape(op.Transpose(made, perm=[0, 2, 1]), np.array([s.outer, s.inner, *window.kernel]))
 
 
 def _by_conv(op: GradientBuilder, s: Shapes, image: Var, response: Var, w: Var) -> Var:
@@ -83,6 +133,9 @@ def _by_conv(op: GradientBuilder, s: Shapes, image: Var, response: Var, w: Var) 
 #: By form: image, response, and the weight that the gradient is of, to that gradient.
 WEIGHTS: Mapping[str, Callable[[GradientBuilder, Shapes, Var, Var, Var], Var]] = {
     "rows": _rows,
+    "columns": _columns,
+    "images": _images,
+    "shifts": _shifts,
     "conv": _by_conv,
     "sums": depthwise.sums,
 }
