@@ -40,6 +40,9 @@ class Settings:
     cache_bytes: int
     average: str | None
     lora: str | None
+    teacher: str | None
+    teacher_temperature: float
+    teacher_alpha: float
     optimizer: str
     lr: float | None
     schedule: str | None

@@ -148,6 +148,28 @@ _DATA, _MODEL, _TRAINING, _RESULTS = "Data", "Model", "Training", "Results"
     help="Adapters beside frozen weights, which alone are trained: 8, lora:rank=8,targets=attention.",
 )
 @option(
+    "--teacher",
+    metavar="FILE",
+    section=_TRAINING,
+    help="A model of the same outputs that this one learns from, beside the expected values.",
+)
+@option(
+    "--teacher-temperature",
+    type=float,
+    default=2.0,
+    show_default=True,
+    section=_TRAINING,
+    help="What scores of both are divided by when they are compared.",
+)
+@option(
+    "--teacher-alpha",
+    type=float,
+    default=0.5,
+    show_default=True,
+    section=_TRAINING,
+    help="Part of the teacher in the objective.",
+)
+@option(
     "--optimizer",
     metavar="NAME[:OPTIONS]",
     default="sgd",

@@ -17,7 +17,7 @@ import onnx
 
 from onnxcustom._text import count
 from onnxcustom.data import Stream
-from onnxcustom.graph import save
+from onnxcustom.graph import load, save
 from onnxcustom.graph import weights as graph_weights
 from onnxcustom.graph.files.feature_names import write_feature_names
 from onnxcustom.optim import Warmup
@@ -34,6 +34,7 @@ from onnxcustom.training.callbacks import (
 )
 from onnxcustom.training.checkpoints.checkpoint import CheckpointStore
 from onnxcustom.training.estimators import OnnxClassifier, OnnxRegressor
+from onnxcustom.tuning import Distillation
 
 from .base import command_line, say
 from .card import Card, write_card
@@ -222,6 +223,7 @@ class Training:
             "cache_bytes": settings.cache_bytes,
             "average": settings.average,
             "lora": settings.lora,
+            "teacher": self._teacher(),
             "threads": settings.threads,
             "callbacks": self._callbacks(),
             "validation_fraction": self._held_out,
@@ -233,6 +235,13 @@ class Training:
                 options["loss"] = dict.fromkeys(self._loss, "squared_error")
             return OnnxRegressor(self._given(), **options)
         return OnnxClassifier(self._given(), class_weight=self._class_weight(), **options)
+
+    def _teacher(self) -> Distillation | None:
+        settings = self.settings
+        if settings.teacher is None:
+            return None
+        with of_file(settings.teacher):
+            return Distillation(load(settings.teacher), settings.teacher_temperature, settings.teacher_alpha)
 
     def _given(self) -> Any:
         """The file of the model; the model itself where ``--columns`` says other names than it knows."""

@@ -113,6 +113,14 @@ class Batch:
             made.append(var)
         return made
 
+    def weight_of(self, term: Var) -> Var | None:
+        """Weights of the rows of a tensor of the model that is a part of the objective; of labels, none."""
+        if self.sample_weight is None or self.weighted == "labels":
+            return None
+        weight = cast(self.op, self.sample_weight, term.dtype)
+        alone = term.shape is not None and term.shape[0] == 1  # one number for the whole batch
+        return _mean(self.op, weight) if alone else weight
+
     def _weight_of(self, layout: Layout, kind: str) -> Var | None:
         """Weights as a loss takes them: of the rows, or of labels with the rows first."""
         if self.sample_weight is None:

@@ -22,6 +22,7 @@ from onnxcustom.step.passes.products import bias_products
 from onnxcustom.step.passes.recompute import recompute
 from onnxcustom.step.passes.scalars import plan_scalars
 from onnxcustom.step.passes.sparse import cut_tables
+from onnxcustom.tuning.changes import Term
 
 from .assembling import assemble, scalar_sources
 from .batch import Weighted
@@ -72,6 +73,8 @@ class StepOptions:
         Whether the backward pass computes cheap activations again in place of keeping them.
     host : Host
         Where the graph is going to run.
+    terms : sequence of Term
+        Tensors of the model that are a part of the objective beside the losses.
     """
 
     weighted: Weighted = False
@@ -82,6 +85,7 @@ class StepOptions:
     fold: bool = True
     again: bool = False
     host: Host = HERE
+    terms: Sequence[Term] = ()
 
 
 def compose_step(
@@ -116,7 +120,7 @@ def compose_step(
     whole = optimizer.accumulate == 1 and phase == "update"
     plan = plan if whole else plan.apart()
     part = _gradients(model, engine, targets, plan, options)
-    part.objective(targets)
+    part.objective(targets, options.terms)
     extra = part.add_penalties(penalties)
     if whole:
         part.gradients.update(Cut(part.gradients).plus(part, extra))
@@ -146,7 +150,7 @@ def _gradients(
     tables = cut_tables(model, plan.by_rows)
     dense = [w for w in plan.weights if w not in tables]
     rows = [rows for table in tables.values() for _, rows in table.reads]
-    values = list(dict.fromkeys(t.value for t in targets))
+    values = list(dict.fromkeys([t.value for t in targets] + [t.value for t in options.terms]))
     gradient = differentiate(model, engine, dense, rows, values, options.host)
     fed = counts_fed(targets, plan.rule.accumulate, options.phase, plan.outside)
     return Gradients(gradient, options.weighted, axes, rewritten, plan, tables, fed)

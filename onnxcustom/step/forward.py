@@ -12,6 +12,7 @@ from onnxcustom.exceptions import InvalidModelError
 from onnxcustom.graph.analysis.traversal import all_names, sort_nodes
 from onnxcustom.graph.building.builder import Builder, Var
 from onnxcustom.graph.preparation.unused import RemoveUnusedPass
+from onnxcustom.tuning.changes import Term
 
 from .batch import Batch, Weighted, cast, scaled
 from .targets import Target
@@ -63,7 +64,12 @@ def trunk(model: ir.Model, values: Sequence[str]) -> ir.Model:
 
 
 def compose_scores(
-    model: ir.Model, targets: Sequence[Target], weights: Sequence[str], *, weighted: Weighted = False
+    model: ir.Model,
+    targets: Sequence[Target],
+    weights: Sequence[str],
+    *,
+    weighted: Weighted = False,
+    terms: Sequence[Term] = (),
 ) -> ir.Model:
     """The graph that computes one score per row: the losses of all targets, weighted and added.
 
@@ -77,6 +83,8 @@ def compose_scores(
         Initializers that become inputs.
     weighted : bool or 'labels'
         Whether the graph takes one weight per row, or one per label.
+    terms : sequence of Term
+        Tensors of the model that are a part of the objective beside the losses.
 
     Returns
     -------
@@ -86,15 +94,21 @@ def compose_scores(
         (rows,), and its mean is what a step on these rows would have for its objective, without penalty; if
         there are several targets, the loss of each follows, without its factor.
     """
-    model = compose_forward(model, list(dict.fromkeys(t.value for t in targets)), weights)
+    model = compose_forward(
+        model, list(dict.fromkeys([t.value for t in targets] + [t.value for t in terms])), weights
+    )
     graph = model.graph
     outputs = {v.name: v for v in graph.outputs}
     op = Builder(model.opset_imports[""], taken=all_names(graph))
     counted = [target.output for target in targets if target.counted]
-    values = {str(v.name): v for v in graph.inputs}
-    batch = Batch(op, scalar_dtype(graph.inputs), weighted, counted, values)
+    given = {str(v.name): v for v in graph.inputs}
+    batch = Batch(op, scalar_dtype(graph.inputs), weighted, counted, given)
     heads = [_row_scores(op, batch, target, op.wrap(outputs[target.value])) for target in targets]
     weighed = [scaled(scores, target.weight) for scores, target in zip(heads, targets, strict=True)]
+    for term in terms:
+        computed = op.wrap(outputs[term.value])
+        weight = batch.weight_of(computed)
+        weighed.append(scaled(computed if weight is None else computed * weight, term.weight))
     total = functools.reduce(operator.add, weighed)
     graph.inputs.extend(v.value for v in (*batch.counts.values(), *batch.inputs))
     graph.outputs[:] = [op.Identity(v).value for v in [total, *(heads if len(heads) > 1 else [])]]

@@ -12,6 +12,7 @@ from onnxcustom.graph.building.builder import Builder, Var
 from onnxcustom.graph.shapes.batch_axis import BatchAxes
 from onnxcustom.objective import BaseLearningPenalty
 from onnxcustom.step.passes.sparse import CutTable, reattach
+from onnxcustom.tuning.changes import Term
 
 from .batch import Batch, Weighted, cast, scaled
 from .forward import scalar_dtype
@@ -82,37 +83,52 @@ class Gradients:
             drawn.replace_all_uses_with(counted.value)
             self.graph.inputs.remove(drawn)
 
-    def objective(self, targets: Sequence[Target]) -> None:
-        """Sum over the targets of weight * sum(scores) / rows; its gradient seeds the backward part."""
+    def objective(self, targets: Sequence[Target], terms: Sequence[Term] = ()) -> None:
+        """Sum over targets and terms of weight * sum(scores) / rows; its gradient seeds the backward part."""
         op = self.op
         self.predicted = {target.output: target.value for target in targets}
         seeds: dict[str, Var] = {}
         for target in targets:
             predicted = op.wrap(self.values[target.value])
-            terms = self.batch.terms(target, predicted)
+            made = self.batch.terms(target, predicted)
             rows = self._rows(predicted, target)
-            loss = terms.loss if rows is None else terms.loss / rows
+            loss = made.loss if rows is None else made.loss / rows
             self.heads.append(cast(op, loss, self.dtype))
             self._add_loss(scaled(loss, target.weight))
-            seed = self._seed(terms.gradient, rows, target.weight)
+            seed = self._seed(made.gradient, rows, target.weight)
             seeds[target.value] = seeds[target.value] + seed if target.value in seeds else seed
+        for term in terms:
+            seeds[term.value] = self._term(term)
         for value, seed in seeds.items():
             slot = self.values[self.names.seeds[value]]
             slot.replace_all_uses_with(seed.value, replace_graph_outputs=True)
             self.graph.inputs.remove(slot)
             self.seeds.append(seed.value)
 
+    def _term(self, term: Term) -> Var:
+        """Add the mean of a tensor of the model to the loss; its gradient."""
+        computed = self.op.wrap(self.values[term.value])
+        weight = self.batch.weight_of(computed)
+        rows = self._size(computed, 0)
+        total = self.op.ReduceSum(computed if weight is None else computed * weight, keepdims=0)
+        self._add_loss(scaled(total / rows, term.weight))
+        if weight is None:
+            weight = self.op.Expand(self.op.const(1.0, computed.dtype), self.op.Shape(computed))
+        return self._seed(weight, rows, term.weight)
+
     def _rows(self, predicted: Var, target: Target) -> Var | None:
         """What a loss is divided by, as a scalar of its prediction's dtype; None for 1."""
         count = self.batch.count(target)
         if count is not None:
             return cast(self.op, count, predicted.dtype)
-        if target.rows is None:
-            return None
-        size = None if predicted.shape is None else predicted.shape[target.rows]
+        return None if target.rows is None else self._size(predicted, target.rows)
+
+    def _size(self, predicted: Var, axis: int) -> Var:
+        """Size of a tensor along the axis of its rows, a scalar of its dtype."""
+        size = None if predicted.shape is None else predicted.shape[axis]
         known = self.batch_rows is not None and size == self.batch_rows
         if not known or predicted.dtype != self.dtype:
-            return self.op.Cast(self.op.Gather(self.op.Shape(predicted), target.rows), to=predicted.dtype)
+            return self.op.Cast(self.op.Gather(self.op.Shape(predicted), axis), to=predicted.dtype)
         if self.rows is None:
             self.rows = self.op.input(self.op.unique("batch_rows"), self.dtype, [])
         return self.rows

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import numbers
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -37,7 +38,7 @@ from onnxcustom.optim import BaseLearningRate
 from onnxcustom.optim.averaging import AVERAGE, Average
 from onnxcustom.runtime.bfloat16 import WAY_OUT, check_bfloat16
 from onnxcustom.runtime.devices import parse_device
-from onnxcustom.tuning.changes import Change, Changed, changed
+from onnxcustom.tuning.changes import Change, Changed, Term, changed
 
 from .compose import (
     Phase,
@@ -48,7 +49,7 @@ from .compose import (
     compose_step,
     trunk,
 )
-from .heads import heads_of
+from .heads import Heads, heads_of
 from .inference import runnable, without_numbers
 from .joining import join
 from .layout import Layout
@@ -106,6 +107,8 @@ class Recipe:
         Those of the weights that have joined in the middle of training.
     changes : tuple of Changed
         How `prepared` came about, where it is not the user's model itself.
+    terms : tuple of Term
+        What these have in the objective beside the losses.
     """
 
     prepared: Prepared
@@ -127,6 +130,7 @@ class Recipe:
     penalty: Any = None
     joined: tuple[str, ...] = ()
     changes: tuple[Changed, ...] = ()
+    terms: tuple[Term, ...] = ()
 
     #: Where the training counts from, of a recipe that an older version has written, which had this in it.
     older_origin = BEGINNING
@@ -152,7 +156,7 @@ class Recipe:
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         source = Prepared.of(state["proto"])
-        changes = changed(source, state.get("changes", ()))
+        changes = changed(source, state.get("changes", ()), state["targets"])
         prepared = changes[-1].prepared if changes else source
         state = {**state, "prepared": prepared, "changes": changes}
         if not isinstance(state["moved"], Mapping):  # of an older version, whose model has them already
@@ -167,6 +171,11 @@ class Recipe:
     def source(self) -> Prepared:
         """The user's own model."""
         return self.changes[0].source if self.changes else self.prepared
+
+    @property
+    def choices(self) -> Prepared:
+        """The model that weights are chosen from."""
+        return self.changes[-1].choices if self.changes else self.prepared
 
     @functools.cached_property
     def model(self) -> Prepared:
@@ -215,7 +224,7 @@ class Recipe:
     @functools.cached_property
     def trunk(self) -> Prepared:
         """Of the model what the losses are computed from."""
-        return _trunk(self.base, self.targets, self.axes, self.passes)
+        return _trunk(self.base, self.targets, self.terms, self.axes, self.passes)
 
     # -- graphs --------------------------------------------------------------------------------------
 
@@ -258,7 +267,7 @@ class Recipe:
         targets = self.targets if masked else tuple(target.of_all() for target in self.targets)
         host = Host("cpu" if self.host else "cuda")
         options = StepOptions(
-            weighted, phase, self.axes, self.modes, origin.seed, self.passes, self.recompute, host
+            weighted, phase, self.axes, self.modes, origin.seed, self.passes, self.recompute, host, self.terms
         )
         model = form_of(self.trunk, self.engine)
         return compose_step(
@@ -290,7 +299,7 @@ class Recipe:
     def scores(self, weighted: Weighted) -> ir.Model:
         """The graph of one loss per row: see :func:`~onnxcustom.step.compose.compose_scores`."""
         model = form_of(self.trunk, self.engine)
-        return compose_scores(model, self.targets, self.changed, weighted=weighted)
+        return compose_scores(model, self.targets, self.changed, weighted=weighted, terms=self.terms)
 
     def forward(self) -> ir.Model:
         """The graph of what a user predicts: the tensors of :attr:`predicted`."""
@@ -304,7 +313,8 @@ class Recipe:
     @functools.cached_property
     def predicted(self) -> dict[str, str]:
         """Outputs of the model that can be predicted, and the tensor that stands for each."""
-        return prediction_tensors(self.base)
+        added = {term.value for term in self.terms}
+        return {name: value for name, value in prediction_tensors(self.base).items() if name not in added}
 
     # -- data ----------------------------------------------------------------------------------------
 
@@ -362,7 +372,7 @@ _DERIVED_FROM: Mapping[str, frozenset[str]] = {
     "base": frozenset({"prepared", "moved", "weights", "joins"}),
     "axes": frozenset({"prepared", "weights", "batch_axis"}),
     "predicted": frozenset({"prepared", "weights"}),
-    "trunk": frozenset({"prepared", "moved", "weights", "targets", "batch_axis", "passes"}),
+    "trunk": frozenset({"prepared", "moved", "weights", "targets", "terms", "batch_axis", "passes"}),
     "_graphs": frozenset(f.name for f in dataclasses.fields(Recipe))
     - {"columns", "penalty", "joined", "changes"},
 }
@@ -390,27 +400,32 @@ def make_recipe(
     """
     if not prepared.model.graph.inputs:
         raise InvalidModelError("The model has no inputs: there is nothing to train it on.")
-    made = changed(prepared, changes)
+    source = prepared.take()
+    heads = heads_of(source, loss, loss_weights)
+    made = _changed(prepared, changes, source, heads, batch_axis)
+    chosen = [c.weights for c in made if c.weights is not None]
     if made:
         prepared = made[-1].prepared
-        weights = made[-1].weights if weights is None else weights
-    model = prepared.take()
+        weights = chosen[-1] if weights is None and chosen else weights
+    model = prepared.take() if made else source
     if settings.get("host", True):
         check_bfloat16(model, parse_device("cpu"))
-    catalog = Catalog(prepared)
+    catalog = Catalog(made[-1].choices if made else prepared)
     initial = _choose_weights(catalog, model, prepared, weights, freeze)
     apart = catalog.integers_apart(list(initial)) if weights is None else ""
     if apart:
         warn_user(apart, UserWarning)
+    initial.update({name: array_of(model.graph.initializers[name]) for c in made for name in c.also})
     initial = _without_frozen(rule, initial, catalog)
-    heads = heads_of(model, loss, loss_weights)
     join(model, heads.joins.values())
     axes = BatchAxes(model, batch_axis)
     targets = select_targets(model, heads.loss, heads.factors, initial, axes, heads.joins)
     check_types(model, initial, [target.output for target in targets])
+    share, terms = math.prod(c.share for c in made), tuple(term for c in made for term in c.terms)
+    targets = [dataclasses.replace(t, weight=t.weight * share) for t in targets] if made else targets
     base = without_numbers(model, initial)
     penalties = select_penalties(penalty, model, initial, [*catalog.names, *catalog.others])
-    trunk = _trunk(base, targets, axes, settings.get("passes", True))
+    trunk = _trunk(base, targets, terms, axes, settings.get("passes", True))
     recipe = Recipe(
         prepared,
         tuple(initial),
@@ -422,11 +437,28 @@ def make_recipe(
         joins=tuple(heads.joins.values()),
         penalty=penalty,
         changes=made,
+        terms=terms,
         **settings,
     )
     recipe._derived().update(base=base, axes=axes, trunk=trunk)
     _warn(recipe)
     return recipe, initial
+
+
+def _changed(
+    prepared: Prepared,
+    changes: Sequence[Change],
+    model: ir.Model,
+    heads: Heads,
+    batch_axis: Mapping[str, int | None] | None,
+) -> tuple[Changed, ...]:
+    """The model with what is to be done to it, which may depend on its losses."""
+    if not changes:
+        return ()
+    axes = BatchAxes(model, batch_axis)
+    join(model, heads.joins.values())
+    targets = select_targets(model, heads.loss, heads.factors, (), axes, heads.joins)
+    return changed(prepared, changes, targets)
 
 
 def _warn(recipe: Recipe) -> None:
@@ -438,13 +470,15 @@ def _warn(recipe: Recipe) -> None:
         warn_user(text, UserWarning)
 
 
-def _trunk(base: ir.Model, targets: Sequence[Target], axes: BatchAxes, passes: bool) -> Prepared:
+def _trunk(
+    base: ir.Model, targets: Sequence[Target], terms: Sequence[Term], axes: BatchAxes, passes: bool
+) -> Prepared:
     model = to_ir(base)
     if passes:
         if axes.carrier is not None:
             NameRowsPass(axes.carrier, axes.inputs[axes.carrier] or 0)(model)
         BypassReshapePass()(model)
-    return Prepared(trunk(model, list(dict.fromkeys(t.value for t in targets))))
+    return Prepared(trunk(model, list(dict.fromkeys([t.value for t in targets] + [t.value for t in terms]))))
 
 
 def _choose_weights(

@@ -101,6 +101,9 @@ class TrainingStep(FedStep):
     lora : None, int, str or tuning.LoRA, optional
         Adapters beside frozen weights, of that rank: they alone are trained, unless `weights` says otherwise.
         :class:`onnxcustom.tuning.LoRA` says how; ``'lora:rank=8,targets=attention'`` does in text.
+    teacher : None, model or tuning.Distillation, optional
+        A model of the same outputs that this one learns from, beside the expected values.
+        :class:`onnxcustom.tuning.Distillation` says how.
     cache_frozen : bool or 'auto', default=False
         Whether :meth:`run` keeps what lies before the first trained weight for every row, and finds it again
         by the content of the row. True is an error where that is not possible; ``'auto'`` goes without.
@@ -160,6 +163,7 @@ class TrainingStep(FedStep):
         sess_options: Any = None,
         average: Any = None,
         lora: Any = None,
+        teacher: Any = None,
         cache_frozen: Any = False,
         cache_bytes: float = 2**30,
     ) -> None:
@@ -181,7 +185,7 @@ class TrainingStep(FedStep):
             penalty=own_parameters(penalty),
             loss_weights=loss_weights,
             batch_axis=batch_axis,
-            changes=select_changes(lora=lora),
+            changes=select_changes(lora, teacher),
             modes=modes,
             passes=bool(passes),
             recompute=bool(recompute),

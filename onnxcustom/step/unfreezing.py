@@ -27,7 +27,7 @@ def missing(recipe: Recipe, selection: Selection) -> list[str]:
     UnknownNameError, NoTrainableWeightError, InvalidModelError
         As for :func:`~onnxcustom.graph.select_weights`.
     """
-    chosen = Catalog(recipe.prepared).select(selection)
+    chosen = Catalog(recipe.choices).select(selection)
     return [name for name in chosen if name not in recipe.weights and not recipe.rule.is_frozen(name)]
 
 
@@ -42,7 +42,7 @@ def joining(recipe: Recipe, names: Collection[str]) -> Recipe:
         A weight that no step can train.
     """
     model = recipe.model.take()
-    catalog = Catalog(recipe.prepared)
+    catalog = Catalog(recipe.choices)
     order = [*catalog.names, *catalog.others]
     if [*recipe.weights] == [name for name in order if name in recipe.weights]:
         weights = tuple(name for name in order if name in recipe.weights or name in names)

@@ -41,7 +41,14 @@ _FREE = frozenset(
     "cache_bytes".split()
 )
 # Parameters that older checkpoints do not know, and what stands for that.
-_LATER = {"cache_frozen": False, "average": None, "pairs": None, "m_per_class": None, "lora": None}
+_LATER = {
+    "cache_frozen": False,
+    "average": None,
+    "pairs": None,
+    "m_per_class": None,
+    "lora": None,
+    "teacher": None,
+}
 
 
 def fingerprint(trainer: Training, run: Run) -> dict[str, Any]:

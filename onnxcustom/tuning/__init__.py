@@ -5,9 +5,10 @@ from __future__ import annotations
 from onnxcustom.optim.averaging import Average
 
 from .dequantizing import dequantize
+from .distillation import Distillation
 from .dynamic import make_dynamic
 from .heads import replace_head
 from .lora import LoRA
 from .ties import untie
 
-__all__ = ["Average", "LoRA", "dequantize", "make_dynamic", "replace_head", "untie"]
+__all__ = ["Average", "Distillation", "LoRA", "dequantize", "make_dynamic", "replace_head", "untie"]

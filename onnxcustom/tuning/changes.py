@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,15 +13,38 @@ import onnx
 from onnxcustom.graph.preparation.prepare import Prepared
 from onnxcustom.graph.trainable.weights import replace_constants
 
-__all__ = ["Change", "Changed", "changed", "trained"]
+__all__ = ["Change", "Changed", "Term", "changed", "trained"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Term:
+    """A tensor of the model that is a part of the objective.
+
+    Attributes
+    ----------
+    value : str
+        Its name: one number for each row of a batch, or one in all.
+    weight : float
+        Factor of its mean.
+    """
+
+    value: str
+    weight: float
 
 
 class Change(ABC):
     """What is to be done to a model before it is trained: options, without a model."""
 
     @abstractmethod
-    def apply(self, prepared: Prepared) -> Changed:
+    def apply(self, prepared: Prepared, targets: Sequence[Any] = ()) -> Changed:
         """The model that is trained in place of `prepared`; the same each time it is asked.
+
+        Parameters
+        ----------
+        prepared : Prepared
+            The model so far.
+        targets : sequence of Target
+            Outputs that are trained, and their losses.
 
         Raises
         ------
@@ -42,13 +66,27 @@ class Changed:
     prepared : Prepared
         The model that is trained.
     weights : tuple of str or None
-        What of it is trained where the user does not say; None for all its weights.
+        What of it is trained where the user does not say; None leaves that to what was before.
+    terms : tuple of Term
+        What it adds to the objective.
+    share : float
+        Factor of the losses in the objective.
+    also : tuple of str
+        What is trained whatever the user says.
     """
 
     change: Change
     source: Prepared
     prepared: Prepared
     weights: tuple[str, ...] | None = None
+    terms: tuple[Term, ...] = ()
+    share: float = 1.0
+    also: tuple[str, ...] = ()
+
+    @property
+    def choices(self) -> Prepared:
+        """The model that weights are chosen from."""
+        return self.prepared
 
     def back(self, tensors: Mapping[str, np.ndarray], merge: bool = True) -> dict[str, np.ndarray]:
         """Constants of :attr:`source` that follow from those of :attr:`prepared`.
@@ -69,11 +107,13 @@ class Changed:
         return model
 
 
-def changed(prepared: Prepared, changes: Iterable[Change]) -> tuple[Changed, ...]:
+def changed(
+    prepared: Prepared, changes: Iterable[Change], targets: Sequence[Any] = ()
+) -> tuple[Changed, ...]:
     """What each of some changes makes of what the one before has made, beginning with `prepared`."""
     made: list[Changed] = []
     for change in changes:
-        made.append(change.apply(made[-1].prepared if made else prepared))
+        made.append(change.apply(made[-1].prepared if made else prepared, targets))
     return tuple(made)
 
 

@@ -63,6 +63,8 @@ class OnnxEstimator(Trainer):
     lora : None, int, str or tuning.LoRA
         Adapters beside frozen weights, of that rank: they alone are trained. The trained model has them in
         its weights; ``get_trained_onnx(merge=False)`` keeps them apart.
+    teacher : None, model or tuning.Distillation
+        A model of the same outputs that this one learns from, beside the labels.
     head : 'auto', int, list of int or str, or None
         A new last layer, as :func:`onnxcustom.tuning.replace_head` makes it of these outputs, with
         `random_state` for its seed if that is an integer. ``'auto'``: where the data has other classes, or
@@ -98,6 +100,7 @@ class OnnxEstimator(Trainer):
     cache_bytes: float = 2**30
     average: Any = of_step(None)
     lora: Any = of_step(None)
+    teacher: Any = of_step(None)
     pairs: Any = None
     m_per_class: int | None = None
 
@@ -166,6 +169,7 @@ class OnnxEstimator(Trainer):
             batch_axis=self.batch_axis,
             average=self.average,
             lora=self.lora,
+            teacher=self.teacher,
         )
         step.settle(X, y, labels=self._takes_labels)
         return step

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,7 +88,7 @@ class LoRA(Change):
         alpha = self.rank if self.alpha is None else self.alpha
         return float(alpha / (math.sqrt(self.rank) if self.rslora else self.rank))
 
-    def apply(self, prepared: Prepared) -> Adapted:
+    def apply(self, prepared: Prepared, targets: Sequence[Any] = ()) -> Adapted:
         """The model with adapters.
 
         Raises
@@ -105,7 +105,8 @@ class LoRA(Change):
         made = prepared.take()
         attach(made, [m.name for m in matrices], factors, self.scale)
         InferShapesPass()(made)
-        return Adapted(self, prepared, Prepared.of(to_proto(made)), (*beside, *factors), matrices)
+        weights = (*beside, *factors)
+        return Adapted(self, prepared, Prepared.of(to_proto(made)), weights, matrices=matrices)
 
     def _matrices(self, prepared: Prepared) -> tuple[Matrix, ...]:
         """Those that get an adapter: of all, the ones that are large enough."""
