@@ -1,7 +1,7 @@
 """Runs cases in child processes, since what is fed to onnxruntime may end or stop a process.
 
-A child does one case after the other and says so on a pipe. If it ends, or is silent for too long, the case
-that it was at is noted, and another child goes on behind it.
+A child does one case after the other and says so on a pipe. If it ends, is silent for too long or without
+memory, the case that it was at is done once more, alone, and another child goes on behind it.
 """
 
 from __future__ import annotations
@@ -55,7 +55,12 @@ class Result:
     @property
     def bad(self) -> bool:
         """Whether something happened that must not."""
-        return self.ended or self.outcome in ("leak", "memory")
+        return self.again or self.outcome == "leak"
+
+    @property
+    def again(self) -> bool:
+        """Whether the cases before it in the same process may be what did it."""
+        return self.ended or self.outcome == "memory"
 
 
 def run_cases(
@@ -78,8 +83,7 @@ def run_cases(
     memory : int, default=6 GiB
         Address space of a child, beyond what the process has by then.
     batch : int, default=20
-        How many a child does. What one of them breaks in the memory of the process may end it at the next:
-        then each is done again, alone.
+        How many a child does.
 
     Yields
     ------
@@ -88,24 +92,23 @@ def run_cases(
     """
     left = list(numbers)
     while left:
-        results = list(_child(case, left[:batch], seconds, memory))
-        del left[: len(results)]
-        if batch > 1 and results[-1].ended:
-            results = _alone(case, results, seconds, memory)
-        yield from results
+        done = 0
+        for result in _child(case, left[:batch], seconds, memory):
+            done += 1
+            yield _alone(case, result, seconds, memory) if result.again and batch > 1 else result
+        del left[:done]
 
 
-def _alone(case: Case, results: Sequence[Result], seconds: float, memory: int) -> list[Result]:
-    """The same cases, each in a child of its own: what ended their child may have been an earlier one."""
-    again = [r for result in results for r in _child(case, [result.number], seconds, memory)]
-    if not any(r.ended for r in again):
-        first, last = results[0].number, results[-1]
-        again[-1] = dataclasses.replace(last, detail=f"only behind those from {first} on\n{last.detail}")
-    return again
+def _alone(case: Case, result: Result, seconds: float, memory: int) -> Result:
+    """What becomes of the case in a child of its own. A signal that does not come again stays one."""
+    again = next(_child(case, [result.number], seconds, memory))
+    if result.outcome != "killed" or again.again:
+        return again
+    return dataclasses.replace(result, detail=f"only behind others, not alone\n{result.detail}")
 
 
 def _child(case: Case, numbers: Sequence[int], seconds: float, memory: int) -> Iterator[Result]:
-    """Results of one child, until it is done or comes to an end."""
+    """Results of one child, until it is done or comes to an end, or to one of its memory."""
     reading, writing = os.pipe()
     with tempfile.TemporaryFile() as said:
         pid = os.fork()
@@ -119,6 +122,8 @@ def _child(case: Case, numbers: Sequence[int], seconds: float, memory: int) -> I
                 for result in _results(pipe, seconds):
                     done += 1
                     yield result
+                    if result.outcome == "memory":
+                        return
         finally:
             os.kill(pid, signal.SIGKILL)
             _, status = os.waitpid(pid, 0)

@@ -41,6 +41,7 @@ def main() -> int:
     parser.add_argument("--every", type=int, default=1, help="one model of so many")
     parser.add_argument("--first", type=int, default=0, help="number of the first model")
     parser.add_argument("--only", default="", help="models whose names hold this text")
+    parser.add_argument("--minutes", type=float, default=1e6, help="begin no case after so long")
     parser.add_argument("--here", action="store_true", help="in this process")
     given = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -51,13 +52,16 @@ def main() -> int:
             print(sweep.subject(number).name, sweep.way(number), sweep(number), flush=True)
         return 0
     start, counts = time.perf_counter(), defaultdict[tuple[str, str], Counter[str]](Counter)
-    for result in run_cases(sweep, range(len(sweep)), seconds=120, batch=60):
+    for result in run_cases(sweep, range(len(sweep)), seconds=120, batch=300):
         subject, way, end = sweep.subject(result.number), sweep.way(result.number), end_of(result)
         counts[subject.operator, way][end] += 1
         if result.bad:
             print(f"-- {end}: {subject.name} by {way}\n{result.detail}", flush=True)
         elif given.refused and end == "refused":
             print(f"   {subject.name} by {way}: {result.outcome}", flush=True)
+        if time.perf_counter() - start > 60 * given.minutes:
+            print(f"{result.number + 1} of {len(sweep)} runs", flush=True)
+            break
     if given.table:
         print(table(counts))
     return int(summary(counts, given.engine, time.perf_counter() - start))

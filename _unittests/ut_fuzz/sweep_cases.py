@@ -11,6 +11,7 @@ import functools
 import importlib
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,13 +59,21 @@ class Subject:
 
 
 def subjects(shapes: Sequence[str] = SHAPES) -> list[Subject]:
-    """Every row of the tables of operators, its inputs known in so many ways, and whole models."""
+    """Every row of the tables of operators, its inputs known in so many ways, and whole models.
+
+    The first of each operator come first, then the second: any number of them is about all operators.
+    """
     made = [
         Subject(f"{row.name}-{kind}", row.operator, functools.partial(_weighted, row.make, kind))
         for row in operator_rows()
         for kind in shapes
     ]
-    return made + _whole()
+    seen = Counter[str]()
+    places = []
+    for subject in (every := made + _whole()):
+        places.append(seen[subject.operator])
+        seen[subject.operator] += 1
+    return [subject for _, subject in sorted(zip(places, every, strict=True), key=lambda pair: pair[0])]
 
 
 def _weighted(make: Callable[[str], Made], shapes: str) -> Made:
@@ -132,6 +141,28 @@ def _light(module: Any, name: str, size: int) -> Made:
 # -- ways --------------------------------------------------------------------------------------------
 
 
+class Given:
+    """A model, its feeds, and what every way asks of it: computed when first asked for."""
+
+    def __init__(self, model: onnx.ModelProto, feeds: Feeds) -> None:
+        self.content, self.feeds = model.SerializeToString(), feeds
+
+    @property
+    def model(self) -> onnx.ModelProto:
+        """A copy of the model."""
+        return onnx.load_model_from_string(self.content)
+
+    @functools.cached_property
+    def names(self) -> list[str]:
+        """The weights to train."""
+        return _names(self.model)
+
+    @functools.cached_property
+    def outputs(self) -> dict[str, np.ndarray]:
+        """What the model computes."""
+        return {name: value.numpy() for name, value in _outputs(self.model, self.feeds).items()}
+
+
 def _names(model: onnx.ModelProto) -> list[str]:
     """The weights to train: those that look like some, and the one put before an operator."""
     own = [_WEIGHT] if any(t.name == _WEIGHT for t in model.graph.initializer) else []
@@ -156,9 +187,12 @@ def _values(session: Any, feeds: Feeds) -> dict[str, Any]:
     return {i.name: to_ortvalue(feeds[i.name]) for i in session.get_inputs()}
 
 
-def forward_backward(model: onnx.ModelProto, feeds: Feeds, engine: str) -> None:
+def forward_backward(given: Given, engine: str) -> None:
     """Both halves of the gradient."""
-    made = OrtGradientForwardBackward(model, _names(model), engine=engine, sess_options=session_options(1))
+    feeds = given.feeds
+    made = OrtGradientForwardBackward(
+        given.model, given.names, engine=engine, sess_options=session_options(1)
+    )
     function = made.new_instance()
     inputs = [feeds[n] for n in made.input_names] + [made.get_initializer(n) for n in made.weights_to_train]
     outputs = function.forward(inputs, training=True)
@@ -167,16 +201,16 @@ def forward_backward(model: onnx.ModelProto, feeds: Feeds, engine: str) -> None:
     function.backward([np.ones_like(values[n].numpy()) for n in made.output_names if n in gradients])
 
 
-def graph(model: onnx.ModelProto, feeds: Feeds, engine: str) -> None:
+def graph(given: Given, engine: str) -> None:
     """The gradient graph, as it is, by a session of somebody else's."""
     import onnxruntime
 
-    made = gradient_graph(model, wrt=_names(model), engine=engine)
+    model = given.model
+    made = gradient_graph(model, wrt=given.names, engine=engine)
     names = GradientNames.of(made)
-    found = weights(model)
-    given = {**feeds, **{n: _initializer(model, n, found) for n in names.weights}}
-    outputs = _outputs(model, feeds)
-    given |= {seed: np.ones_like(outputs[output].numpy()) for output, seed in names.seeds.items()}
+    found = weights(model) if names.weights else {}
+    feeds = {**given.feeds, **{n: _initializer(model, n, found) for n in names.weights}}
+    feeds |= {seed: np.ones_like(given.outputs[output]) for output, seed in names.seeds.items()}
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = 1
@@ -184,9 +218,9 @@ def graph(model: onnx.ModelProto, feeds: Feeds, engine: str) -> None:
         made.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
     try:
-        session.run(None, {i.name: given[i.name] for i in session.get_inputs()})
+        session.run(None, {i.name: feeds[i.name] for i in session.get_inputs()})
     except Exception as error:
-        if all(array.size for array in given.values()):
+        if all(array.size for array in feeds.values()):
             raise
         raise EvaluationError(f"onnxruntime computes nothing of nothing: {error}") from error
 
@@ -197,10 +231,10 @@ def _initializer(model: onnx.ModelProto, name: str, found: Feeds) -> np.ndarray:
     return next(onnx.numpy_helper.to_array(t) for t in model.graph.initializer if t.name == name)
 
 
-def step(model: onnx.ModelProto, feeds: Feeds, engine: str) -> None:
+def step(given: Given, engine: str) -> None:
     """Three steps of training, and the model that comes of them."""
-    options = {"weights": _names(model), "engine": engine, "threads": 1, "learning_rate": 1e-3}
-    outputs = _outputs(model, feeds)
+    model, feeds, outputs = given.model, given.feeds, given.outputs
+    options = {"weights": given.names, "engine": engine, "threads": 1, "learning_rate": 1e-3}
     try:
         made = TrainingStep(model, **options)
         _train(made, feeds, outputs)
@@ -214,14 +248,14 @@ def step(model: onnx.ModelProto, feeds: Feeds, engine: str) -> None:
     made.trained_model()
 
 
-def _train(made: TrainingStep, feeds: Feeds, outputs: dict[str, Any]) -> None:
+def _train(made: TrainingStep, feeds: Feeds, outputs: Feeds) -> None:
     x = {spec.name: feeds[spec.name] for spec in made.inputs}
-    y = {t.output: np.zeros_like(outputs[t.output].numpy()) for t in made.targets}
+    y = {t.output: np.zeros_like(outputs[t.output]) for t in made.targets}
     for _ in range(3):
         made.run(x, y)
 
 
-WAYS: dict[str, Callable[[onnx.ModelProto, Feeds, str], None]] = {
+WAYS: dict[str, Callable[[Given, str], None]] = {
     "forward/backward": forward_backward,
     "gradient_graph": graph,
     "TrainingStep": step,
@@ -241,6 +275,7 @@ class Sweep:
 
     def __init__(self, found: Sequence[Subject], engine: str) -> None:
         self.subjects, self.engine = found, engine
+        self._at: tuple[int, Given] | None = None
 
     def __len__(self) -> int:
         """Return the number of cases."""
@@ -258,11 +293,18 @@ class Sweep:
         """Do a case: 'ok', 'refused ...' or 'none' where the table has no such model."""
         warnings.simplefilter("ignore")
         try:
-            model, feeds = self.subject(number).make()
+            given = self._given(number // len(WAYS))
         except Exception:
             return "none"
         try:
-            WAYS[self.way(number)](model, feeds, self.engine)
+            WAYS[self.way(number)](given, self.engine)
         except OnnxCustomError as error:
             return f"refused {type(error).__name__}: {str(error)[:300]}"
         return "ok"
+
+    def _given(self, subject: int) -> Given:
+        """The model of a subject, made once for the ways that follow each other."""
+        if self._at is None or self._at[0] != subject:
+            self._at = None
+            self._at = subject, Given(*self.subjects[subject].make())
+        return self._at[1]

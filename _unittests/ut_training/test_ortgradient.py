@@ -19,6 +19,7 @@ from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.neural_network import MLPRegressor
 
 from onnxcustom.exceptions import CheckpointError, InvalidDataError, NonDifferentiableError
+from onnxcustom.gradient.forward_backward import session
 from onnxcustom.graph import weights
 from onnxcustom.runtime import to_vector
 from onnxcustom.training.ortgradient import (
@@ -194,6 +195,22 @@ def test_get_initializer(dense):
     assert dense.get_initializer("nope", exc=False) is None
     with pytest.raises(RuntimeError, match=r"'nope'.*'w', 'b'"):
         dense.get_initializer("nope")
+
+
+def test_weights_of_nodes_are_looked_for_once(monkeypatch):
+    nodes = "".join(
+        f"w{k} = Constant <value = float[2] {{{k}, 1}}> () v{k} = Add (v{k - 1}, w{k}) " for k in (1, 2)
+    )
+    made = OrtGradientForwardBackward(parse(f"m (float[N, 2] v0) => (float[N, 2] v2) {{ {nodes} }}"))
+    for k in (1, 2):
+        monkeypatch.setattr(session, "weights", weights if k == 1 else None)
+        found = made.get_initializer(f"w{k}")
+        np.testing.assert_array_equal(found, [k, 1])
+        found[:] = 9
+        np.testing.assert_array_equal(made.get_initializer(f"w{k}"), [k, 1])
+    copied = pickle.loads(pickle.dumps(made))
+    monkeypatch.undo()
+    np.testing.assert_array_equal(copied.get_initializer("w2"), [2, 1])
 
 
 def test_deterministic_names():

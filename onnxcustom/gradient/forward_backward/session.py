@@ -7,6 +7,7 @@ travels as saved tensors in the instance.
 from __future__ import annotations
 
 import copy
+import functools
 import logging
 import os
 import re
@@ -313,14 +314,19 @@ class OrtGradientForwardBackward:
         for tensor in self.onnx_model.graph.initializer:
             if tensor.name == name:
                 return np.array(onnx.numpy_helper.to_array(tensor))  # a copy: its own may be read-only
-        found = weights(self.onnx_model)
+        found = self._weights
         if name in found:
-            return found[name]
+            return np.array(found[name])
         if exc:
             raise RuntimeError(
                 f"The model has no initializer {name!r}; its weights are {', '.join(map(repr, found))}."
             )
         return None
+
+    @functools.cached_property
+    def _weights(self) -> dict[str, np.ndarray]:
+        """The model's weights, read once: whoever asks for one asks for all, one after the other."""
+        return weights(self.onnx_model)
 
     def save_onnx_graph(
         self, folder: str | os.PathLike | type[bytes], prefix: str | None = None, suffix: str | None = None
@@ -335,7 +341,7 @@ class OrtGradientForwardBackward:
 
     def __getstate__(self) -> dict[str, Any]:
         """All attributes that pickle: sessions are made again from the graphs."""
-        state = {k: v for k, v in self.__dict__.items() if k != "cls_type_"}
+        state = {k: v for k, v in self.__dict__.items() if k not in ("cls_type_", "_weights")}
         state["onnx_model"] = self.onnx_model.SerializeToString()
         state["_gradient"] = self.cls_type_._trained_onnx.SerializeToString()
         for name in ("sess_options", "run_options", "graph_builder_config"):
