@@ -18,6 +18,7 @@ from onnxcustom._hooks import ask_for_types
 from onnxcustom._lazy import import_submodule, submodule_names
 from onnxcustom._version import __version__
 from onnxcustom.exceptions import (
+    CallOrderError,
     CheckpointError,
     ConvergenceError,
     ConvergenceWarning,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from onnxcustom.training.ortgradient import OrtGradientForwardBackward
 
 __all__ = [
+    "CallOrderError",
     "CheckpointError",
     "ConvergenceError",
     "ConvergenceWarning",

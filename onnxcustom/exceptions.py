@@ -7,6 +7,7 @@ would expect in its place, so ``except ValueError`` goes on working.
 from __future__ import annotations
 
 __all__ = [
+    "CallOrderError",
     "CheckpointError",
     "ConvergenceError",
     "ConvergenceWarning",
@@ -53,6 +54,10 @@ class InvalidDataError(OnnxCustomError, ValueError):
 
 class InvalidParameterError(OnnxCustomError, ValueError, TypeError):
     """A parameter outside its range, or of another type: one class for both, as in scikit-learn."""
+
+
+class CallOrderError(OnnxCustomError, RuntimeError):
+    """A call at the wrong time: another one has to come before it, or it came too late."""
 
 
 class MissingRuntimeError(OnnxCustomError, ImportError):

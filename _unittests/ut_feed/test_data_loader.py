@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 
 from onnxcustom.data.sparse import SparseRows
-from onnxcustom.exceptions import CheckpointError, InvalidDataError
+from onnxcustom.exceptions import CallOrderError, CheckpointError, InvalidDataError
 from onnxcustom.feed.batch_buffers import BatchBuffers
 from onnxcustom.feed.data_loader import OrtDataLoader
 from onnxcustom.feed.order import draw_seed, permutation
@@ -128,7 +128,7 @@ def test_two_epochs_at_once_are_refused():
     early = loader.epoch(0)
     next(early)
     next(loader.epoch(1))
-    with pytest.raises(RuntimeError, match="Another epoch"):
+    with pytest.raises(CallOrderError, match="Another epoch"):
         next(early)
 
 
@@ -297,7 +297,7 @@ def test_two_epochs_of_sparse_rows_at_once_are_refused():
     early = loader.epoch(0)
     next(early)
     next(loader.epoch(1))
-    with pytest.raises(RuntimeError, match="Another epoch"):
+    with pytest.raises(CallOrderError, match="Another epoch"):
         next(early)
 
 

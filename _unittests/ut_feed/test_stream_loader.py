@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from onnxcustom import TrainingStep
 from onnxcustom.data import stream
 from onnxcustom.data.reader import running
-from onnxcustom.exceptions import CheckpointError, InvalidDataError
+from onnxcustom.exceptions import CallOrderError, CheckpointError, InvalidDataError
 from onnxcustom.feed.specs import TensorSpec
 from onnxcustom.feed.stream_loader import StreamLoader
 from onnxcustom.runtime import owned_copy
@@ -144,7 +144,7 @@ def test_two_epochs_at_once_are_refused():
     early = loader.epoch(0)
     next(early)
     next(loader.epoch(1))
-    with pytest.raises(RuntimeError, match="Another epoch"):
+    with pytest.raises(CallOrderError, match="Another epoch"):
         next(early)
 
 

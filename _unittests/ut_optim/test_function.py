@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from onnxcustom import optim
-from onnxcustom.exceptions import InvalidDataError
+from onnxcustom.exceptions import CallOrderError, InvalidDataError
 from onnxcustom.optim import SGD, Adam, BaseLearningRate, LearningRateSGD, LearningRateSGDNesterov
 from onnxcustom.runtime import to_ortvalue
 
@@ -55,7 +55,7 @@ def test_first_step_makes_the_state_itself():
     np.testing.assert_allclose(state[0].numpy(), [0.1, -0.1])
     np.testing.assert_allclose(state[1].numpy(), [0.001, 0.001])
     rule.update_learning_rate(1)
-    with pytest.raises(RuntimeError, match=r"Step 2 of Adam needs, as velocity, the state \('m', 'v'\)"):
+    with pytest.raises(CallOrderError, match=r"Step 2 of Adam needs, as velocity, the state \('m', 'v'\)"):
         rule.update_weights(0, "cpu", w, np.array([1.0, -1.0]), 1)
     assert rule.update_weights(0, "cpu", w, np.array([1.0, -1.0]), 1, state)[1] is state
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from onnxcustom import optim
-from onnxcustom.exceptions import CheckpointError
+from onnxcustom.exceptions import CallOrderError, CheckpointError
 from onnxcustom.optim import (
     SGD,
     Adam,
@@ -98,7 +98,7 @@ def test_clocks_that_were_not_started():
     load_clock(rule, clock_to_dict(SGD(0.5).init_learning_rate()))
     assert rule.value == 0.1
     load_clock(rule, None)
-    with pytest.raises(RuntimeError, match="init_learning_rate"):
+    with pytest.raises(CallOrderError, match="init_learning_rate"):
         _ = rule.value
 
 

@@ -18,6 +18,7 @@ from onnxcustom.exceptions import (
     UnknownNameError,
 )
 from onnxcustom.optim import SGD, Adam
+from onnxcustom.runtime import to_ortvalue
 
 pytest.importorskip("onnxruntime")
 
@@ -49,6 +50,11 @@ BAD: dict[str, tuple[Callable[[TrainingStep], Any], Any, str]] = {
     "no state": (lambda s: s.load_state_dict(s.state_dict()[0], None), CheckpointError, "not None"),  # type: ignore[arg-type]
     "no batch": (lambda s: s.run_batch([]), InvalidDataError, r"2 values, \['x', 'y_expected'\]"),
     "half a batch": (lambda s: s.run_batch([X]), InvalidDataError, "1 were given"),
+    "one row for six": (
+        lambda s: s.run_batch([to_ortvalue(X), to_ortvalue(X[:1])]),
+        InvalidDataError,
+        "'x' has 6, 'y' has 1",
+    ),
     "iteration": (
         lambda s: setattr(s, "iteration", "a"),
         InvalidParameterError,

@@ -11,6 +11,7 @@ import pytest
 
 from onnxcustom import TrainingStep, optim
 from onnxcustom.exceptions import (
+    CallOrderError,
     ConvergenceError,
     InvalidDataError,
     NoTrainableWeightError,
@@ -199,7 +200,7 @@ def test_options_that_change_under_a_step_are_an_error():
     step.run(X, Y)
     step.optimizer.set_params(momentum=0.9, frozen=["w"]).init_learning_rate()
     before = step.weights()
-    with pytest.raises(RuntimeError, match=r"options of the optimizer have changed.*take_over"):
+    with pytest.raises(CallOrderError, match=r"options of the optimizer have changed.*take_over"):
         step.run(X, Y)
     close(step.weights(), before, rtol=0, atol=0)
 

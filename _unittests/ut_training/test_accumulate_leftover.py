@@ -9,7 +9,7 @@ import pytest
 from onnxcustom import OnnxRegressor, TrainingStep
 from onnxcustom.exceptions import ConvergenceError
 from onnxcustom.optim import SGD, Adam
-from onnxcustom.training.callbacks import Callback, Checkpoint, EarlyStopping, TimeBudget
+from onnxcustom.training.callbacks import Callback, Checkpoint, EarlyStopping, Score, TimeBudget
 
 pytest.importorskip("onnxruntime")
 
@@ -160,6 +160,24 @@ def test_the_best_weights_stay_the_best(tmp_path):
     ).fit(X, y, X_val=X, y_val=y)
     best = int(np.argmin(reg.history_["val_loss"]))
     np.testing.assert_array_equal(reg.weights_["w"], weights[best]["w"])
+
+
+@pytest.mark.parametrize("restored", [False, True])
+def test_validation_is_that_of_the_weights_handed_out(restored):
+    X, y, _ = data()
+    seen = []
+    callbacks = [
+        Score("neg_mean_squared_error", on="validation"),
+        lambda t: seen.append(t.history_["val_loss"][-1]),
+        EarlyStopping(restore_best=restored),
+    ]
+    reg = make(SGD(0.01, accumulate=4), max_iter=3, callbacks=callbacks).fit(X, y, X_val=X, y_val=y)
+    error = ((reg.predict(X).ravel() - y.ravel()) ** 2).mean()
+    np.testing.assert_allclose(reg.history_["val_loss"], [*seen[:-1], error / 2], rtol=1e-5)
+    if not restored:
+        assert reg.history_["val_neg_mean_squared_error"][-1] == pytest.approx(-error, rel=1e-5)
+    assert (reg.history_["val_loss"][-1] == seen[-1]) == restored  # the best were those before that update
+    assert seen == sorted(seen, reverse=True)
 
 
 def test_partial_fit_keeps_what_is_left_and_fit_begins_anew():

@@ -14,7 +14,13 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.metrics import accuracy_score, get_scorer, log_loss, make_scorer, max_error
 
-from onnxcustom.exceptions import ConvergenceError, ConvergenceWarning, InvalidDataError, UnknownNameError
+from onnxcustom.exceptions import (
+    CallOrderError,
+    ConvergenceError,
+    ConvergenceWarning,
+    InvalidDataError,
+    UnknownNameError,
+)
 from onnxcustom.optim import ReduceOnPlateau
 from onnxcustom.training import callbacks as all_callbacks
 from onnxcustom.training.callbacks import (
@@ -167,7 +173,7 @@ def test_an_interruption_at_the_end_does_not_keep_the_others_from_ending(make):
 def test_fit_within_fit(make):
     X, y = data()
     reg = make(lambda trainer: trainer.partial_fit(X, y))
-    with pytest.raises(RuntimeError, match="is training"):
+    with pytest.raises(CallOrderError, match="is training"):
         reg.fit(X, y)
     assert reg.n_iter_ == 1
 

@@ -13,6 +13,7 @@ import pytest
 from onnxcustom import OnnxClassifier, OnnxRegressor, TrainingStep
 from onnxcustom.data import stream
 from onnxcustom.data.owned import owned
+from onnxcustom.exceptions import CallOrderError
 from onnxcustom.feed.batch_buffers import Batch
 from onnxcustom.optim import Adam, ReduceOnPlateau
 from onnxcustom.training import beginning
@@ -215,7 +216,7 @@ def test_a_batch_that_was_not_looked_at_is_gone() -> None:
     net.fit(**weighted_rows())
     batches = [batch for batch in kept if batch is not None]
     assert [batch.rows for batch in batches[:6]] == [5, 5, 5, 5, 2, 2]
-    with pytest.raises(RuntimeError, match=r"read batch\.values in on_batch_begin"):
+    with pytest.raises(CallOrderError, match=r"read batch\.values in on_batch_begin"):
         _ = batches[0].values
 
 

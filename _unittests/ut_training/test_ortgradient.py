@@ -18,7 +18,7 @@ from sklearn.datasets import make_classification, make_regression
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.neural_network import MLPRegressor
 
-from onnxcustom.exceptions import CheckpointError, InvalidDataError, NonDifferentiableError
+from onnxcustom.exceptions import CheckpointError, InvalidDataError, NonDifferentiableError, UnknownNameError
 from onnxcustom.gradient.forward_backward import session
 from onnxcustom.graph import weights
 from onnxcustom.runtime import to_vector
@@ -193,8 +193,9 @@ def test_bad_names_of_inputs_and_outputs(arguments):
 def test_get_initializer(dense):
     np.testing.assert_array_equal(dense.get_initializer("b"), [1, 2])
     assert dense.get_initializer("nope", exc=False) is None
-    with pytest.raises(RuntimeError, match=r"'nope'.*'w', 'b'"):
+    with pytest.raises(RuntimeError, match=r"'nope'.*'w', 'b'") as caught:
         dense.get_initializer("nope")
+    assert isinstance(caught.value, UnknownNameError)
 
 
 def test_weights_of_nodes_are_looked_for_once(monkeypatch):

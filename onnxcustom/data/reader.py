@@ -13,6 +13,8 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from typing import Any, Generic, TypeVar
 
+from onnxcustom.exceptions import CallOrderError
+
 __all__ = ["read_ahead", "running"]
 
 logger = logging.getLogger("onnxcustom")
@@ -150,7 +152,7 @@ class _Shelf(Generic[T]):
     def get(self) -> tuple[bool, T | None]:
         """Wait for an item; False if there are no more, or what the other thread raised."""
         if os.getpid() != self.process:
-            raise RuntimeError("Reading was begun in another process: begin the epoch anew in this one.")
+            raise CallOrderError("Reading was begun in another process: begin the epoch anew in this one.")
         with self.changed:
             # With a limit, so that Ctrl-C comes through on every system.
             while not self.items and not self.ended:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from onnxcustom.data.sparse import SparseRows
+from onnxcustom.exceptions import CallOrderError
 from onnxcustom.runtime import Device, owned_copy, to_ortvalue
 
 from .specs import TensorSpec
@@ -63,7 +64,7 @@ class LentBatch:
             That is after the batch.
         """
         if self._batch is None:
-            raise RuntimeError(
+            raise CallOrderError(
                 "The memory of this batch holds another one by now: read batch.values in on_batch_begin or "
                 "on_batch_end."
             )

@@ -12,7 +12,7 @@ from onnxcustom._versioning import check_version, stamp_version
 from onnxcustom.data.fingerprints import hash_array
 from onnxcustom.data.owned import owned_parts, sealed
 from onnxcustom.data.sparse import SparseRows
-from onnxcustom.exceptions import InvalidDataError, InvalidParameterError
+from onnxcustom.exceptions import CallOrderError, InvalidDataError, InvalidParameterError
 from onnxcustom.runtime import owned_copy, parse_device, plain_array, to_ortvalue
 
 from .arrays import dense
@@ -303,7 +303,9 @@ class OrtDataLoader:
         for batches in self._blocks(epoch, skip):
             for batch in batches:
                 if self._turn != turn and self._gathers:
-                    raise RuntimeError("Another epoch of this loader was begun: its batches overwrote these.")
+                    raise CallOrderError(
+                        "Another epoch of this loader was begun: its batches overwrote these."
+                    )
                 yield batch
 
     def _blocks(self, epoch: int, skip: int) -> Iterator[Any]:

@@ -13,7 +13,7 @@ from onnxcustom._parameters import check_flag
 from onnxcustom._text import count
 from onnxcustom._versioning import check_version, stamp_version
 from onnxcustom.data import Block, Stream
-from onnxcustom.exceptions import InvalidDataError, InvalidParameterError
+from onnxcustom.exceptions import CallOrderError, InvalidDataError, InvalidParameterError
 from onnxcustom.runtime import parse_device
 from onnxcustom.runtime.tensors import PlaceError
 
@@ -190,7 +190,7 @@ class StreamLoader:
 
     def _check_turn(self, turn: int) -> None:
         if self._turn != turn:
-            raise RuntimeError("Another epoch of this loader was begun: its batches overwrote these.")
+            raise CallOrderError("Another epoch of this loader was begun: its batches overwrote these.")
 
     def _weighted(self, pairs: _Pairs) -> bool:
         return len(pairs) > len(self.inputs) + len(self.targets)

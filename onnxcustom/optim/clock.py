@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from onnxcustom._parameters import check_number
-from onnxcustom.exceptions import InvalidParameterError
+from onnxcustom.exceptions import CallOrderError, InvalidParameterError
 
 from .schedules import Fixed, Schedule, check_loss
 
@@ -116,7 +116,7 @@ class Clock:
     def check_started(self) -> None:
         """Refuse to go on without schedules."""
         if not self.now.schedules:
-            raise RuntimeError(f"The clock of {self.owner} was not started: call init_learning_rate().")
+            raise CallOrderError(f"The clock of {self.owner} was not started: call init_learning_rate().")
 
     # -- as training goes on ---------------------------------------------------------------------
 

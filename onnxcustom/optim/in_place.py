@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxcustom._parameters import check_number
-from onnxcustom.exceptions import InvalidDataError, InvalidParameterError
+from onnxcustom.exceptions import CallOrderError, InvalidDataError, InvalidParameterError
 from onnxcustom.graph.trainable.roles import Role
 from onnxcustom.runtime import Binding, Device, create_session, owned_copy, parse_device, to_ortvalue
 from onnxcustom.runtime.binding import c_value
@@ -241,7 +241,7 @@ class InPlaceUpdates:
         if not names and state is not None:
             raise InvalidDataError(f"{kind} keeps no state: velocity must be None.")
         if state is None and names and clock.t > clock.begin + 1:
-            raise RuntimeError(
+            raise CallOrderError(
                 f"Step {clock.t} of {kind} needs, as velocity, the state {names} that the step before "
                 "it returned."
             )

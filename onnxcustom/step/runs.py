@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from onnxcustom.exceptions import ConvergenceError, InvalidDataError
+from onnxcustom.exceptions import CallOrderError, ConvergenceError, InvalidDataError
 from onnxcustom.optim import BaseLearningRate
 
 from .compose import Phase, Weighted
@@ -61,6 +61,30 @@ class Runs:
         return found
 
     # -- a batch ---------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def _rowed(self) -> list[tuple[int, int, str]]:
+        """Place, axis of the rows and name of the values of a batch that have rows."""
+        specs = [*self.recipe.inputs, *self.recipe.expected]
+        return [(i, spec.axis, spec.name) for i, spec in enumerate(specs) if spec.axis is not None]
+
+    def check_rows(self, values: Sequence[Any]) -> None:
+        """Refuse expected values of one row where there are more: onnxruntime would repeat it in silence.
+
+        Raises
+        ------
+        InvalidDataError
+            Which of the values it is.
+        """
+        if len(values) < len(self.recipe.inputs) + len(self.recipe.targets):
+            return  # the binding says which are missing
+        found = [v.shape()[axis : axis + 1] for v, axis in ((values[i], k) for i, k, _ in self._rowed)]
+        if any(rows != found[0] for rows in found):
+            rows = {name: n[0] if n else "no" for n, (_, _, name) in zip(found, self._rowed, strict=True)}
+            raise InvalidDataError(
+                "The values of this batch have different numbers of rows: "
+                f"{', '.join(f'{name!r} has {n}' for name, n in rows.items())}."
+            )
 
     def batch(self, values: Sequence[Any], by_rows: bool = False) -> float:
         """See :meth:`~onnxcustom.TrainingStep.run_batch`."""
@@ -214,7 +238,7 @@ class Runs:
     def _check_options(self) -> None:
         """The options of the optimizer are part of the graphs: they may not change under them."""
         if _options(self.rule) != _options(self.recipe.rule):
-            raise RuntimeError(
+            raise CallOrderError(
                 f"The options of the optimizer have changed since this step was made: it is now "
                 f"{self.rule!r}. Make another TrainingStep with it and let it take_over() this one."
             )

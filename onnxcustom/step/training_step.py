@@ -226,7 +226,7 @@ class TrainingStep(FedStep):
         feeds = self.feeds(X, y, sample_weight)
         known = self._frozen_rows(feeds) if self._cache.wanted is not False else None
         if known is None:
-            return self.run_batch([to_ortvalue(v, self.device) for v in feeds.values()])
+            return self.run_checked([to_ortvalue(v, self.device) for v in feeds.values()])
         inputs = {spec.name: feeds.pop(spec.name) for spec in self.inputs}
         values = [*known.values(inputs, self.inputs), *feeds.values()]
         return self.run_half(known.halves, [to_ortvalue(v, self.device) for v in values])
@@ -259,14 +259,21 @@ class TrainingStep(FedStep):
         Raises
         ------
         InvalidDataError
-            There are more or fewer values than the step reads, or other things than OrtValues.
+            There are more or fewer values than the step reads, other things than OrtValues, or expected
+            values of another number of rows than the inputs have.
         ConvergenceError
             As for :meth:`run`.
         """
+        return self.run_checked(values, by_rows, rows_known=False)
+
+    def run_checked(self, values: Sequence[Any], by_rows: bool = False, rows_known: bool = True) -> float:
+        """:meth:`run_batch` of values that are known to be of the same rows: a loader has checked them."""
         try:
             if not self._recipe.settled:
                 self._retarget(settled_by_shapes(self._recipe, [tuple(v.shape()) for v in values]))
             self._last = self._runs
+            if not rows_known:
+                self._last.check_rows(values)
             return self._last.batch(values, by_rows)
         except (TypeError, AttributeError, KeyError, EvaluationError):
             check_values(values)  # only now: looking costs as much as a small step

@@ -63,7 +63,7 @@ class FrozenBatch:
     def train(self, step: TrainingStep) -> float:
         """Do one step; by the whole model, if that was changed after the batch was made."""
         if not step.knows(self._halves):
-            return step.run_batch(self.values)
+            return step.run_checked(self.values)
         return step.run_half(self._halves, self._made.values)
 
 

@@ -18,13 +18,13 @@ import numpy as np
 from onnxcustom._parameters import check_count
 from onnxcustom.data import Stream
 from onnxcustom.data.naming import naming
-from onnxcustom.exceptions import ConvergenceError, EvaluationError, InvalidDataError
+from onnxcustom.exceptions import CallOrderError, ConvergenceError, EvaluationError, InvalidDataError
 from onnxcustom.feed.batch_buffers import Batch, LentBatch
 from onnxcustom.feed.data_loader import OrtDataLoader
 from onnxcustom.feed.held_out import score_stream
 
 from .beginning import Beginning
-from .callbacks import Checkpoint
+from .callbacks import Checkpoint, Score
 from .frozen_loader import FrozenBatch
 from .frozen_stream import FrozenStreamLoader
 from .plan import Begun, Given, Plan, Resumed
@@ -156,7 +156,7 @@ class Trainer(Beginning):
 
     def _check_idle(self) -> None:
         if self._run is not None:
-            raise RuntimeError(f"This {type(self).__name__} is training: a callback may fit a clone of it.")
+            raise CallOrderError(f"This {type(self).__name__} is training: a callback may fit a clone of it.")
 
     def _train(self, given: Given, epochs: int, classes: Any = None) -> Any:
         """Find everything out, then train; `classes` are the labels, where somebody says which."""
@@ -201,8 +201,8 @@ class Trainer(Beginning):
             if left > 0 and run.stop_reason is None:
                 self.fit_loop(run.loader, run.validation, left)
             run.check_interrupted()
-            if plan.whole and not run.diverged:
-                self._apply_accumulated(run)
+            if plan.whole and not run.diverged and self._apply_accumulated(run):
+                self._measure_again(run)
         except BaseException as exc:
             run.error = exc
             raise
@@ -216,16 +216,27 @@ class Trainer(Beginning):
             finally:
                 del self._run
 
-    def _apply_accumulated(self, run: Run) -> None:
+    def _apply_accumulated(self, run: Run) -> bool:
         """Update the weights by what is left of ``accumulate``; a checkpoint keeps it, for a longer run."""
         if not self.step_.pending:
-            return
+            return False
         for callback in run.callbacks.items:
             if isinstance(callback, Checkpoint):
                 callback.on_train_end(self)
         leave_out_cut(self.step_)
         with self._told_of_divergence(run, f"After epoch {self.n_iter_}"):
-            self.step_.apply_accumulated()
+            return self.step_.apply_accumulated()
+        return False
+
+    def _measure_again(self, run: Run) -> None:
+        """What was measured after the last epoch was before that update: its weights are others now."""
+        if run.cut:
+            return
+        if run.validation is not None and math.isfinite(self.history_.get("val_loss", [math.nan])[-1]):
+            self._record_validation(run.validation)
+        for callback in run.callbacks.items:
+            if isinstance(callback, Score):
+                callback.on_epoch_end(self)
 
     @contextlib.contextmanager
     def _told_of_divergence(self, run: Run, when: str) -> Iterator[None]:
@@ -265,12 +276,17 @@ class Trainer(Beginning):
         for name, value in heads.items():
             self.record(curves[name], value)
         if validation is not None and self.validation_due():
-            means = np.atleast_1d(validation.mean_loss(self._validated, self._weighing()))
-            means[0] += self._apart(means[1:])
-            for name, value in zip(["loss", *curves.values()], means.tolist(), strict=False):
-                self.record(f"val_{name}", value)
+            self._record_validation(validation)
         if self.step_.optimizer.report_epoch(loss):
             run.stop("the schedule of the learning rate sees no use in going on")
+
+    def _record_validation(self, validation: Any) -> None:
+        """Write down what the present weights are worth on validation data."""
+        means = np.atleast_1d(validation.mean_loss(self._validated, self._weighing()))
+        means[0] += self._apart(means[1:])
+        curves = [target.curve for target in self.step_.targets]
+        for name, value in zip(["loss", *curves], means.tolist(), strict=False):
+            self.record(f"val_{name}", value)
 
     def run_epoch(self, loader: OrtDataLoader) -> float:
         """Train once on every row, or on those that are left; the mean objective over the rows."""
@@ -315,7 +331,7 @@ class Trainer(Beginning):
         return (
             batch.train(self.step_)
             if isinstance(batch, FrozenBatch)
-            else self.step_.run_batch(batch.values, by_rows=self.run.by_rows)
+            else self.step_.run_checked(batch.values, by_rows=self.run.by_rows)
         )
 
     def validation_due(self) -> bool:

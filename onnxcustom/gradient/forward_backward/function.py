@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxcustom.exceptions import InvalidDataError, OnnxCustomError
+from onnxcustom.exceptions import CallOrderError, InvalidDataError, OnnxCustomError
 from onnxcustom.graph.analysis.lookups import IndexRange
 from onnxcustom.runtime import OrtValues, owned_copy, parse_device, run_values, to_ortvalue, to_vector
 from onnxcustom.runtime.tensors import as_list, check_against, check_places
@@ -131,7 +131,7 @@ class OrtGradientForwardBackwardFunction:
             If the number of gradients is wrong, or the dtype or shape of one of them.
         """
         if self._saved is None:
-            raise RuntimeError("Call forward(inputs, training=True) before backward: nothing was saved.")
+            raise CallOrderError("Call forward(inputs, training=True) before backward: nothing was saved.")
         seeds = self._checked_gradients(grad_outputs)
         if all(0 in seed.shape() for seed in seeds.values()):
             return self._zeros()
@@ -244,7 +244,7 @@ class OrtGradientForwardBackwardFunction:
             If there was none.
         """
         if self._saved_tensors is None:
-            raise RuntimeError("No tensors were saved: call forward(inputs, training=True) first.")
+            raise CallOrderError("No tensors were saved: call forward(inputs, training=True) first.")
         return self._saved_tensors
 
     @staticmethod

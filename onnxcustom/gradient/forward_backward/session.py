@@ -318,7 +318,7 @@ class OrtGradientForwardBackward:
         if name in found:
             return np.array(found[name])
         if exc:
-            raise RuntimeError(
+            raise _UnknownInitializerError(
                 f"The model has no initializer {name!r}; its weights are {', '.join(map(repr, found))}."
             )
         return None
@@ -367,6 +367,10 @@ class OrtGradientForwardBackward:
 
 class _NothingToTrainError(NoTrainableWeightError, UnknownNameError):
     """A RuntimeError, and a ValueError since the list of names may be at fault."""
+
+
+class _UnknownInitializerError(UnknownNameError, RuntimeError):
+    """A ValueError as of any name, and the RuntimeError that was promised here."""
 
 
 def _all_of(kind: str, asked: Sequence[str] | None, existing: list[str]) -> list[str]:

@@ -133,6 +133,8 @@ class EarlyStopping(Callback):
         """Put the best weights back."""
         if self._best:
             put_back(trainer, self._best)
+            if self.best_epoch_ == trainer.n_iter_ and self.best_ is not None:
+                trainer.record(self._name, self.best_)  # not that of an update since
         self._best = ()
 
     def state_dict(self) -> dict[str, Any]:
