@@ -195,6 +195,10 @@ class Loss(Parameters, ABC):
             If the loss is not defined for one of them.
         """
 
+    def sure_labels(self, columns: int) -> int | None:
+        """Integers from 0 up to this one are labels that count; None if that takes another look."""
+        return None
+
     def count(self, labels: np.ndarray) -> int:
         """Number of labels that count, for a loss that counts them."""
         return labels.size

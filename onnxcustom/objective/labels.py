@@ -82,6 +82,11 @@ class LabelLoss(Loss):
         """Labels are classes, or those that are ignored."""
         check_labels(self, self.kept(expected), columns)
 
+    def sure_labels(self, columns: int) -> int | None:
+        """All classes, unless one of them is ignored."""
+        ignored = self.ignore_index is not None and 0 <= self.ignore_index < columns
+        return None if ignored else columns
+
     def count(self, labels: np.ndarray) -> int:
         """Number of labels that count."""
         if self.ignore_index is None:
@@ -128,7 +133,8 @@ class WeighedLabelLoss(LabelLoss):
         """Labels are classes, each of which has a weight if any has."""
         super().check_expected(expected, columns)
         weights = class_weights("class_weight", self.class_weight)
-        check_weighed("class_weight", weights, self.kept(expected), columns)
+        if weights is not None:
+            check_weighed("class_weight", weights, self.kept(expected), columns)
 
     def picked_weights(self, op: Builder, index: Var, like: Var) -> Var | None:
         """The weights of the classes that are expected; None for 1."""

@@ -12,7 +12,7 @@ from scipy.linalg import blas
 
 from onnxcustom.runtime import Device, to_ortvalue
 
-__all__ = ["DoubleBuffer", "Scalar", "block_layout"]
+__all__ = ["SUMS", "DoubleBuffer", "Scalar", "block_layout"]
 
 # BLAS adds as many numbers without threads of its own: they would wait for those of onnxruntime, which
 # spin, for milliseconds.
@@ -121,7 +121,7 @@ class _HostSet:
             own = [name for name in rest if arrays[name].dtype == dtype]
             blocks.append(self._place(arrays, own, placed))
         pieces = [block[i : i + _PIECE] for block in blocks for i in range(0, block.size, _PIECE)]
-        self._sums = [(_SUMS.get(piece.dtype, _half_sum), piece) for piece in pieces]
+        self._sums = [(SUMS.get(piece.dtype, _half_sum), piece) for piece in pieces]
         self.arrays = {name: placed[name] for name in arrays}
 
     def _place(
@@ -161,7 +161,7 @@ def _aligned(size: int, dtype: np.dtype) -> np.ndarray:
 
 
 # Sums of magnitudes: NaN and infinity stay in them, and NumPy's own sums take five times as long to call.
-_SUMS = {np.dtype(np.float32): blas.sasum, np.dtype(np.float64): blas.dasum}
+SUMS = {np.dtype(np.float32): blas.sasum, np.dtype(np.float64): blas.dasum}
 
 
 def _half_sum(piece: np.ndarray) -> float:

@@ -30,6 +30,7 @@ from .inference import loadable
 from .modes import ModeSettings
 from .older_pickles import as_written_now
 from .recipe import Recipe
+from .repeated import Repeated
 from .runs import Runs
 from .state import State
 from .targets import Target
@@ -53,6 +54,7 @@ class StoredStep:
     _known: tuple[Any, FrozenRows | None] | None
     _cache = CacheSettings()
     _evaluator: Evaluator
+    _repeated: Repeated | None
 
     def _set_up(self, recipe: Recipe, state: State, rule: BaseLearningRate | None = None) -> None:
         """Be these, with no program so far: all in one assignment, which nothing can interrupt."""
@@ -68,6 +70,7 @@ class StoredStep:
             _evaluator=evaluator,
             _halves={},
             _known=None,
+            _repeated=None,
         )
 
     def _become(self, recipe: Recipe, state: State) -> None:

@@ -142,6 +142,10 @@ class Target:
         given = np.moveaxis(expected, self.axis, 1) if self.soft else expected
         self.loss.check_expected(given, given.shape[1] if self.soft else self.columns)
 
+    def sure_labels(self) -> int | None:
+        """Labels from 0 up to this one are classes that count; None if that takes another look."""
+        return None if self.columns is None else self.loss.sure_labels(self.columns)
+
     @property
     def curve(self) -> str:
         """Name of its loss in a history, which is that of no other measure."""

@@ -25,6 +25,7 @@ from .frozen_rows import CacheSettings, FrozenRows, check_cache, refuse
 from .modes import ModeSettings
 from .plan import Origin
 from .recipe import make_recipe
+from .repeated import Repeated
 from .state import State
 from .window import Window
 
@@ -223,9 +224,15 @@ class TrainingStep(FedStep):
         ConvergenceError
             The objective is not finite; the weights stay as they were.
         """
+        if self._repeated is not None and sample_weight is None:
+            batch = self._repeated.values(X, y)
+            if batch is not None:
+                return self.run_checked(*batch)
         feeds = self.feeds(X, y, sample_weight)
         known = self._frozen_rows(feeds) if self._cache.wanted is not False else None
         if known is None:
+            if sample_weight is None and self.device.type == "cpu":
+                self._repeated = Repeated.of(self._recipe, X, y, feeds)
             return self.run_checked([to_ortvalue(v, self.device) for v in feeds.values()])
         inputs = {spec.name: feeds.pop(spec.name) for spec in self.inputs}
         values = [*known.values(inputs, self.inputs), *feeds.values()]
