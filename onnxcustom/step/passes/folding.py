@@ -7,26 +7,91 @@ that becomes of it.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Collection
+
 import numpy as np
 import onnx_ir as ir
 
 from onnxcustom.gradient.simplify import become
 from onnxcustom.graph.analysis.operators import is_op
+from onnxcustom.graph.analysis.traversal import all_names, unique_name
 
 __all__ = ["fold_updates"]
 
 
-def fold_updates(model: ir.Model) -> None:
+def fold_updates(model: ir.Model, views: Collection[str] = ()) -> None:
     """Let products add what they are added to, or taken from, in place.
 
     ``x - alpha A B`` is plain descent, ``x + alpha A B`` momentum, ``alpha A B + beta (k C)`` the decay of
     a momentum.
+
+    Parameters
+    ----------
+    model : onnx_ir.Model
+        Step graph, sorted.
+    views : collection of str
+        Graph outputs that may as well come as a matrix: their memory is handed in, seen in whatever shape
+        the graph says. The weight of a convolution is one, of which the product gives the matrix.
     """
+    taken: set[str] = set()
     for node in list(model.graph):
+        if is_op(node, "Sub", "Add") and node.outputs[0].name in views:
+            _add_matrix(node, taken)
         if is_op(node, "Sub", "Add"):
             _fold_sum(node)
         if is_op(node, "Gemm"):
             _fold_factor(node)
+
+
+def _add_matrix(total: ir.Node, taken: set[str]) -> None:
+    """Add a product of matrices as it is, in place of the tensor that it is reshaped to."""
+    graph, (x, tensor), new = total.graph, total.inputs, total.outputs[0]
+    reshape = None if tensor is None or not _read_once(tensor) else tensor.producer()
+    matrix = None if reshape is None or not is_op(reshape, "Reshape") else reshape.inputs[0]
+    gemm = None if matrix is None or not _read_once(matrix) else matrix.producer()
+    if graph is None or x is None or matrix is None or gemm is None or not is_op(gemm, "Gemm"):
+        return
+    if len(gemm.inputs) != 2 or x.dtype not in (ir.DataType.FLOAT, ir.DataType.DOUBLE):
+        return
+    flat, whole = (
+        None if v.shape is None or not v.shape.is_static() else list(v.shape) for v in (matrix, new)
+    )
+    if flat is None or whole is None or x.shape != new.shape or math.prod(flat) != math.prod(whole):
+        return
+    taken.update(() if taken else all_names(graph))
+    scale = x.producer() if _read_once(x) else None
+    if scale is not None and is_op(scale, "Mul"):  # the factor of a momentum stays next to the matrix
+        for i, operand in enumerate(scale.inputs):
+            if operand is not None and operand.shape == new.shape:
+                scale.replace_input_with(i, _reshaped(scale, operand, flat, taken))
+        x.shape = ir.Shape(flat)
+    else:
+        total.replace_input_with(0, _reshaped(total, x, flat, taken))
+    total.replace_input_with(1, matrix)
+    assert reshape is not None
+    graph.remove(reshape, safe=True)
+    new.shape = ir.Shape(flat)
+    readers = list(new.uses())
+    if readers:
+        tensor = _reshaped(total, new, whole, taken)
+        for node, i in readers:
+            node.replace_input_with(i, tensor)
+
+
+def _reshaped(beside: ir.Node, value: ir.Value, sizes: list[int], taken: set[str]) -> ir.Value:
+    """A value in another shape, before the node that reads it or behind the one that makes it."""
+    graph = beside.graph
+    assert graph is not None
+    name = unique_name(f"{value.name}_reshaped", taken)
+    made = ir.Value(name=name, type=value.type, shape=ir.Shape(sizes))
+    shape = ir.Tensor(np.array(sizes, np.int64), name=unique_name(f"{name}_sizes", taken))
+    target = ir.Value(name=shape.name, type=ir.TensorType(shape.dtype), const_value=shape)
+    target.shape = ir.Shape([len(sizes)])
+    graph.register_initializer(target)
+    node = ir.node("Reshape", [value, target], outputs=[made], name=unique_name(f"{name}_node", taken))
+    (graph.insert_after if value.producer() is beside else graph.insert_before)(beside, node)
+    return made
 
 
 def _fold_sum(total: ir.Node) -> None:
