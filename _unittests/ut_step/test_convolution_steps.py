@@ -9,6 +9,7 @@ import pytest
 
 from onnxcustom import TrainingStep, gradient_graph
 from onnxcustom.gradient import GradientNames
+from onnxcustom.optim import LearningRateSGD, LearningRateSGDNesterov
 from onnxcustom.runtime import create_session, parse_device
 
 # Sizes of the image, of the weight, options: what the tables of forms take another form for.
@@ -117,11 +118,13 @@ class Sums:
         return self.back(dy, w), self.weigh(h, dy)
 
 
-def sgd(layer: str, operator: str, arrays: dict, batches: list, rate: float) -> tuple[list, dict]:
-    """Plain descent on half the sum of squares of a row, averaged over rows."""
+def sgd(
+    layer: str, operator: str, arrays: dict, batches: list, rate: float, momentum: float = 0
+) -> tuple[list, dict]:
+    """Descent on half the sum of squares of a row, averaged over rows."""
     sums = Sums(layer, operator)
     held = {name: array.astype(np.float64) for name, array in arrays.items()}
-    losses = []
+    losses, velocity = [], {name: np.zeros_like(array) for name, array in held.items()}
     for X, target in batches:
         h = X * held["scale"]
         c = sums.forward(h, held["w"])
@@ -131,10 +134,10 @@ def sgd(layer: str, operator: str, arrays: dict, batches: list, rate: float) -> 
         losses.append((difference**2).sum() / 2 / len(X))
         dy = (difference / len(X)).reshape(c.shape)
         dh, dw = sums.gradients(h, held["w"], dy)
-        held["scale"] -= rate * (dh * X).sum(over).reshape(held["scale"].shape)
-        held["w"] -= rate * dw
-        if "b" in held:
-            held["b"] -= rate * dy.sum(over)
+        gradients = {"scale": (dh * X).sum(over).reshape(held["scale"].shape), "w": dw, "b": dy.sum(over)}
+        for name in held:
+            velocity[name] = momentum * velocity[name] - rate * gradients[name]
+            held[name] += velocity[name]
     return losses, held
 
 
@@ -164,6 +167,32 @@ def test_ten_steps_of_batches_of_several_sizes(layer, operator):
     np.testing.assert_allclose(losses, wanted, rtol=1e-4)
     for name, array in step.weights().items():
         np.testing.assert_allclose(array, held[name], atol=2e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("layer", ["columns, strides", "columns, 1-D", "1x1 strides"])
+@pytest.mark.parametrize("momentum", [0, 0.9])
+def test_descent_is_part_of_the_product(layer, momentum):
+    """The weight, or its velocity, is the matrix that the product gives, in the memory it has."""
+    parsed, arrays = model(layer, "Conv")
+    batches = data(layer, "Conv", [2, 3, 1] * 3)
+    outer, inner, *kernel = LAYERS[layer][1]
+    constant = {"eta0": 1e-3, "learning_rate": "constant"}
+    rule = LearningRateSGD(**constant)
+    if momentum:
+        rule = LearningRateSGDNesterov(**constant, momentum=momentum, nesterov=False)
+    step = TrainingStep(parsed, "squared_error", rule)
+    graph = step.recipe.graph(False)
+    made = {v.name: v for v in graph.model.graph.outputs}
+    product = made[graph.state["w"]["velocity"][1] if momentum else graph.weights["w"]].producer()
+    assert (product.op_type, len(product.inputs)) == ("Gemm", 3)
+    assert list(product.outputs[0].shape) == [outer, inner * np.prod(kernel)]
+    # Who runs the graph elsewhere gets the weight as it is.
+    shape = next(o for o in step.model.graph.output if o.name == graph.weights["w"]).type.tensor_type.shape
+    assert [d.dim_value for d in shape.dim] == [outer, inner, *kernel]
+    losses = [step.run(X, y) for X, y in batches]
+    wanted, held = sgd(layer, "Conv", arrays, batches, 1e-3, momentum)
+    np.testing.assert_allclose(losses, wanted, rtol=1e-4)
+    np.testing.assert_allclose(step.weights()["w"], held["w"], atol=2e-5)
 
 
 @pytest.mark.parametrize("operator", OPERATORS)

@@ -84,12 +84,13 @@ class DoubleBuffer:
         return self._front()
 
     def back(self, name: str, shape: Sequence[Any]) -> Any:
-        """A back tensor, to write to: in host memory, a row where `shape` has one axis more than it."""
+        """A back tensor, to write to: in host memory in any `shape` of as many numbers."""
         back = 1 - self.front
         host = self._sets[back].arrays.get(name)
-        if self.device.type != "cpu" or host is None or len(shape) == host.ndim:
+        if self.device.type != "cpu" or host is None or list(shape) == list(host.shape):
             return self.values[back][name]
-        return to_ortvalue(host.reshape(1, *host.shape), self.device)
+        known = all(isinstance(size, int) for size in shape) and math.prod(shape) == host.size
+        return to_ortvalue(host.reshape(shape), self.device) if known else self.values[back][name]
 
     def read(self, names: Iterable[str]) -> list[np.ndarray]:
         """Copies of the front tensors."""

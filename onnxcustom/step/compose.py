@@ -166,7 +166,7 @@ def _rewritten(
     if plan.outside and reads_batch:
         composed.ones = bias_products(composed.model, part.batch_rows, part.dtype, part.op.unique)
     if options.fold:
-        fold_updates(composed.model)
+        fold_updates(composed.model, composed.rewritten if plan.outside else ())
     composed.scalars = plan_scalars(composed.model, composed.loss, sources, hoist=plan.outside)
     composed.describe()
     return composed

@@ -117,6 +117,12 @@ class ComposedStep:
         return {**weights, **made, **{old: new for old, (new, _) in self.packs.items()}}
 
     @property
+    def rewritten(self) -> set[str]:
+        """Graph outputs that are bound to memory of the state's."""
+        sums = {new for _, new in self.accumulated.values() if new is not None}
+        return {*self.whole.values(), *self.statistics.values(), *sums}
+
+    @property
     def by_rows(self) -> dict[str, dict[str, str]]:
         """For each weight updated by rows, weight and states: graph input -> graph output of the rows."""
         made = {w: {old: new for old, new in self.state[w].values() if new is not None} for w in self.rows}

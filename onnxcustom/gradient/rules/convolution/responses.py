@@ -27,9 +27,13 @@ def _conv(op: GradientBuilder, s: Shapes, image: Var, w: Var, bias: Var | None) 
 
 def _columns(op: GradientBuilder, s: Shapes, image: Var, w: Var, bias: Var | None) -> Var:
     """One product of all windows of all images, where the operator has one an image."""
-    made = product(op, s, matrix_of(op, s, w), from_images(op, s, image))
-    if bias is not None:
-        made = made + op.Reshape(bias, np.array([-1, 1] if s.dense else [s.group, -1, 1]))
+    operands = matrix_of(op, s, w), from_images(op, s, image)
+    if bias is None:
+        made = product(op, s, *operands)
+    elif s.dense:
+        made = op.Gemm(*operands, op.Reshape(bias, np.array([-1, 1])))
+    else:
+        made = product(op, s, *operands) + op.Reshape(bias, np.array([s.group, -1, 1]))
     made = op.Reshape(made, np.array([s.outer, -1, *(s.response or ())]))
     return op.transpose(made, [1, 0, *range(2, s.window.n + 2)])
 
