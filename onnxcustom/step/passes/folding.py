@@ -54,9 +54,7 @@ def _add_matrix(total: ir.Node, taken: set[str]) -> None:
         return
     if len(gemm.inputs) != 2 or x.dtype not in (ir.DataType.FLOAT, ir.DataType.DOUBLE):
         return
-    flat, whole = (
-        None if v.shape is None or not v.shape.is_static() else list(v.shape) for v in (matrix, new)
-    )
+    flat, whole = _static(matrix), _static(new)
     if flat is None or whole is None or x.shape != new.shape or math.prod(flat) != math.prod(whole):
         return
     taken.update(() if taken else all_names(graph))
@@ -77,6 +75,11 @@ def _add_matrix(total: ir.Node, taken: set[str]) -> None:
         tensor = _reshaped(total, new, whole, taken)
         for node, i in readers:
             node.replace_input_with(i, tensor)
+
+
+def _static(value: ir.Value) -> list[int] | None:
+    known = value.shape is not None and value.shape.is_static()
+    return [int(d) for d in value.shape.numpy()] if known and value.shape is not None else None
 
 
 def _reshaped(beside: ir.Node, value: ir.Value, sizes: list[int], taken: set[str]) -> ir.Value:
