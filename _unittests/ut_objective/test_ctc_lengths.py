@@ -122,3 +122,26 @@ def test_what_is_refused():
         Loss.select("ctc:input_lengths=4").loss_scores("cpu", WORDS, frames())
     with pytest.raises(InvalidDataError, match="Row 1 has -2 frames"):
         Loss.select("ctc:input_lengths=0").loss_scores("cpu", np.c_[[3, -2, 1, 1, 1], WORDS], frames())
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 2, 0), (3, 2, 5, 0), (1, 1, 2, 1), (3, 7, 2, 6), (2, 40, 5, 6)])
+@pytest.mark.parametrize("own", [False, True])
+def test_sizes_of_all_kinds(shape, own):
+    """One frame, one row, no label at all, rows that do not fit: against PyTorch."""
+    torch = pytest.importorskip("torch")
+    rows, frames, classes, most = shape
+    rng = np.random.default_rng(rows + frames)
+    z = rng.normal(size=(rows, frames, classes)) * 10
+    words = rng.integers(1, classes, size=(rows, most))
+    words[np.arange(most) >= rng.integers(0, most + 1, size=rows)[:, None]] = -1
+    size = rng.integers(1, frames + 1, size=rows) if own else np.full(rows, frames)
+    loss = Loss.select("ctc:zero_infinity=true" + (",input_lengths=0" if own else ""))
+    value, gradient = loss.loss_gradient("cpu", np.c_[size, words] if own else words, z)
+    p, length = torch.tensor(z, requires_grad=True), (words >= 0).sum(1)
+    given = torch.tensor(np.c_[np.maximum(words, 0), np.zeros(rows, np.int64)])
+    about = p.log_softmax(-1).transpose(0, 1), given, torch.tensor(size), torch.tensor(length)
+    exact = torch.nn.functional.ctc_loss(*about, reduction="none", zero_infinity=True)
+    exact = (exact / torch.tensor(np.maximum(length, 1))).sum()
+    exact.backward()
+    assert float(value.numpy()) == pytest.approx(exact.item(), rel=1e-9, abs=1e-12)
+    np.testing.assert_allclose(gradient.numpy(), p.grad.numpy(), rtol=0, atol=1e-9)

@@ -22,11 +22,15 @@ _NEVER = -1e30
 
 
 class _Paths(NamedTuple):
-    """The labels of a batch with blanks between them, L labels making S = 2 L + 1 places."""
+    """The labels of a batch with blanks between them, L labels making S = 2 L + 1 places.
+
+    What has 2 N rows is of the rows, and of the same with their frames and places backwards.
+    """
 
     places: Var  # [N, S], classes
+    start: Var  # [2 N, S], 0 where a path is before its first frame, else _NEVER
     end: Var  # [N, S], 0 where a path may end, else _NEVER
-    skip: Var  # [N, S], 0 where a path may come from two places before, else _NEVER
+    skip: Var  # [2 N, S], 0 where a path may come from two places before, else _NEVER
     length: Var  # [N, 1], number of labels, int64
     there: Var | None = None  # [T, N, 1], whether a frame is one of the row's own; None if all are
 
@@ -207,6 +211,9 @@ class CTCLearningLoss(Loss):
         return shaped(label, [None, None]), shaped(there, [None, None, 1])
 
     def _paths(self, op: Builder, label: Var, like: Var) -> _Paths:
+        # One column at least: what is moved out of a frame is not all of it.
+        missing = op.Max(1 - op.Slice(op.Shape(label), [1], [2]), op.const(0))
+        label = op.Pad(label, op.Concat([0, 0, 0], missing, axis=0), op.const(-1))
         there = label >= 0
         there.value.dtype = ir.DataType.BOOL
         blank = op.const(self.blank, ir.DataType.INT64)
@@ -218,44 +225,50 @@ class CTCLearningLoss(Loss):
         row = op.Slice(op.Shape(label), [0], [1])
         column = op.Expand(blank, op.Concat(row, [1], axis=0))
         places = op.Concat(flat, column, axis=1)
+        # And the same backwards, behind them: padding comes first there, and no path is ever at it.
+        both = op.Concat(places, _turned(op, places, [1]), axis=0)
         count = op.Squeeze(op.Slice(op.Shape(places), [1], [2]), [0])
-        index = op.Unsqueeze(op.Range(op.const(0), count, op.const(1)), [0])
-        last = 2 * length
-        ends = op.Or(op.Equal(index, last), op.Equal(index, last - 1))
-        before = op.Slice(op.Concat(column, column, places, axis=1), [0], [-2], [1])
-        skips = op.Not(op.Or(op.Equal(places, blank), op.Equal(places, before)))
+        number = op.Range(op.const(0), count, op.const(1))
+        index, last = op.Unsqueeze(number, [0]), 2 * length
+        started = op.Equal(index, op.Concat(0 * last, count - 1 - last, axis=0))
+        ended = op.Or(op.Equal(index, last), op.Equal(index, last - 1))
+        column = op.Concat(column, column, axis=0)
+        earlier = op.Slice(op.Concat(column, column, both, axis=1), [0], [-2], [1])
+        skips = op.Not(op.Or(op.Equal(both, blank), op.Equal(both, earlier)))
         never, zero = op.const(_NEVER, like=like), op.const(0, like=like)
-        return _Paths(places, op.Where(ends, zero, never), op.Where(skips, zero, never), length)
+        return _Paths(places, *(op.Where(v, zero, never) for v in (started, ended, skips)), length)
 
     def _losses(self, op: Builder, log_p: Var, paths: _Paths) -> tuple[Var, Var, Var]:
         """Losses [N, 1]; how likely each class is said in each frame, [N, T, C]; whether a row fits."""
         frames = op.Transpose(log_p, perm=[1, 0, 2])
         shape = op.Concat(op.Slice(op.Shape(frames), [0], [1]), op.Shape(paths.places), axis=0)
         index = op.Expand(op.Unsqueeze(paths.places, [0]), shape)
-        said = op.GatherElements(frames, index, axis=2)  # [T, N, S]
-        first, others = op.Slice(paths.end, [0], [1], [1]), op.Slice(paths.end, [1], [2**31 - 1], [1])
-        start = op.Concat(0 * first, 0 * others + _NEVER, axis=1)
-        scanned = [said] if paths.there is None else [said, paths.there]
-        last, forward, sizes = op.Scan(
-            start, *scanned, body=_forward(op, paths, log_p.dtype), num_scan_inputs=len(scanned), outputs=3
-        )
-        _, backward = op.Scan(
-            paths.end,
+        said = op.Max(op.GatherElements(frames, index, axis=2), _NEVER)  # [T, N, S]
+        scanned = [op.Concat(said, _turned(op, said, [0, 2]), axis=1)]
+        if paths.there is not None:
+            scanned.append(op.Concat(paths.there, _turned(op, paths.there, [0]), axis=1))
+        last, made = op.Scan(
+            paths.start,
             *scanned,
-            body=_backward(op, paths, log_p.dtype),
+            body=_frame(op, paths, log_p.dtype),
             num_scan_inputs=len(scanned),
-            scan_input_directions=[1] * len(scanned),
-            scan_output_directions=[1],
             outputs=2,
         )
-        final = op.ReduceLogSumExp(op.Max(last + paths.end, _NEVER), [1], keepdims=1)
+        rows = op.Slice(op.Shape(paths.places), [0], [1])
+        last = op.Slice(last, [0], rows, [0])
+        forward, backward = op.Slice(made, [0], rows, [1]), op.Slice(made, rows, [2**31 - 1], [1])
+        final = op.ReduceLogSumExp(last + paths.end, [1], keepdims=1)
+        sizes = op.ReduceLogSumExp(forward, [2], keepdims=1)  # [T, N, 1]
+        if paths.there is not None:
+            sizes = op.Where(paths.there, sizes, op.const(0, like=sizes))
         likely = final + op.ReduceSum(sizes, [0], keepdims=0)
         feasible = likely > _NEVER / 10
         feasible.value.dtype = ir.DataType.BOOL
         worst = 0.0 if self.zero_infinity else np.inf
         losses = op.Where(feasible, -likely, op.const(worst, like=log_p))
         # Every frame is at one of the places: what is common to all of them cancels.
-        places = op.Transpose(op.Softmax(forward + backward, axis=2), perm=[1, 0, 2])
+        places = op.Softmax(forward + _turned(op, backward, [0, 2]) - said, axis=2)
+        places = op.Transpose(places, perm=[1, 0, 2])
         return losses, _by_class(op, places, paths.places, log_p), feasible
 
 
@@ -268,61 +281,31 @@ def _by_class(op: Builder, places: Var, classes: Var, like: Var) -> Var:
     return op.MatMul(places, one_hot)
 
 
-def _summed(op: Builder, likely: Sequence[Var]) -> Var:
-    """Logarithm of a sum from logarithms, none of which need be real."""
-    top = op.Max(*likely, _NEVER)
-    total = sum((op.Exp(v - top) for v in likely[1:]), op.Exp(likely[0] - top))
-    return top + op.Log(total)
+def _turned(op: Builder, x: Var, axes: list[int]) -> Var:
+    """X backwards along some axes."""
+    n = len(axes)
+    made = op.Slice(x, [-1] * n, [-(2**31)] * n, axes, [-1] * n)
+    made.value.dtype = x.dtype
+    return made
 
 
-def _shifted(op: Builder, x: Var, by: int) -> Var:
-    """X moved along axis 1, what comes in being impossible."""
-    size = abs(by)
-    gap = 0 * op.Slice(x, [0], [1], [1]) + _NEVER
-    gaps = [gap] * size
-    if by > 0:
-        return op.Slice(op.Concat(*gaps, x, axis=1), [0], [-size], [1])
-    return op.Slice(op.Concat(x, *gaps, axis=1), [size], [2**31 - 1], [1])
+def _frame(op: Builder, paths: _Paths, dtype: ir.DataType | None) -> ir.Graph:
+    """From the paths up to a frame to those up to the next, normalised; what they are before that goes out.
 
-
-def _body(
-    op: Builder, paths: _Paths, dtype: ir.DataType | None, name: str
-) -> tuple[Builder, Var, Var, list[Var]]:
-    sub = Builder(op.opset, prefix=op.unique(f"ctc_{name}_"), taken=op.taken)
+    The logarithm of the sum over what a path may come from, and of what is said then.
+    """
+    sub = Builder(op.opset, prefix=op.unique("ctc_"), taken=op.taken)
     dtype = dtype or ir.DataType.FLOAT
     state = sub.input(sub.unique("state"), dtype, [None, None])
     said = sub.input(sub.unique("said"), dtype, [None, None])
-    own = [] if paths.there is None else [sub.input(sub.unique("own"), ir.DataType.BOOL, [None, 1])]
-    return sub, state, said, own
-
-
-def _passed(sub: Builder, own: list[Var], made: Var, before: Var) -> Var:
-    """What is made of a frame, or what was before it where the row is through."""
-    return sub.Where(own[0], made, before) if own else made
-
-
-def _forward(op: Builder, paths: _Paths, dtype: ir.DataType | None) -> ir.Graph:
-    """From the paths up to a frame to those up to the next, normalised; their size goes out, too."""
-    sub, state, said, own = _body(op, paths, dtype, "forward")
-    skipped = _shifted(sub, state, 2) + sub.wrap(paths.skip.value)
-    made = sub.Max(_summed(sub, [state, _shifted(sub, state, 1), skipped]) + said, _NEVER)
-    size = sub.ReduceMax(made, [1], keepdims=1)
-    state_out = _passed(sub, own, sub.Max(made - size, _NEVER), state)
-    size = _passed(sub, own, size, sub.const(0, like=size))
-    return _graph(sub, [state, said, *own], [state_out, sub.Identity(state_out), size], "forward")
-
-
-def _backward(op: Builder, paths: _Paths, dtype: ir.DataType | None) -> ir.Graph:
-    """From the paths behind a frame to those from it on; what comes out is the former."""
-    sub, state, said, own = _body(op, paths, dtype, "backward")
-    ahead = sub.Max(state + said, _NEVER)
-    skipped = _shifted(sub, ahead + sub.wrap(paths.skip.value), -2)
-    made = sub.Max(_summed(sub, [ahead, _shifted(sub, ahead, -1), skipped]), _NEVER)
-    size = sub.ReduceMax(made, [1], keepdims=1)
-    state_out = _passed(sub, own, sub.Max(made - size, _NEVER), state)
-    return _graph(sub, [state, said, *own], [state_out, sub.Identity(state)], "backward")
-
-
-def _graph(sub: Builder, inputs: list[Var], outputs: list[Var], name: str) -> ir.Graph:
-    """A body whose outputs have ranks, which onnxruntime asks of them."""
-    return sub.graph(inputs, [shaped(v, [None, None]) for v in outputs], name=name)
+    # Operators on all places at once: one that gathers or reduces takes longer than these together.
+    next_to = sub.Pad(state, [0, 1, 0, -1], sub.const(_NEVER, like=state))
+    skipped = sub.Pad(next_to, [0, 1, 0, -1], sub.const(_NEVER, like=state)) + sub.wrap(paths.skip.value)
+    top = sub.Max(state, next_to, skipped)
+    made = sub.Log(sub.Sum(*(sub.Exp(v - top) for v in (state, next_to, skipped)))) + top + said
+    inputs, new = [state, said], sub.LogSoftmax(made, axis=1)
+    if paths.there is not None:  # a row that is through stays where it is
+        inputs.append(sub.input(sub.unique("own"), ir.DataType.BOOL, [None, 1]))
+        new = sub.Where(inputs[-1], new, state)
+    # onnxruntime asks for the ranks of what a body gives.
+    return sub.graph(inputs, [shaped(v, [None, None]) for v in (new, made)], name="frame")
