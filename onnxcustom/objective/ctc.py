@@ -236,7 +236,8 @@ class CTCLearningLoss(Loss):
         earlier = op.Slice(op.Concat(column, column, both, axis=1), [0], [-2], [1])
         skips = op.Not(op.Or(op.Equal(both, blank), op.Equal(both, earlier)))
         never, zero = op.const(_NEVER, like=like), op.const(0, like=like)
-        return _Paths(places, *(op.Where(v, zero, never) for v in (started, ended, skips)), length)
+        start, end, skip = (op.Where(v, zero, never) for v in (started, ended, skips))
+        return _Paths(places, start, end, skip, length)
 
     def _losses(self, op: Builder, log_p: Var, paths: _Paths) -> tuple[Var, Var, Var]:
         """Losses [N, 1]; how likely each class is said in each frame, [N, T, C]; whether a row fits."""
