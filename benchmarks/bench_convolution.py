@@ -100,6 +100,34 @@ def mobilenet(size: int, batch: int) -> list[Layer]:
     ]
 
 
+def depthwise(batch: int) -> list[Layer]:
+    """Channels each on their own: those of MobileNetV3, EfficientNet and ConvNeXt, and groups."""
+    found = [
+        (1152, 2, 5, 1), (672, 4, 5, 2), (480, 4, 3, 1), (240, 4, 5, 1), (96, 8, 5, 2), (576, 7, 5, 1),
+        (1152, 7, 3, 1), (88, 8, 3, 1), (240, 8, 5, 1), (288, 14, 5, 2), (384, 8, 7, 1), (96, 16, 7, 1),
+        (72, 16, 3, 2), (144, 16, 3, 1), (480, 14, 3, 1), (240, 14, 5, 1), (96, 28, 5, 2), (240, 28, 5, 1),
+        (88, 28, 3, 1), (240, 28, 3, 2), (96, 32, 3, 2), (72, 56, 3, 2), (144, 56, 3, 1), (16, 112, 3, 2),
+    ]  # fmt: skip
+    layers = [Layer(f"depthwise {a}x{a}", (batch, c, a, a), c, k, s, None, c) for c, a, k, s in found]
+    return [
+        *layers,
+        Layer("depthwise 1-D", (batch, 128, 40), 128, 4, 1, None, 128),
+        Layer("depthwise 1-D long", (batch, 128, 400), 128, 31, 1, None, 128),
+        Layer("depthwise 1-D longer", (batch, 64, 2000), 64, 4, 1, 0, 64),
+        Layer("depthwise 3-D", (batch, 32, 4, 8, 8), 32, 3, 1, None, 32),
+        Layer("depthwise 3-D large", (batch, 16, 8, 28, 28), 16, 3, 1, None, 16),
+        Layer("depthwise twice 4x4", (batch, 128, 4, 4), 256, 3, 1, None, 128),
+        Layer("depthwise twice 8x8", (batch, 64, 8, 8), 128, 3, 1, None, 64),
+        Layer("depthwise twice 28x28", (batch, 32, 28, 28), 64, 3, 1, None, 32),
+        Layer("groups 32x4 4x4", (batch, 128, 4, 4), 128, 3, 1, None, 32),
+        Layer("groups 32x8 4x4", (batch, 256, 4, 4), 256, 3, 1, None, 32),
+        Layer("groups 32x16 4x4", (batch, 512, 4, 4), 512, 3, 1, None, 32),
+        Layer("groups 32x32 2x2", (batch, 1024, 2, 2), 1024, 3, 1, None, 32),
+        Layer("groups 32x4 7x7", (batch, 128, 7, 7), 128, 3, 1, None, 32),
+        Layer("groups 4x3 7x7", (batch, 12, 7, 7), 12, 3, 1, None, 4),
+    ]
+
+
 def other() -> list[Layer]:
     return [
         Layer("1-D", (8, 64, 128), 64, 3),
@@ -112,8 +140,17 @@ def other() -> list[Layer]:
     ]
 
 
-LAYERS = [*resnet(64, 8), *resnet(224, 4), *unet(64, 4), *mobilenet(64, 8), *mobilenet(224, 4), *other()]
-#: By product: its table, what emits it, what it reads, and the form that is the measure of the others.
+LAYERS = [
+    *resnet(64, 8),
+    *resnet(224, 4),
+    *unet(64, 4),
+    *mobilenet(64, 8),
+    *mobilenet(224, 4),
+    *depthwise(8),
+    *other(),
+]
+#: By product: its table, what emits it, what it reads, and the form that is the measure of the others, unless
+#: channels are each on their own.
 PRODUCTS: dict[str, tuple[tuple[Form, ...], dict[str, Callable], str, str]] = {
     "response": (RESPONSE, RESPONSES, "xw", "Conv"),
     "image": (IMAGE, IMAGES, "yw", "ConvTranspose"),
@@ -179,6 +216,10 @@ def measure(layer: Layer, product: str, arguments: argparse.Namespace) -> str:
     """One row of the table."""
     shapes = layer.shapes()
     table, _, reads, plain = PRODUCTS[product]
+    if product == "weight" and shapes.depthwise:
+        plain = "sums"
+    elif product == "image" and shapes.depthwise and shapes.unit_strides and shapes.within:
+        plain = "turned slice"
     forms = [
         f.name
         for f in table

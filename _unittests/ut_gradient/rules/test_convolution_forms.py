@@ -174,7 +174,7 @@ def test_every_form_is_compared():
         (square(9, 256, 128, dtype=DOUBLE), "columns"),
         (square(9, 256, 128, host=Host(portable=True)), "columns"),
         (square(9, 256, 128, host=Host("cuda")), "Conv"),
-        (square(9, 2**15, 1, group=2**15), "Conv"),
+        (square(9, 2**15, 1, group=2**15), "matrix"),
         (square(9, 256, 128, group=2), "columns"),
     ],
 )
@@ -238,7 +238,7 @@ def test_image(at, taken):
         (shapes((128,), (32, 32, 1), strides=(2,)), "columns"),
         (shapes((100,), (2, 2, 64)), "rows"),
         (shapes((100,), (2, 2, 65)), "conv"),
-        (square(9, 8, 1, group=8), "sums"),
+        (square(9, 8, 1, group=8), "matrix"),
     ],
 )
 def test_weight(at, taken):

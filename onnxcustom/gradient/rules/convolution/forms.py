@@ -109,6 +109,11 @@ class Shapes:
         return self.group > 1 and (self.outer, self.inner) == (self.group, 1)
 
     @property
+    def alone(self) -> bool:
+        """Whether each channel of the image is convolved on its own, into one or several."""
+        return self.group > 1 and self.inner == 1
+
+    @property
     def explicit(self) -> bool:
         """Whether the padding is known."""
         return self.window.begin is not None and self.window.end is not None
@@ -135,9 +140,51 @@ class Shapes:
         return self.explicit and all(size > 0 for size in sizes)
 
     @property
+    def pairs(self) -> float:
+        """Pairs of a position of the response and a pixel of the image."""
+        return self.positions * self.pixels
+
+    @property
     def here(self) -> bool:
         """Whether it was measured where it is going to run."""
         return self.host.device == "cpu"
+
+    @property
+    def singly(self) -> bool:
+        """Whether products of matrices may stand for convolutions of each channel on its own.
+
+        Up to onnxruntime 1.19 float64 has no product of transposed matrices, nor a convolution.
+        """
+        return (
+            self.here and self.static and self.alone and self.dtype == ir.DataType.FLOAT and self.kernel > 1
+        )
+
+    @property
+    def pairs_held(self) -> bool:
+        """Whether what all pairs take is no burden: 16 MB at most for the weight, 4 MB for the constant."""
+        return self.pairs * self.channels <= 2**22 and self.pairs * self.kernel <= 2**20
+
+    @property
+    def few_pairs(self) -> bool:
+        """Whether enough of the pairs are joined; the more images, the better."""
+        return self.pairs <= min(640 + 200 * self.kernel, 5000)
+
+    @property
+    def narrow(self) -> bool:
+        """Whether rows are not much longer than those of the kernel: of the pairs three tenths are joined."""
+        image, kernel = self.image, self.window.kernel
+        return image is not None and kernel is not None and 3 * image[-1] <= 10 * kernel[-1]
+
+    @property
+    def long_rows(self) -> bool:
+        """Whether rows of the kernel are so long that a product for each costs less than a sum a place."""
+        kernel = self.window.kernel
+        return kernel is not None and kernel[-1] >= (3 if self.window.n > 1 else 7)
+
+    @property
+    def banded(self) -> bool:
+        """Whether the kernel has several rows, and not too many."""
+        return self.window.n > 1 and self.copies <= 64
 
     @property
     def adds_columns(self) -> bool:
@@ -181,6 +228,8 @@ class Form(NamedTuple):
 # Of each product the first that fits and gains. A comparison with what is not known does not hold.
 # What ``benchmarks/bench_convolution.py`` measures decides: gains of columns, turned ... over the last.
 RESPONSE = (
+    Form("matrix", lambda s: s.singly and s.pairs_held, lambda s: s.few_pairs),
+    Form("bands", lambda s: s.singly and s.banded, lambda s: s.narrow),
     Form(
         "columns",
         lambda s: s.here and s.static and s.joined,
@@ -189,6 +238,8 @@ RESPONSE = (
     Form("Conv", lambda s: True),
 )
 IMAGE = (
+    Form("matrix", lambda s: s.singly and s.pairs_held, lambda s: s.few_pairs),
+    Form("bands", lambda s: s.singly and s.banded and s.unit_strides and s.within, lambda s: s.narrow),
     Form(
         "columns",
         lambda s: s.here and s.static and s.joined and s.adds_columns,
@@ -206,6 +257,8 @@ IMAGE = (
     Form("ConvTranspose", lambda s: True),
 )
 WEIGHT = (
+    Form("matrix", lambda s: s.singly and s.pairs_held, lambda s: s.few_pairs),
+    Form("bands", lambda s: s.singly and s.copies <= 64, lambda s: s.long_rows),
     Form(
         "images",
         lambda s: s.here and s.static and s.dense and s.kernel == 1 and not s.padded,

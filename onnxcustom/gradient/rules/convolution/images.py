@@ -10,6 +10,7 @@ from onnxcustom.graph.building.builder import Var
 
 from ...emit import GradientBuilder
 from ..windows import Window, cut, shape_of_axes
+from . import depthwise
 from .columns import matrix_of, product, rows_of, to_images
 from .forms import Shapes
 
@@ -85,4 +86,6 @@ IMAGES: Mapping[str, Callable[[GradientBuilder, Shapes, Var, Var, Var], Var]] = 
     "turned": _turned,
     "columns": _columns,
     "turned slice": _turned_slice,
+    "matrix": depthwise.image_by_matrix,
+    "bands": depthwise.image_by_bands,
 }

@@ -31,7 +31,7 @@ def conv(op: GradientBuilder, node: NodeView, dy: Var) -> list[Var | None]:
     forms = choose(shapes)
     dx = IMAGES[forms.image](op, shapes, dy, w, x) if node.needs[0] else None
     dw = WEIGHTS[forms.weight](op, shapes, x, dy, w) if node.needs[1] else None
-    if forms.response != "Conv":
+    if forms.response != "Conv" and node.needs[1]:  # a constant weight is laid out for Conv beforehand
         node.replace_output(0, RESPONSES[forms.response](op, shapes, x, w, node.input(2)))
     return [dx, dw, *_bias(op, node, dy, n)]
 

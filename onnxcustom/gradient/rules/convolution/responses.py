@@ -9,6 +9,7 @@ import numpy as np
 from onnxcustom.graph.building.builder import Var
 
 from ...emit import GradientBuilder
+from . import depthwise
 from .columns import from_images, matrix_of, product
 from .forms import Shapes
 
@@ -42,4 +43,6 @@ def _columns(op: GradientBuilder, s: Shapes, image: Var, w: Var, bias: Var | Non
 RESPONSES: Mapping[str, Callable[[GradientBuilder, Shapes, Var, Var, Var | None], Var]] = {
     "Conv": _conv,
     "columns": _columns,
+    "matrix": depthwise.response_by_matrix,
+    "bands": depthwise.response_by_bands,
 }

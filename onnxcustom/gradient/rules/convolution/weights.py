@@ -138,4 +138,6 @@ WEIGHTS: Mapping[str, Callable[[GradientBuilder, Shapes, Var, Var, Var], Var]] =
     "shifts": _shifts,
     "conv": _by_conv,
     "sums": depthwise.sums,
+    "matrix": depthwise.weight_by_matrix,
+    "bands": depthwise.weight_by_bands,
 }
