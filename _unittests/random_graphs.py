@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -11,7 +14,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-__all__ = ["RandomGraph", "random_graph"]
+__all__ = ["RandomGraph", "random_graph", "run_seeds"]
 
 ROWS, WIDTH, TABLE = 3, 4, 5
 Values = dict[str, np.ndarray]
@@ -437,3 +440,20 @@ def random_graph(seed: int) -> RandomGraph:
         name = random.choice(sorted(weights))
         outputs[name] = list(weights[name].shape)
     return RandomGraph(maker.nodes, maker.steps, weights, constants, outputs)
+
+
+# -- many of them ------------------------------------------------------------------------------------------
+
+
+def run_seeds(name: str, check: Callable[[int], str], seeds: Sequence[int]) -> bool:
+    """Check the models of many seeds in child processes, print what became of them; True if one is wrong."""
+    sys.path.insert(0, str(Path(__file__).parent / "ut_fuzz"))
+    from fuzz_runner import run_cases
+
+    counts = Counter[str]()
+    for result in run_cases(check, seeds, seconds=120, batch=100):
+        counts[result.outcome if not result.bad else "wrong"] += 1
+        if result.bad:
+            print(f"{name}, seed {result.number}: {result.outcome}\n{result.detail[-2000:]}", flush=True)
+    print(f"{name}: {dict(counts)}", flush=True)
+    return bool(counts["wrong"])

@@ -6,6 +6,7 @@ Twenty models of seeds 0 to 39, the others with ``--exhaustive``;
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections import Counter
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from random_graphs import ROWS, TABLE, WIDTH, RandomGraph, Values, random_graph
+from random_graphs import ROWS, TABLE, WIDTH, RandomGraph, Values, random_graph, run_seeds
 
 from onnxcustom import OrtGradientForwardBackward, gradient_graph
 from onnxcustom.exceptions import GradientNotImplementedError, NonDifferentiableError, UnknownNameError
@@ -108,13 +109,6 @@ def test_a_wrong_gradient_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 if __name__ == "__main__":
-    start, end = int(sys.argv[1]), int(sys.argv[2])
-    for name in ["onnx"] + ["ort"] * training_available():
-        results: Counter[str] = Counter()
-        for number in range(start, end):
-            try:
-                results[check(number, name)] += 1
-            except Exception as exc:
-                results["wrong"] += 1
-                print(name, number, type(exc).__name__, str(exc)[:300], flush=True)
-        print(name, dict(results))
+    chosen = range(int(sys.argv[1]), int(sys.argv[2]))
+    names = ["onnx"] + ["ort"] * training_available()
+    sys.exit(sum(run_seeds(name, functools.partial(check, engine=name), chosen) for name in names))

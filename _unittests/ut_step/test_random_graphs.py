@@ -7,6 +7,7 @@ Ten steps of plain descent are those of differences in float64, running statisti
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections import Counter
 from pathlib import Path
@@ -18,7 +19,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from random_graphs import ROWS, TABLE, WIDTH, RandomGraph, Values, random_graph
+from random_graphs import ROWS, TABLE, WIDTH, RandomGraph, Values, random_graph, run_seeds
 
 from onnxcustom import TrainingStep, optim
 from onnxcustom.exceptions import ConvergenceError, GradientNotImplementedError, NoTrainableWeightError
@@ -203,14 +204,6 @@ def test_descent(engine: str) -> None:
 
 
 if __name__ == "__main__":
-    start, end = int(sys.argv[1]), int(sys.argv[2])
-    for name in ["onnx"] + ["ort"] * training_available():
-        for function in (check, check_descent):
-            results: Counter[str] = Counter()
-            for number in range(start, end):
-                try:
-                    results[function(number, name)] += 1
-                except Exception as exc:
-                    results["wrong"] += 1
-                    print(function.__name__, name, number, type(exc).__name__, str(exc)[:700], flush=True)
-            print(function.__name__, name, dict(results), flush=True)
+    chosen = range(int(sys.argv[1]), int(sys.argv[2]))
+    ways = [(f, e) for e in ["onnx"] + ["ort"] * training_available() for f in (check, check_descent)]
+    sys.exit(sum(run_seeds(f"{f.__name__} {e}", functools.partial(f, engine=e), chosen) for f, e in ways))
