@@ -58,9 +58,7 @@ def test_not_a_model(bad):
 
 def test_invalid_graph_is_named(model):
     model.graph.node[0].input[0] = "nowhere"
-    with pytest.raises(
-        InvalidModelError, match=r"onnxruntime \d\S+ does not accept graph .add_one.*exported anew"
-    ):
+    with pytest.raises(InvalidModelError, match=r"onnxruntime \d.*accept graph .add_one.*exported anew"):
         create_session(model)
 
 

@@ -311,8 +311,8 @@ def _session_error(model: Any, exc: Exception) -> Exception:
         )
     if kind in ("InvalidProtobuf", "InvalidGraph", "Fail", "InvalidArgument", "NoSuchFile", "DecodeError"):
         return InvalidModelError(
-            f"onnxruntime {require_runtime().__version__} does not accept graph {name!r}: {str(exc).rstrip()} If "
-            "onnxruntime.InferenceSession does not open the model by itself, either, another release of "
+            f"onnxruntime {require_runtime().__version__} does not accept graph {name!r}: {exc}. "
+            "If onnxruntime.InferenceSession does not open the model by itself, either, another release of "
             "onnxruntime may, or the model has to be exported anew."
         )
     return EvaluationError(f"onnxruntime cannot make a session of graph {name!r}: {exc}")
