@@ -45,7 +45,8 @@ class Repeated:
         plain = BaseLearningLoss.check_expected
         self._checked: list[tuple[_Place, Any]] = []
         self._by_rows = True
-        for place, target, spec in zip(self._places[first:], recipe.targets, recipe.expected, strict=True):
+        # Behind these is what losses of several targets expect beside, which nobody checks further.
+        for place, target, spec in zip(self._places[first:], recipe.targets, recipe.expected, strict=False):
             if len(spec.shape or ()) == 1 and not target.soft and place.labels_below(target.sure_labels()):
                 continue
             self._by_rows = self._by_rows and not target.counted
