@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Generic, TypeVar
 
+from onnxcustom._phrases import parse_phrase
 from onnxcustom.exceptions import InvalidParameterError, UnknownNameError
 
 __all__ = ["Registry", "did_you_mean"]
@@ -80,6 +81,19 @@ class Registry(Generic[T]):
             f"{name!r} is no {self.kind}.{did_you_mean(name, self._classes)} "
             f"Names are {', '.join(map(repr, self.names()))}{others}."
         )
+
+    def read(self, text: Any, given: Mapping[str, Any], also: Iterable[str] = ()) -> tuple[T, dict[str, Any]]:
+        """The class that a text means, and its options: those of ``"name:option=value"``, then `given`.
+
+        Raises
+        ------
+        UnknownNameError
+            As :meth:`find`, or a text of another form.
+        """
+        told: dict[str, Any] = {}
+        if isinstance(text, str) and ":" in text:
+            text, told = parse_phrase(text)
+        return self.find(text, also), {**told, **given}
 
     def __contains__(self, name: str) -> bool:
         return name.lower() in self._classes

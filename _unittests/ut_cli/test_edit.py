@@ -98,3 +98,17 @@ def test_nothing_is_overwritten(tied: Path, command) -> None:
     assert Path("new.onnx").read_text() == "kept"
     command("edit", "tied.onnx", "--untie", "-o", "new.onnx", "--force")
     assert len(weights("new.onnx")) == 3
+
+
+def test_scores_in_dicts_leave_no_shape_without_a_type(folder: Path, command, caplog) -> None:
+    """A ZipMap's input has no declared type: a shape alone cannot be written."""
+    pytest.importorskip("skl2onnx")
+    from skl2onnx import to_onnx
+    from sklearn.linear_model import LogisticRegression
+
+    X = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
+    fitted = LogisticRegression().fit(X, np.array(["a", "b", "c"])[np.arange(30) % 3])
+    save(to_onnx(fitted, X[:1], target_opset=17), "zip.onnx")
+    command("edit", "zip.onnx", "--head", "5", "--dynamic-batch", "-o", "new.onnx")
+    assert not caplog.records or all("not known" not in r.getMessage() for r in caplog.records)
+    assert weights("new.onnx")["head_weight"].shape == (4, 5)

@@ -187,3 +187,10 @@ def test_gradients_of_the_head_are_those_of_numpy():
     change = features.T @ (p - np.eye(3)[THREE]) / len(X)
     found = held["head_weight"] - onnxcustom.weights(step.trained_model())["head_weight"]
     np.testing.assert_allclose(found, change, rtol=1e-3, atol=1e-5)
+
+
+def test_a_regressor_counts_no_classes():
+    with pytest.raises(InvalidParameterError, match=r"OnnxClassifier\(head='auto'\).*head=10"):
+        OnnxRegressor(network(), head="auto", loss="cross_entropy", **SET).fit(X, THREE)
+    fitted = OnnxRegressor(network(), head=3, loss="cross_entropy", **SET).fit(X, THREE)
+    assert fitted.predict(X).shape == (len(X), 3)

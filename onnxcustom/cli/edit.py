@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,6 +96,7 @@ def edit(
     the batch any (--dynamic-batch), and the last layer another one (--head). What each has done is said.
     """
     from .outputs import check_outputs, default_output
+    from .phrases import parse_outputs
 
     target = default_output(model, "edited") if output is None else output
     check_outputs({"--output": (target, (".onnx",))}, force, [model])
@@ -103,60 +104,62 @@ def edit(
         raise click.UsageError("Say what to change: --head, --dynamic-batch, --untie or --dequantize.")
     if head is None and (at or activation != "auto"):
         raise click.UsageError("--at and --activation are for --head.")
-    outputs = None if head is None else _outputs(head)
-    from onnxcustom import tuning
+    outputs = None if head is None else parse_outputs(head)
     from onnxcustom.graph import save
 
     from .graphs import describe_graph
     from .models import Model, of_file
 
-    found = Model(model, batch_axis)
-    made = found.proto
-    lines: list[str] = []
+    found, lines = Model(model, batch_axis), _Lines()
     with of_file(model):
-        if dequantize:
-            made = _done(lines, "dequantized", made, tuning.dequantize(made))
-        if untie:
-            made = _done(lines, "untied", made, tuning.untie(made))
+        made = lines.weights(found.proto, dequantize, untie)
         if dynamic_batch:
-            inputs = {info.name for info in made.graph.input}
-            axes = {n: a for n, a in found.batch_axis.items() if n in inputs}
-            with _told(lines):
-                made = tuning.make_dynamic(made, batch, batch_axis=axes or None)
-            lines.append(f"takes any number of rows, {batch}, as compared with rows alone")
+            made = lines.dynamic(made, batch, found.batch_axis)
         if outputs is not None:
-            made = tuning.replace_head(made, outputs, at=at, seed=seed, activation=activation)
-            _forget_card(made)
-            lines.append(_of_head(made))
+            made = lines.head(made, outputs, at=at, seed=seed, activation=activation)
     save(made, target)
-    say(f"{target}")
-    for line in lines:
-        say(f"  {line}")
+    say("\n  ".join([f"{target}", *lines]))
     say(describe_graph(made))
 
 
-def _outputs(text: str) -> int | list[Any]:
-    """A number of outputs, or labels: numbers if all are."""
-    parts = [part.strip() for part in text.split(",")]
-    try:
-        numbers: list[Any] = [int(part) for part in parts]
-    except ValueError:
-        numbers = list(parts)
-        if len(parts) < 2 or not all(parts):
-            raise click.UsageError(
-                f"--head {text!r}: a number of outputs, or labels with commas between them."
-            ) from None
-    return numbers[0] if len(parts) == 1 else numbers
+class _Lines(list[str]):
+    """Changes to a model, and a line for each that says what it has done."""
 
+    def weights(self, made: onnx.ModelProto, dequantize: bool, untie: bool) -> onnx.ModelProto:
+        """Weights in place of integers, and of those that are shared."""
+        from onnxcustom import tuning
+        from onnxcustom.graph import weights
 
-def _done(lines: list[str], word: str, before: onnx.ModelProto, after: onnx.ModelProto) -> onnx.ModelProto:
-    """Say which weights are new."""
-    from onnxcustom.graph import weights
+        for word, wanted, change in (
+            ("dequantized", dequantize, tuning.dequantize),
+            ("untied", untie, tuning.untie),
+        ):
+            if wanted:
+                old, made = list(weights(made)), change(made)
+                new = list(weights(made))
+                added = [name for name in new if name not in old]
+                self.append(f"{word}: {len(added)} new weights{_named(added)}, {len(new)} in all")
+        return made
 
-    old, new = list(weights(before)), list(weights(after))
-    added = [name for name in new if name not in old]
-    lines.append(f"{word}: {len(added)} new weights{_named(added)}, {len(new)} in all")
-    return after
+    def dynamic(self, made: onnx.ModelProto, batch: str, batch_axis: Mapping[str, Any]) -> onnx.ModelProto:
+        """Any number of rows."""
+        from onnxcustom import tuning
+
+        inputs = {info.name for info in made.graph.input}
+        axes = {n: a for n, a in batch_axis.items() if n in inputs}
+        with _told(self):
+            made = tuning.make_dynamic(made, batch, batch_axis=axes or None)
+        self.append(f"takes any number of rows, {batch}, as compared with rows alone")
+        return made
+
+    def head(self, made: onnx.ModelProto, outputs: Any, **options: Any) -> onnx.ModelProto:
+        """Another last layer."""
+        from onnxcustom import tuning
+
+        made = tuning.replace_head(made, outputs, **options)
+        _forget_card(made)
+        self.append(_of_head(made))
+        return made
 
 
 def _named(names: Sequence[str]) -> str:

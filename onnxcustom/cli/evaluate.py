@@ -76,8 +76,9 @@ def evaluate(
     """Score MODEL, an .onnx file, on DATA, a file of rows with their expected values.
 
     DATA is a CSV, Parquet, Arrow or NumPy file, a folder of such files or a pattern like 'part-*.parquet'.
-    It is read block by block; only predictions and expected values are kept in memory. More is better, of
-    scores that scikit-learn calls neg_... too, but of error rates.
+    It is read block by block; only predictions and expected values are kept in memory. Labels -100, which
+    losses ignore, are left out. More is better, of scores that scikit-learn calls neg_... too, but of error
+    rates.
     """
     from .models import Model
     from .phrases import split_names

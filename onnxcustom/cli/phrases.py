@@ -12,7 +12,7 @@ from onnxcustom import _phrases
 from onnxcustom._phrases import parse_value
 from onnxcustom.exceptions import UnknownNameError
 
-__all__ = ["assigned", "parse_phrase", "parse_value", "split_names"]
+__all__ = ["assigned", "parse_outputs", "parse_phrase", "parse_value", "split_names"]
 
 
 def split_names(texts: Iterable[str], known: Sequence[str]) -> list[str]:
@@ -101,3 +101,23 @@ def parse_phrase(text: str, option: str) -> tuple[str, dict[str, Any]]:
         return _phrases.parse_phrase(text)
     except UnknownNameError as exc:
         raise click.UsageError(f"{option} {exc}") from exc
+
+
+def parse_outputs(text: str) -> int | list[Any]:
+    """A number of outputs, or labels with commas between them: numbers if all are.
+
+    Examples
+    --------
+    >>> parse_outputs("5"), parse_outputs("3,7"), parse_outputs("red, green")
+    (5, [3, 7], ['red', 'green'])
+    """
+    parts = [part.strip() for part in text.split(",")]
+    try:
+        numbers: list[Any] = [int(part) for part in parts]
+    except ValueError:
+        numbers = list(parts)
+        if len(parts) < 2 or not all(parts):
+            raise click.UsageError(
+                f"--head {text!r}: a number of outputs, or labels with commas between them."
+            ) from None
+    return numbers[0] if len(parts) == 1 else numbers

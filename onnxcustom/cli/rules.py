@@ -101,9 +101,8 @@ def make_penalty(texts: Sequence[str]) -> Any:
         pattern, equals, phrase = _pattern(text)
         if pattern in made:
             raise click.UsageError(f"--penalty is there twice for {pattern!r}.")
-        name, options = _short(phrase, text)
         with _option("--penalty", text):
-            penalty = BaseLearningPenalty.select(name, **options)
+            penalty = BaseLearningPenalty.select(phrase)
             penalty.check()
         if not equals and len(texts) == 1:
             return penalty
@@ -118,21 +117,10 @@ def _pattern(text: str) -> tuple[str, bool, str]:
     return (pattern, True, text[len(pattern) + 1 :]) if equals and colon else ("*", False, text)
 
 
-def _short(phrase: str, text: str) -> tuple[str, dict[str, Any]]:
-    """``l2:0.01`` stands for ``l2:l2=0.01``."""
-    name, _, value = phrase.partition(":")
-    key = {"l1": "l1", "lasso": "l1", "l2": "l2", "ridge": "l2"}.get(name.lower())
-    if key is not None and value:
-        with contextlib.suppress(ValueError):
-            return name, {key: float(value)}
-    return parse_phrase(phrase, "--penalty")
-
-
 def make_optimizer(text: str, rate: Any = None) -> optim.BaseLearningRate:
     """An update rule by name, with options, at a learning rate or with a schedule of it."""
-    name, options = parse_phrase(text, "--optimizer")
     with _option("--optimizer", text):
-        rule = optim.create(name, **options)
+        rule = optim.create(text)
     if rate is None:
         return rule
     with _option("--lr", str(rate)):

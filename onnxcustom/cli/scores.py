@@ -13,6 +13,7 @@ from sklearn.metrics import log_loss
 from onnxcustom.exceptions import InvalidDataError
 from onnxcustom.graph.analysis.decision import Decision
 from onnxcustom.metrics import get_scorer
+from onnxcustom.objective.labels import IGNORED
 
 from .models import Model
 from .predictor import Answers, Rows
@@ -146,7 +147,9 @@ def _scored_by_row(collected: Collected, metrics: Sequence[str], model: Model) -
     assert y is not None
     assert predicted is not None
     y, estimator = _estimator(collected, y, predicted, model)
-    weights, index = collected.get("weights"), np.arange(len(y)).reshape(-1, 1)
+    kept = _counted(y, estimator) if collected.task == "classification" else slice(None)
+    weights, index, y = collected.get("weights"), np.arange(len(y)).reshape(-1, 1)[kept], y[kept]
+    weights = None if weights is None else weights[kept]
     made = {}
     names = list(metrics or _USUAL[collected.task])
     # Metrics of this library leave out labels that are ignored.
@@ -175,6 +178,22 @@ def _scored_by_row(collected: Collected, metrics: Sequence[str], model: Model) -
         except (ValueError, TypeError, AttributeError) as exc:
             raise InvalidDataError(f"The score {name!r} cannot be computed here: {exc}") from exc
     return made
+
+
+def _counted(y: np.ndarray, estimator: Any) -> Any:
+    """The rows whose label is not the one that losses ignore, unless that is a class of the model.
+
+    Raises
+    ------
+    InvalidDataError
+        None is left.
+    """
+    if estimator.several or y.dtype.kind not in "iu" or np.any(estimator.classes_ == IGNORED):
+        return slice(None)
+    kept = y != IGNORED
+    if not kept.any():
+        raise InvalidDataError(f"Every label of the target is {IGNORED}, which stands for none.")
+    return kept
 
 
 def _estimator(

@@ -11,7 +11,7 @@ import click
 
 from .outputs import check_folder, check_outputs, default_output
 
-__all__ = ["Settings", "check_results"]
+__all__ = ["Settings", "check_groups", "check_results"]
 
 
 @dataclasses.dataclass
@@ -28,6 +28,7 @@ class Settings:
     stream: bool | None
     task: str
     loss: str | None
+    head: str | None
     output_name: str | None
     weights: tuple[str, ...]
     freeze: tuple[str, ...]
@@ -49,6 +50,8 @@ class Settings:
     warmup: int
     epochs: int
     batch_size: int
+    pairs: str | None
+    m_per_class: int | None
     shuffle: bool | None
     seed: int
     metrics: tuple[str, ...]
@@ -88,6 +91,19 @@ class Settings:
         """What the history is called until training ends."""
         path = self.history
         return None if path is None else path.with_name(f".{path.stem}.part{path.suffix}")
+
+
+def check_groups(settings: Settings) -> None:
+    """Refuse words on rows of a batch that do not go together."""
+    if settings.pairs is None:
+        return
+    if settings.m_per_class is not None:
+        raise click.UsageError("--pairs and --m-per-class both say which rows make a batch: give one.")
+    if settings.held_out is not None:
+        raise click.UsageError(
+            f"--validation {settings.validation} takes rows one by one, and --pairs keeps them together: "
+            "give a file of other rows."
+        )
 
 
 def check_results(settings: Settings, read: Iterable[Path] = ()) -> None:

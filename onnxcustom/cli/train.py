@@ -87,6 +87,13 @@ _DATA, _MODEL, _TRAINING, _RESULTS = "Data", "Model", "Training", "Results"
     help="Such as squared_error, absolute_error, huber:delta=2, poisson, log_loss, hinge, or an .onnx file.  "
     "[default: squared_error, or the cross-entropy that fits]",
 )
+@option(
+    "--head",
+    metavar="OUTPUTS|auto",
+    section=_MODEL,
+    help="A new last layer: a number of outputs, labels with commas between them, or auto: what the target "
+    "needs, if that is another number.",
+)
 @option("--output-name", metavar="NAME", section=_MODEL, help="Output of the model that is trained.")
 @weights_options
 @option(
@@ -212,6 +219,19 @@ _DATA, _MODEL, _TRAINING, _RESULTS = "Data", "Model", "Training", "Results"
     show_default=True,
     section=_TRAINING,
     help="Rows in a batch.",
+)
+@option(
+    "--pairs",
+    metavar="COLUMN|N",
+    section=_TRAINING,
+    help="Rows with the same number or text in this column, or N rows behind each other, are in one batch.",
+)
+@option(
+    "--m-per-class",
+    type=click.IntRange(min=1),
+    metavar="N",
+    section=_TRAINING,
+    help="Batches of classes with N rows of each.",
 )
 @option(
     "--shuffle/--no-shuffle",

@@ -17,6 +17,7 @@ import onnx
 
 from onnxcustom._text import count
 from onnxcustom.data import Stream
+from onnxcustom.data.columns import Plan
 from onnxcustom.graph import load, save
 from onnxcustom.graph import weights as graph_weights
 from onnxcustom.graph.files.feature_names import write_feature_names
@@ -42,10 +43,10 @@ from .errors import INTERRUPTED
 from .last_good import LastGood
 from .models import Model, of_file
 from .outputs import replacing
-from .phrases import parse_value, split_names
+from .phrases import parse_outputs, parse_value, split_names
 from .rules import classifies, loss_name, make_loss, make_optimizer, make_penalty, make_schedule
 from .scores import check_metrics
-from .settings import Settings, check_results
+from .settings import Settings, check_groups, check_results
 from .tables import Features, Table, checked_head, features_of, is_large, whole
 
 __all__ = ["run_training"]
@@ -108,6 +109,8 @@ class Training:
         self.failed, self.begun = True, 0
         # Options first: what is wrong with them is said before anything is read.
         check_metrics(settings.metrics)
+        check_groups(settings)
+        self._head = settings.head if settings.head in (None, "auto") else parse_outputs(settings.head)
         loss = None if settings.loss is None else make_loss(settings.loss)
         self._loss_is_of_classes = None if loss is None else classifies(loss)
         self._loss = loss if settings.output_name is None else {settings.output_name: loss or "log_loss"}
@@ -139,14 +142,36 @@ class Training:
         if settings.sample_weight is not None:
             table.require([settings.sample_weight], "--sample-weight")
             others.append(settings.sample_weight)
+        self._pairs = self._of_pairs()
+        others += [self._pairs] if isinstance(self._pairs, str) else []
         self.features = features_of(self.model, table, settings.columns, settings.inputs, others)
         rows = table.stream(self._plan(self.features))
         head = checked_head(self.model, table, self.features, rows)
         self.task, self.why = self._choose_task(head.y)
         self._streamed = self._reads_blocks(rows)
+        if self._streamed and isinstance(self._pairs, str):
+            raise click.UsageError(
+                "--pairs COLUMN is for rows in memory: --no-stream keeps them there, and --pairs N is of "
+                "rows behind each other in the file."
+            )
         self._data = self._arguments(rows)
         self._add_validation()
         self.estimator = self._make()
+
+    def _of_pairs(self) -> int | str | None:
+        """A number of rows, or a column of the table."""
+        text = self.settings.pairs
+        if text is None or (text not in self.table.names and text.isdecimal()):
+            return None if text is None else int(text)
+        self.table.require([text], "--pairs")
+        return text
+
+    def _group(self) -> Any:
+        """What says which rows belong together."""
+        if not isinstance(self._pairs, str):
+            return self._pairs
+        rows = self.table.stream(Plan(self._pairs, self.features.names[:1]))
+        return np.concatenate([np.asarray(block.y).reshape(-1) for block in rows.blocks()])
 
     def _plan(self, features: Features) -> Any:
         target: Any = self.target[0] if len(self.target) == 1 else self.target
@@ -224,6 +249,9 @@ class Training:
             "average": settings.average,
             "lora": settings.lora,
             "teacher": self._teacher(),
+            "head": self._head,
+            "pairs": self._group(),
+            "m_per_class": settings.m_per_class,
             "threads": settings.threads,
             "callbacks": self._callbacks(),
             "validation_fraction": self._held_out,

@@ -10,14 +10,14 @@ import numpy as np
 from onnxcustom._parameters import check_flag
 from onnxcustom._versioning import check_version, stamp_version
 from onnxcustom.data.fingerprints import hash_array
-from onnxcustom.data.owned import owned_parts, sealed
+from onnxcustom.data.owned import owned_parts
 from onnxcustom.data.sparse import SparseRows
-from onnxcustom.exceptions import CallOrderError, InvalidDataError, InvalidParameterError
-from onnxcustom.runtime import owned_copy, parse_device, plain_array, to_ortvalue
+from onnxcustom.exceptions import CallOrderError, InvalidParameterError
+from onnxcustom.runtime import parse_device, plain_array
 
-from .arrays import dense
 from .batch_buffers import Batch, BatchBuffers, bound
 from .grouping import Groups
+from .handing_out import HandedOut
 from .order import draw_seed, permutation
 from .specs import TensorSpec, of_batch, rows_of, some_rows
 from .validation import as_inputs, as_targets, check_batch_size, weights_of
@@ -28,7 +28,7 @@ __all__ = ["OrtDataLoader"]
 _PREPARED = 16384
 
 
-class OrtDataLoader:
+class OrtDataLoader(HandedOut):
     """Iterates over a data set in batches of OrtValues.
 
     Data is checked and converted once, into memory of the loader's own. The batches of :meth:`epoch` share
@@ -129,7 +129,6 @@ class OrtDataLoader:
         self.random_iter = bool(shuffle)
         self.seed = draw_seed(random_state)
         self.block_bytes = int(block_bytes)
-        self._epoch = 0
         self._prepare()
 
     def _convert(
@@ -333,77 +332,11 @@ class OrtDataLoader:
         """A batch as arrays."""
         return [of_batch(some_rows(a, spec, rows), spec) for a, spec in self._pairs]
 
-    def __iter__(self) -> Iterator[Batch]:
-        """Copies of the batches of the next epoch."""
-        return map(Batch.copy, self._next_epoch())
-
-    def _next_epoch(self) -> Iterator[Batch]:
-        epoch = self._epoch
-        self._epoch += 1
-        return self.epoch(epoch)
-
-    def iter_ortvalue(self) -> Iterator[tuple[Any, ...]]:
-        """The next epoch as tuples of C OrtValues, copies: inputs, expected values, weights."""
-        for batch in self:
-            yield batch.values
-
-    def iter_numpy(self) -> Iterator[tuple[np.ndarray, ...]]:
-        """The next epoch as tuples of arrays, copies: inputs, expected values, weights."""
-        order = self.order(self._epoch)
-        self._epoch += 1
-        for start in range(0, self._rows, self.batch_size):
-            stop = start + self.batch_size
-            rows: Any = slice(start, stop) if order is None else order[start:stop]
-            yield tuple(np.array(part) for part in self._cut(rows))
-
-    def iter_bind(self, bind: Any, names: Sequence[str]) -> Iterator[int]:
-        """Bind the batches of the next epoch to inputs, one after the other.
-
-        Parameters
-        ----------
-        bind : IOBinding or SessionIOBinding
-            What to bind to.
-        names : sequence of str
-            Inputs for the arrays, in order. Further names, such as that of a learning rate, are left
-            to the caller.
-
-        Yields
-        ------
-        int
-            Number of rows of the batch just bound.
-        """
-        if len(names) < len(self.arrays):
-            raise InvalidDataError(
-                f"{len(self.arrays)} arrays {list(self.arrays)} need as many names, not {names}."
-            )
-        target = getattr(bind, "_iobinding", bind)
-        for batch in self._next_epoch():
-            for name, value in zip(names, batch.values, strict=False):
-                target.bind_ortvalue_input(name, value)
-            yield batch.rows
-
     # -- looking at it -------------------------------------------------------------------------
 
     def __len__(self) -> int:
         """Return the number of rows."""
         return self._rows
-
-    @property
-    def data_np(self) -> tuple[np.ndarray, ...]:
-        """The data as arrays, read only; sparse rows as :class:`~onnxcustom.data.sparse.SparseRows`."""
-        views = {name: a if isinstance(a, SparseRows) else a.view() for name, a in self.arrays.items()}
-        return tuple(sealed(views).values())
-
-    @property
-    def data_ort(self) -> tuple[Any, ...]:
-        """The data as C OrtValues, in memory of their own."""
-        arrays = [dense(a, n) if isinstance(a, SparseRows) else a for n, a in self.arrays.items()]
-        return tuple(owned_copy(to_ortvalue(array, self.device)) for array in arrays)
-
-    @property
-    def desc(self) -> list[tuple[tuple[int, ...], np.dtype]]:
-        """Shape and dtype of each array."""
-        return [(a.shape, a.dtype) for a in self.arrays.values()]
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(..., batch_size={self.batch_size!r}, device={self.device.name!r})"

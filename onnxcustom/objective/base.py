@@ -14,7 +14,6 @@ import onnx
 import onnx_ir as ir
 
 from onnxcustom._parameters import Parameters, check_given
-from onnxcustom._phrases import parse_phrase
 from onnxcustom._registry import Registry
 from onnxcustom.exceptions import InvalidModelError
 from onnxcustom.graph import to_ir
@@ -99,6 +98,10 @@ class Loss(Parameters, ABC):
     on: str = "output"
     # Whether what is expected are classes that the prediction has scores of.
     of_classes: bool = False
+    # What an infinite value of it may mean, and what to do then.
+    if_infinite = ""
+    # What it trains, and by what, in place of a label a row: for classifiers to say.
+    no_classifier = ""
     # Operators at the end of a model whose results are something else, and the option for those.
     not_behind: Mapping[str, str] = MappingProxyType({})
     # Whether what it is taken on has to be logarithms of probabilities.
@@ -402,11 +405,8 @@ class Loss(Parameters, ABC):
         if _is_custom(class_name):
             custom: Any = LOSSES.find("CustomLoss")
             return custom(class_name, **kwargs)
-        options = kwargs
-        if isinstance(class_name, str) and ":" in class_name:
-            class_name, told = parse_phrase(class_name)
-            options = {**told, **kwargs}
-        cls = LOSSES.find(class_name, ["a loss", "an ONNX model", "a function of the builder"])
+        others = ["a loss", "an ONNX model", "a function of the builder"]
+        cls, options = LOSSES.read(class_name, kwargs, others)
         check_given(cls, options, f"loss={class_name!r}")
         return cls(**options)
 

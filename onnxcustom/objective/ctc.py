@@ -66,6 +66,11 @@ class CTCLearningLoss(Loss):
     """
 
     depends_on_columns = True
+    no_classifier = (
+        "trains sequences of labels, where a classifier tells one for each row or frame: OnnxRegressor takes "
+        "it; its predict gives the scores of all frames, onnxcustom.metrics.best_path reads sequences in "
+        "them, and Score('character_error_rate') measures these"
+    )
 
     # Pickles of earlier versions don't say.
     input_lengths: str | int | None = None
@@ -81,6 +86,17 @@ class CTCLearningLoss(Loss):
         self.zero_infinity = zero_infinity
         self.input_lengths = input_lengths
         self.from_logits = from_logits
+
+    @property
+    def if_infinite(self) -> str:  # type: ignore[override]
+        """Rows that are too long have no other loss."""
+        if self.zero_infinity:
+            return ""
+        return (
+            "CTC is infinite where the labels of a row do not fit into its frames, one for each label and "
+            "one between two that are alike: give such rows more frames or fewer labels, or leave them out "
+            "with zero_infinity=True, in text 'ctc:zero_infinity=true'"
+        )
 
     @property
     def on(self) -> str:  # type: ignore[override]

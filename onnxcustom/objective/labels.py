@@ -17,6 +17,7 @@ from .base import Loss, LossTarget
 from .rows import match_shape, shaped
 
 __all__ = [
+    "IGNORED",
     "ColumnLoss",
     "LabelLoss",
     "WeighedLabelLoss",
@@ -31,6 +32,9 @@ __all__ = [
     "masked",
     "zeros_like",
 ]
+
+#: What losses on labels ignore unless told otherwise.
+IGNORED = -100
 
 
 class LabelLoss(Loss):

@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxcustom._parameters import Parameters, check_given, check_number
+from onnxcustom._phrases import parse_value
 from onnxcustom._registry import Registry
 from onnxcustom.exceptions import InvalidParameterError, UnknownNameError
 from onnxcustom.graph import weight_roles
@@ -238,8 +239,9 @@ class Penalty(Parameters, ABC):
         Parameters
         ----------
         class_name : None, str, Penalty, class or dict
-            A registered name, case-insensitive; a penalty, returned as it is; None or ``''`` for none; a
-            dict from name or pattern of weights to penalty.
+            A registered name, case-insensitive, perhaps with options as in ``"elastic:l1=0.1,l2=0.2"``, or
+            ``"l2:0.1"`` for a penalty of one factor; a penalty, returned as it is; None or ``''`` for none;
+            a dict from name or pattern of weights to penalty.
         **kwargs
             Parameters of the penalty.
 
@@ -255,9 +257,10 @@ class Penalty(Parameters, ABC):
         if isinstance(class_name, Mapping):
             return PerWeightLearningPenalty(class_name, **kwargs)
         name = "none" if class_name is None or class_name == "" else class_name
-        cls = PENALTIES.find(name, ["None", "a penalty", "a dict from weight to penalty"])
-        check_given(cls, kwargs, f"penalty={name!r}")
-        return cls(**kwargs)
+        others = ["None", "a penalty", "a dict from weight to penalty"]
+        cls, options = PENALTIES.read(_spelled(name), kwargs, others)
+        check_given(cls, options, f"penalty={name!r}")
+        return cls(**options)
 
 
 BaseLearningPenalty = Penalty
@@ -273,6 +276,16 @@ def register_penalty(*names: str) -> Callable[[type], type]:
         A name that another penalty has.
     """
     return PENALTIES.register(*names)
+
+
+def _spelled(text: Any) -> Any:
+    """``l2:l2=0.01`` for ``l2:0.01``."""
+    name, colon, value = text.partition(":") if isinstance(text, str) else ("", "", "")
+    if colon and name in PENALTIES and isinstance(parse_value(value), (int, float)):
+        factors = [n for n in PENALTIES.find(name)._parameter_names() if n in ("l1", "l2")]
+        if len(factors) == 1:
+            return f"{name}:{factors[0]}={value}"
+    return text
 
 
 def _matching(patterns: Iterable[str], names: Sequence[str]) -> set[str]:

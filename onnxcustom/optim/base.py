@@ -21,7 +21,7 @@ from onnxcustom.graph.building.builder import Builder
 from .in_place import InPlaceUpdates
 from .indexed import IndexedCalls
 from .options import SharedOptions
-from .registry import RULES, SELECTED, UnknownOptionError, named_options, resolve_options, rule_names
+from .registry import RULES, SELECTED, UnknownOptionError, create, named_options, resolve_options, rule_names
 from .rule import State
 from .schedules import Null, Schedule
 from .timed import TimedRule, with_clock
@@ -226,7 +226,7 @@ class BaseLearningRate(TimedRule, metaclass=RuleType):
         class_name : BaseLearningRate, number, str, Schedule or callable
             An instance is returned as it is. A number or a schedule is the learning rate of a
             :class:`~onnxcustom.optim.LearningRateSGD`. A name, in any case, is that of a registered
-            rule; ``'SGD'`` means ``LearningRateSGD``.
+            rule, perhaps with options as in ``"adam:beta1=0.8"``; ``'SGD'`` means ``LearningRateSGD``.
         **kwargs
             Options of the rule, when it is not an instance.
 
@@ -251,8 +251,9 @@ class BaseLearningRate(TimedRule, metaclass=RuleType):
                 )
             return class_name
         if isinstance(class_name, str):
-            table = SELECTED if class_name in SELECTED else RULES
-            return table.find(class_name)(**kwargs)
+            table = SELECTED if class_name.partition(":")[0].strip() in SELECTED else RULES
+            rule, options = table.read(class_name, kwargs)
+            return rule(**options)
         if isinstance(class_name, type) and issubclass(class_name, BaseLearningRate):
             return class_name(**kwargs)
         sgd = SELECTED.find("SGD")
@@ -268,7 +269,7 @@ class BaseLearningRate(TimedRule, metaclass=RuleType):
     @staticmethod
     def create_optimizer(name: str, **kwargs: Any) -> BaseLearningRate:
         """An update rule by name: :func:`onnxcustom.optim.create`."""
-        return RULES.find(name)(**kwargs)
+        return create(name, **kwargs)
 
     def set_params(self: Self, **params: Any) -> Self:
         """Change hyper-parameters, as scikit-learn does between two fits; the clock stops.

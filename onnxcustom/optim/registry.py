@@ -95,7 +95,7 @@ def create(name: str, **kwargs: Any) -> Any:
     Parameters
     ----------
     name : str
-        Name of a registered rule, in any case.
+        Name of a registered rule, in any case, perhaps with options as in ``"adam:beta1=0.8"``.
     **kwargs
         Its options, also under their other names: ``lr``, ``weight_decay``, ``grad_clip``,
         ``grad_scale``, ``lr_scheduler``, ``momentum_scheduler``.
@@ -116,7 +116,8 @@ def create(name: str, **kwargs: Any) -> Any:
     >>> create("Adam", lr=0.1, weight_decay=0.01)
     Adam(learning_rate=0.1, beta1=0.9, beta2=0.999, epsilon=1e-08, lazy_update=True, wd=0.01)
     """
-    return RULES.find(name)(**kwargs)
+    rule, options = RULES.read(name, kwargs)
+    return rule(**options)
 
 
 def named_options(

@@ -24,7 +24,8 @@ def select_optimizer(optimizer: Any = None, learning_rate: Any = None) -> BaseLe
     Parameters
     ----------
     optimizer : str, BaseLearningRate or class, optional
-        Rule or name of one, where ``'sgd'`` is :class:`~onnxcustom.optim.SGD`.
+        Rule or name of one, perhaps with options as in ``'adam:beta1=0.8'``; ``'sgd'`` is
+        :class:`~onnxcustom.optim.SGD`.
     learning_rate : float, Schedule, callable, str or BaseLearningRate, optional
         Overrides the rule's own; None keeps it. Of a rule without state, such as
         :class:`~onnxcustom.optim.LearningRateSGD`, the schedule is taken. The names ``'constant'``,

@@ -256,6 +256,11 @@ class Runs:
             what = f"The objective is {loss:g}, but {what}"
         else:
             what = f"The objective is {loss}"
+            reasons = [t.loss.if_infinite for t in self.recipe.targets if t.loss.if_infinite]
+            if reasons and math.isinf(loss):
+                raise ConvergenceError(
+                    f"{what} at step {clock.t}; the weights before that step are kept. {reasons[0]}."
+                )
         raise ConvergenceError(
             f"{what} at step {clock.t} (learning rate {clock.values['learning_rate']:g}); the weights before "
             "that step are kept. Lower the learning rate, scale the data, clip the gradient, or skip such "

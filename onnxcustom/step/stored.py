@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -22,13 +21,13 @@ from onnxcustom.tuning.changes import trained as trained_by
 from onnxcustom.tuning.lora.options import Adapted
 
 from .carrying import placed, taken_over
-from .checkpoint import COUNT, export_state, import_state, leave_out_older
+from .checkpoint import COUNT, export_state, import_state
 from .evaluator import Evaluator
 from .frozen import Halves
 from .frozen_rows import CacheSettings, FrozenRows
 from .inference import loadable
 from .modes import ModeSettings
-from .older_pickles import as_written_now
+from .pickles import as_written_now, read_back, written
 from .recipe import Recipe
 from .repeated import Repeated
 from .runs import Runs
@@ -352,16 +351,8 @@ class StoredStep:
     # -- pickling --------------------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
-        state, at = self._state, self._state.position
         kept = {
-            "recipe": self._recipe,
-            "arrays": state.read(),
-            "counts": (at.iteration, at.skipped, at.pending, at.pending_rows),
-            "units": at.pending_units,
-            "window": at.window,
-            "clock": copy.copy(state.clock),
-            "origin": state.origin,
-            "penalties_apart": True,
+            **written(self._recipe, self._state),
             "cache": tuple(self._cache),
             "device": self.device,
             "threads": self.threads,
@@ -371,22 +362,11 @@ class StoredStep:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = check_version(state, self)
-        if "recipe" not in state:
-            state = as_written_now(state)
+        state = as_written_now(state)
         self.device, self.threads = state["device"], state["threads"]
         self._cache = CacheSettings(*state.get("cache", ()))
         self._sess_options = options_from(state["sess_options"], require_runtime().SessionOptions)
-        recipe, clock = state["recipe"], state.get("clock")
-        origin = state.get("origin") or recipe.older_origin
-        if clock is None:  # from an older version, where the rule had it
-            clock = recipe.rule.clock
-            recipe = recipe.replace(rule=recipe.rule.formula())
-        made = State(recipe, self.device, state["arrays"], clock, origin)
-        counts = dict(zip(("iteration", "skipped", "pending", "pending_rows"), state["counts"], strict=True))
-        made.count(**counts, pending_units=state.get("units"), window=state.get("window"))
-        if "penalties_apart" not in state:
-            leave_out_older(recipe, made)
-        self._set_up(recipe, made)
+        self._set_up(*read_back(state, self.device))
 
     def __repr__(self) -> str:
         targets = ", ".join(map(str, self.targets))

@@ -10,7 +10,7 @@ import contextlib
 import copy
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ from .frozen_stream import FrozenStreamLoader
 from .plan import Begun, Given, Plan, Resumed
 from .resuming import capture, checked, restore_callbacks
 from .run import Run, deferred_interrupt
+from .several_heads import apart, weighing
 from .windows import counts_differ, in_windows, leave_out_cut, one_label_a_row
 
 __all__ = ["Trainer"]
@@ -282,8 +283,8 @@ class Trainer(Beginning):
 
     def _record_validation(self, validation: Any) -> None:
         """Write down what the present weights are worth on validation data."""
-        means = np.atleast_1d(validation.mean_loss(self._validated, self._weighing()))
-        means[0] += self._apart(means[1:])
+        means = np.atleast_1d(validation.mean_loss(self._validated, weighing(self.step_)))
+        means[0] += apart(self.step_, means[1:])
         curves = [target.curve for target in self.step_.targets]
         for name, value in zip(["loss", *curves], means.tolist(), strict=False):
             self.record(f"val_{name}", value)
@@ -354,25 +355,7 @@ class Trainer(Beginning):
             return loss
         scores = self.step_.head_scores(X, y, *weights)
         heads = [np.mean(scores, dtype=np.float64) for scores in scores.values()]
-        return np.array([loss - self._apart(heads), *heads])
-
-    def _apart(self, heads: Iterable[float]) -> float:
-        """What the losses of several outputs have in the objective, where each has labels of its own."""
-        if not self.step_.counts_labels:
-            return 0.0
-        return sum(t.weight * float(loss) for t, loss in zip(self.step_.targets, heads, strict=False))
-
-    def _weighing(self) -> Callable[..., np.ndarray] | None:
-        """How much what :meth:`_validated` says of a part of the data counts; None for its rows."""
-        step = self.step_
-        if not step.counts_labels:
-            return None
-
-        def counts(expected: Any, rows: int) -> np.ndarray:
-            found = [*step.counts(expected, rows).values()]
-            return np.array(found if len(found) == 1 else [rows, *found])
-
-        return counts
+        return np.array([loss - apart(self.step_, heads), *heads])
 
     @property
     def run(self) -> Run:

@@ -243,7 +243,8 @@ def _declare(model: ir.Model, walk: Walk, guess: Guess, batch: str) -> None:
     for graph in model.graphs():
         for node in graph:
             for value in node.outputs:
-                if value.type is not None and not isinstance(value.type, ir.TensorType):
+                if not isinstance(value.type, ir.TensorType):  # a shape without a type says nothing
+                    value.shape = None if value.type is None else value.shape
                     continue
                 known = walk.known.get(value)
                 if graph is not model.graph or known is None or known.layout is None:

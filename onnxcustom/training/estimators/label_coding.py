@@ -10,6 +10,7 @@ import numpy as np
 from sklearn.exceptions import DataConversionWarning
 
 from onnxcustom._warnings import warn_user
+from onnxcustom.data import Stream
 from onnxcustom.exceptions import InvalidDataError, InvalidModelError
 from onnxcustom.feed.specs import TensorSpec
 from onnxcustom.feed.validation import as_sample_weight
@@ -23,6 +24,7 @@ from .labels import (
     are_numbered,
     as_labels,
     check_same,
+    class_factors,
     distinct,
     from_one_hot,
     label_indices,
@@ -31,7 +33,7 @@ from .labels import (
     that_count,
 )
 
-__all__ = ["LabelCoding", "find_labels", "ignored_label"]
+__all__ = ["LabelCoding", "class_weigher", "find_labels", "ignored_label"]
 
 
 @dataclass(frozen=True)
@@ -219,3 +221,31 @@ def _named_labels(
     if given is not None:
         check_same(given, labels)
     return labels
+
+
+def class_weigher(
+    class_weight: Any, X: Any, y: Any, coding: LabelCoding | None
+) -> Callable[[Any, Any], Any] | None:
+    """Weights of rows, given labels and weights of theirs, times those of their classes in data.
+
+    Parameters
+    ----------
+    class_weight : dict, 'balanced' or None
+        As a classifier has it.
+    X, y
+        The data that ``'balanced'`` is of.
+    coding : LabelCoding or None
+        How labels are understood; None where there are no weights.
+    """
+    if class_weight is None:
+        return None
+    assert coding is not None
+    found = X.label_counts if isinstance(X, Stream) else lambda: np.unique(as_labels(y), return_counts=True)
+
+    def counted() -> tuple[np.ndarray, np.ndarray]:
+        labels, counts = found()
+        kept = coding.counted(labels)
+        return (labels, counts) if kept is None else (labels[kept], counts[kept])
+
+    factors = class_factors(class_weight, counted, coding.labels)
+    return lambda y, sample_weight: coding.weigh(factors, y, sample_weight)

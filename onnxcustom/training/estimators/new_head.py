@@ -12,15 +12,13 @@ from onnxcustom._warnings import warn_user
 from onnxcustom.exceptions import InvalidDataError, InvalidParameterError
 from onnxcustom.graph import Prepared, class_labels
 from onnxcustom.objective import BaseLearningLoss
+from onnxcustom.objective.labels import IGNORED
 from onnxcustom.tuning import replace_head
 
 from .label_coding import ignored_label, that_count
 from .labels import are_numbered, distinct, labels_of, some
 
 __all__ = ["check_head", "other_classes", "with_head"]
-
-# What losses on labels of positions ignore unless told otherwise.
-_IGNORED = -100
 
 
 def check_head(head: Any) -> None:
@@ -144,4 +142,4 @@ def _ignored(loss: Any) -> int | None:
     chosen = next(iter(loss.values()), None) if isinstance(loss, Mapping) else loss
     if isinstance(chosen, BaseLearningLoss):
         return ignored_label(chosen, None)
-    return _IGNORED
+    return IGNORED

@@ -14,7 +14,7 @@ from sklearn.utils.metaestimators import available_if
 from onnxcustom._warnings import warn_user
 from onnxcustom.data import Stream
 from onnxcustom.exceptions import InvalidDataError, InvalidParameterError
-from onnxcustom.feed.validation import as_sample_weight, check_in_memory
+from onnxcustom.feed.validation import check_in_memory
 from onnxcustom.graph import Prepared, find_logits
 from onnxcustom.graph.analysis.decision import Decision
 from onnxcustom.objective import Loss
@@ -22,8 +22,9 @@ from onnxcustom.step.training_step import TrainingStep
 from onnxcustom.training.declaring import documented
 from onnxcustom.training.plan import Given, Plan
 
-from .label_coding import LabelCoding, find_labels, ignored_label
-from .labels import as_labels, check_same, class_factors, distinct, hits_of
+from .accuracy import accuracy
+from .label_coding import LabelCoding, class_weigher, find_labels, ignored_label
+from .labels import as_labels, check_same, distinct
 from .new_head import other_classes
 from .onnx_estimator import OnnxEstimator
 from .outputs import choose_loss, decision_of, declared_columns, first_scores, probability_output
@@ -224,27 +225,12 @@ class OnnxClassifier(ClassifierMixin, OnnxEstimator):
         """Weights of the rows times those of their classes, which are those of the training data."""
         if self.class_weight is not None:  # of the labels that training found
             self._check_fitted()
-        return self._class_weigher(X, y, self._meaning)
+        return class_weigher(self.class_weight, X, y, self._meaning)
 
     def _weigher(self, X: Any, y: Any, step: TrainingStep, meaning: Any) -> Callable[[Any, Any], Any] | None:
         if type(self).weigher is not OnnxClassifier.weigher:
             return super()._weigher(X, y, step, meaning)
-        return self._class_weigher(X, y, meaning)
-
-    def _class_weigher(self, X: Any, y: Any, coding: Any) -> Callable[[Any, Any], Any] | None:
-        if self.class_weight is None:
-            return None
-        found = (
-            X.label_counts if isinstance(X, Stream) else lambda: np.unique(as_labels(y), return_counts=True)
-        )
-
-        def counted() -> tuple[np.ndarray, np.ndarray]:
-            labels, counts = found()
-            kept = coding.counted(labels)
-            return (labels, counts) if kept is None else (labels[kept], counts[kept])
-
-        factors = class_factors(self.class_weight, counted, coding.labels)
-        return lambda y, sample_weight: coding.weigh(factors, y, sample_weight)
+        return class_weigher(self.class_weight, X, y, meaning)
 
     def _strata(self, y: Any) -> np.ndarray | None:
         labels = as_labels(y)
@@ -384,40 +370,7 @@ class OnnxClassifier(ClassifierMixin, OnnxEstimator):
         check_in_memory(X)
         if y is None:
             raise InvalidDataError("score compares with expected labels, and y is None: give them.")
-        predicted, coding, labels = self.predict(X), self._meaning, as_labels(y)
-        if predicted.ndim == 1 or coding.decision.multilabel:
-            hits, weights = hits_of(labels, predicted, self.classes_), _weights(sample_weight, len(predicted))
-            kept = coding.counted(labels.reshape(-1)) if labels.size == len(predicted) else None
-            if kept is not None:
-                hits, weights = hits[kept], None if weights is None else weights[kept]
-            return float(np.average(hits, weights=weights))
-        if labels.size != predicted.size:
-            raise InvalidDataError(f"y has shape {labels.shape}, what is predicted {predicted.shape}.")
-        labels = labels.reshape(predicted.shape)
-        return self._score_labels(predicted == labels, coding.counted(labels), sample_weight)
-
-    def _score_labels(self, hits: np.ndarray, kept: np.ndarray | None, sample_weight: Any) -> float:
-        """The part of labels, several a row, that is predicted, of those that are kept."""
-        coding = self._meaning
-        axis = coding.spec.axis
-        if axis is None and hits.ndim == coding.spec.rank:
-            return float((hits if kept is None else hits[kept]).mean())
-        shape, first = hits.shape, axis or 0
-        hits = np.moveaxis(hits, first, 0)
-        if np.shape(sample_weight) == shape:  # a weight for each label
-            weights = _weights(np.moveaxis(np.asarray(sample_weight), first, 0), len(hits), hits)
-        elif kept is None:
-            each = hits.reshape(len(hits), -1).mean(axis=1)
-            return float(np.average(each, weights=_weights(sample_weight, len(hits))))
-        else:
-            given = _weights(sample_weight, len(hits))
-            given = np.ones(len(hits)) if given is None else given
-            weights = np.broadcast_to(given.reshape(-1, *[1] * (hits.ndim - 1)), hits.shape)
-        assert weights is not None
-        if kept is not None:
-            kept = np.moveaxis(kept, first, 0)
-            hits, weights = hits[kept], weights[kept]
-        return float(np.average(hits, weights=weights))
+        return accuracy(self.predict(X), as_labels(y), self._meaning, self.classes_, sample_weight)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -425,10 +378,3 @@ class OnnxClassifier(ClassifierMixin, OnnxEstimator):
         if "_labelled" in own:  # a pickle of an earlier version
             decision = Decision(own.pop("_link"), bool(own.pop("_multilabel")))
             self._meaning = LabelCoding(own.pop("_labels"), decision, own.pop("_labelled"))
-
-
-def _weights(sample_weight: Any, rows: int, labels: np.ndarray | None = None) -> np.ndarray | None:
-    """Weights of rows, or of labels, as :meth:`OnnxClassifier.fit` would take them."""
-    if sample_weight is None:
-        return None
-    return as_sample_weight(sample_weight, rows, np.float64, labels=labels)

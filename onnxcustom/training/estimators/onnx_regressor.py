@@ -9,11 +9,12 @@ import numpy as np
 from sklearn.base import RegressorMixin
 from sklearn.metrics import r2_score
 
-from onnxcustom.exceptions import InvalidModelError
+from onnxcustom.exceptions import InvalidModelError, InvalidParameterError
 from onnxcustom.feed.arrays import dimensions
 from onnxcustom.feed.specs import rows_of
 from onnxcustom.feed.validation import as_inputs, as_targets, check_in_memory, weights_of
 from onnxcustom.graph import Prepared
+from onnxcustom.objective import BaseLearningLoss
 from onnxcustom.step.targets import prediction_tensors
 from onnxcustom.step.training_step import TrainingStep
 from onnxcustom.training.declaring import documented
@@ -87,6 +88,13 @@ class OnnxRegressor(RegressorMixin, OnnxEstimator):
         if not isinstance(columns, int) and (shape is None or len(shape) == 2):
             found = first_scores(prepared, output, X, self.batch_axis, self.device).shape
             columns = found[1] if len(found) == 2 else None
+        loss = next(iter(self.loss.values())) if isinstance(self.loss, Mapping) else self._loss
+        if dimensions(data.y) == 1 and BaseLearningLoss.select(loss).of_classes:
+            raise InvalidParameterError(
+                f"head='auto' of OnnxRegressor has an output for each column of y, and loss={loss!r} takes y "
+                "for labels of classes, which are not counted: OnnxClassifier(head='auto') makes an output "
+                "for each class; or say how many there are, such as head=10."
+            )
         wanted = np.shape(data.y)[1] if dimensions(data.y) == 2 else 1
         if dimensions(data.y) > 2 or not isinstance(columns, int) or wanted == columns:
             return None

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from onnxcustom.exceptions import InvalidModelError, UnknownNameError
+from onnxcustom.exceptions import InvalidModelError, InvalidParameterError, UnknownNameError
 from onnxcustom.feed.specs import input_specs, of_batch, some_rows, with_axis
 from onnxcustom.feed.validation import as_inputs
 from onnxcustom.graph import Prepared, find_logits
@@ -47,8 +47,9 @@ def choose_loss(
 
     Raises
     ------
-    InvalidModelError, UnknownNameError
-        No output holds scores, not the one that is named, or several are to be trained.
+    InvalidModelError, UnknownNameError, InvalidParameterError
+        No output holds scores, not the one that is named, or several are to be trained; a loss of something
+        else than classes.
     """
     model = prepared.model
     if isinstance(loss, Mapping):
@@ -66,7 +67,10 @@ def choose_loss(
         output = probability_output(model)
     if loss is None or (isinstance(loss, str) and loss.lower() in _FITTING_NAMES):
         loss = fitting_loss(model, output, lambda: scores(output))
-    return output, BaseLearningLoss.select(loss)
+    found = BaseLearningLoss.select(loss)
+    if found.no_classifier:
+        raise InvalidParameterError(f"loss={loss!r} {found.no_classifier}.")
+    return output, found
 
 
 def first_scores(
