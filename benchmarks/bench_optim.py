@@ -146,12 +146,15 @@ class Ours:
         weights: dict[str, np.ndarray],
         gradients: dict[str, np.ndarray],
         profile: bool = False,
+        passes: bool = True,
     ) -> None:
         from onnxcustom.graph.building.builder import Builder
         from onnxcustom.optim.base import BaseLearningRate
         from onnxcustom.runtime import create_session, parse_device
         from onnxcustom.step.buffers import DoubleBuffer, Scalar
+        from onnxcustom.step.passes.blocks import in_blocks
         from onnxcustom.step.passes.packing import plan_packs
+        from onnxcustom.step.passes.ranks import widen_scalars
         from onnxcustom.step.plan import Plan
         from onnxcustom.step.updates import Scalars, compose_updates
 
@@ -189,6 +192,9 @@ class Ours:
         graph = op.graph([*inputs, rate, step], outputs)
         graph.sort()
         self.model = ir.Model(graph, ir_version=8)
+        if passes:
+            in_blocks(self.model, set(self.outputs.values()))
+            widen_scalars(self.model)
         self.buffer = DoubleBuffer(tensors, parse_device("cpu"), packs=packs)
         self.state_bytes = sum(a.nbytes for n, a in tensors.items() if n not in weights)
         self.rate, self.step = Scalar(np.dtype(np.float32)), Scalar(np.dtype(np.float32))
@@ -212,11 +218,13 @@ class Ours:
 
         binding, front = Binding(self.session), self.buffer.front
         asked = {i.name for i in self.session.get_inputs()}
+        shapes = {o.name: o.shape for o in self.session.get_outputs()}
         for name, value in self.buffer.values[front].items():
             if name in asked:
                 binding.bind_input(name, value)
             if name in self.outputs:
-                binding.bind_output(self.outputs[name], self.buffer.values[1 - front][name])
+                new = self.outputs[name]
+                binding.bind_output(new, self.buffer.back(name, shapes[new]))
         for name, array in self.gradients.items():
             binding.bind_input(f"{name}_gradient", to_ortvalue(array))
         binding.bind_input("learning_rate", self.rate.ortvalue)

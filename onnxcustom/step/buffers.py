@@ -38,8 +38,8 @@ def block_layout(sizes: Sequence[int], step: int = 1) -> tuple[list[int], int]:
 class DoubleBuffer:
     """Named tensors in two sets: a step reads the front set and writes the back one.
 
-    The tensors of a set and of a dtype share one block of memory, so that looking for NaN in all of
-    them is one call.
+    The tensors of a set and of a dtype that are looked at for NaN share one block of memory, so that this is
+    one call; the others have blocks of their own.
 
     Parameters
     ----------
@@ -52,6 +52,8 @@ class DoubleBuffer:
     packs : mapping of str to sequence of str, optional
         Names for blocks of tensors of one dtype, in an order: the block is a vector in which they lie one
         behind the other.
+    shown : collection of str, optional
+        Tensors, or packs, that hold NaN or infinity only if others do: nobody looks at them.
     front : callable, optional
         Says which set is the front one, 0 or 1: the first one if it is left out.
     """
@@ -62,6 +64,7 @@ class DoubleBuffer:
         device: Device,
         single: Collection[str] = (),
         packs: Mapping[str, Sequence[str]] | None = None,
+        shown: Collection[str] = (),
         front: Callable[[], int] = lambda: 0,
     ) -> None:
         self.device = device
@@ -69,7 +72,7 @@ class DoubleBuffer:
         twice = {name: array for name, array in arrays.items() if name not in single}
         # Host arrays: what the OrtValues borrow on the CPU.
         # The back one is written before it is read: until then it is memory that nobody has touched.
-        self._sets = [_HostSet(twice, packs or {}, fill=front) for front in (True, False)]
+        self._sets = [_HostSet(twice, packs or {}, shown, fill=front) for front in (True, False)]
         self.names = list(arrays)
         self._single = {name: np.array(arrays[name], order="C") for name in arrays if name in single}
         shared = {name: to_ortvalue(array, device) for name, array in self._single.items()}
@@ -86,7 +89,7 @@ class DoubleBuffer:
     def back(self, name: str, shape: Sequence[Any]) -> Any:
         """A back tensor, to write to: in host memory in any `shape` of as many numbers."""
         back = 1 - self.front
-        host = self._sets[back].arrays.get(name)
+        host = self._sets[back].memory(name)
         if self.device.type != "cpu" or host is None or list(shape) == list(host.shape):
             return self.values[back][name]
         known = all(isinstance(size, int) for size in shape) and math.prod(shape) == host.size
@@ -108,19 +111,27 @@ class DoubleBuffer:
 
 
 class _HostSet:
-    """Arrays side by side in one block for each dtype."""
+    """Arrays side by side, in blocks by dtype and by whether they are looked at."""
 
     def __init__(
-        self, arrays: Mapping[str, np.ndarray], packs: Mapping[str, Sequence[str]], fill: bool
+        self,
+        arrays: Mapping[str, np.ndarray],
+        packs: Mapping[str, Sequence[str]],
+        shown: Collection[str],
+        fill: bool,
     ) -> None:
         self._fill = fill
         placed: dict[str, np.ndarray] = {}
         self.packs = {pack: self._place(arrays, names, placed, dense=True) for pack, names in packs.items()}
-        blocks = list(self.packs.values())
-        rest = [name for name in arrays if name not in placed]
-        for dtype in dict.fromkeys(arrays[name].dtype for name in rest):
-            own = [name for name in rest if arrays[name].dtype == dtype]
-            blocks.append(self._place(arrays, own, placed))
+        blocks = [block for pack, block in self.packs.items() if pack not in shown]
+        groups: dict[tuple[np.dtype, bool], list[str]] = {}
+        for name in arrays:
+            if name not in placed:
+                groups.setdefault((arrays[name].dtype, name in shown), []).append(name)
+        for (_, left_out), own in groups.items():
+            block = self._place(arrays, own, placed)
+            if not left_out:
+                blocks.append(block)
         pieces = [block[i : i + _PIECE] for block in blocks for i in range(0, block.size, _PIECE)]
         self._sums = [(SUMS.get(piece.dtype, _half_sum), piece) for piece in pieces]
         self.arrays = {name: placed[name] for name in arrays}
@@ -142,6 +153,10 @@ class _HostSet:
             if self._fill:
                 placed[name][...] = arrays[name]
         return block
+
+    def memory(self, name: str) -> np.ndarray | None:
+        """An array, or the block of a pack."""
+        return self.arrays.get(name, self.packs.get(name))
 
     def unfit(self) -> list[str]:
         """Names of the arrays that hold NaN or infinity."""
@@ -171,10 +186,10 @@ def _half_sum(piece: np.ndarray) -> float:
 
 
 class Scalar:
-    """A scalar graph input or output in host memory, read and written without onnxruntime."""
+    """A number that a graph takes or gives, in host memory, read and written without onnxruntime."""
 
-    def __init__(self, dtype: np.dtype, value: float = 0.0) -> None:
-        self._array = np.array(value, dtype=dtype)
+    def __init__(self, dtype: np.dtype, value: float = 0.0, shape: Sequence[int] = ()) -> None:
+        self._array = np.full(tuple(shape), value, dtype=dtype)
         self.ortvalue = to_ortvalue(self._array)
 
     def __float__(self) -> float:

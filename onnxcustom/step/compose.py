@@ -17,8 +17,10 @@ from onnxcustom.gradient.interface import Engine
 from onnxcustom.graph.building.builder import Var
 from onnxcustom.graph.shapes.batch_axis import BatchAxes
 from onnxcustom.objective import BaseLearningPenalty
+from onnxcustom.step.passes.blocks import in_blocks
 from onnxcustom.step.passes.folding import fold_updates
 from onnxcustom.step.passes.products import bias_products
+from onnxcustom.step.passes.ranks import widen_scalars
 from onnxcustom.step.passes.recompute import recompute
 from onnxcustom.step.passes.scalars import plan_scalars
 from onnxcustom.step.passes.sparse import cut_tables
@@ -168,5 +170,10 @@ def _rewritten(
     if options.fold:
         fold_updates(composed.model, composed.rewritten if plan.outside else ())
     composed.scalars = plan_scalars(composed.model, composed.loss, sources, hoist=plan.outside)
+    if plan.outside:
+        composed.look_at_weights()
+        in_blocks(composed.model, composed.rewritten)
+    if options.fold:
+        widen_scalars(composed.model, composed.scalars.names if plan.outside else ())
     composed.describe()
     return composed

@@ -217,9 +217,10 @@ class _Scalars:
         inputs = {v.name: v for v in graph.model.graph.inputs}
         self._scalars = {}
         for name in plan.names:
-            dtype = inputs[name].dtype
+            dtype, shape = inputs[name].dtype, inputs[name].shape
             assert dtype is not None
-            self._scalars[name] = Scalar(dtype.numpy())
+            assert shape is not None
+            self._scalars[name] = Scalar(dtype.numpy(), shape=shape.numpy())
         self._set = [scalar.set for scalar in self._scalars.values()]
         self._hyper: Mapping[str, float] | None = None
         self._rows = -1

@@ -110,7 +110,7 @@ class State:
         in_place = [old for updates in graph.by_rows.values() for old in updates]
         packs = {name: members for name, (_, members) in graph.packs.items()}
         kept, statistics, accumulated = arrays
-        self._kept = DoubleBuffer(kept, device, in_place, packs, front=self._front(_KEPT))
+        self._kept = DoubleBuffer(kept, device, in_place, packs, graph.shown, front=self._front(_KEPT))
         self.statistics = DoubleBuffer(statistics, device, front=self._front(_STATISTICS))
         if not accumulated:
             values = {v.name: v for v in graph.model.graph.inputs}

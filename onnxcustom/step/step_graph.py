@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Collection
 
 import onnx_ir as ir
 
 from onnxcustom.step.passes.scalars import ScalarPlan
+from onnxcustom.step.passes.showing import shown_in
 
 __all__ = ["METADATA_KEY", "ComposedStep"]
 
@@ -74,6 +76,8 @@ class ComposedStep:
         Expected values beside the first of an output whose loss takes several -> graph input.
     scalars : ScalarPlan
         What scalar inputs are, and how the loss becomes of what the graph hands out as such.
+    shown : collection of str
+        Graph inputs, states or packs of them, whose new values are finite if the new weights are.
     """
 
     model: ir.Model
@@ -101,6 +105,7 @@ class ComposedStep:
     gradients: dict[str, str] = dataclasses.field(default_factory=dict)
     counts: dict[str, str] = dataclasses.field(default_factory=dict)
     more: dict[str, str] = dataclasses.field(default_factory=dict)
+    shown: Collection[str] = ()
 
     @property
     def counted(self) -> tuple[int, int] | None:
@@ -115,6 +120,14 @@ class ComposedStep:
         states = (pairs for w, pairs in self.state.items() if w not in self.rows)
         made = {old: new for pairs in states for old, new in pairs.values() if new is not None}
         return {**weights, **made, **{old: new for old, (new, _) in self.packs.items()}}
+
+    def look_at_weights(self) -> None:
+        """Find out which states are finite if the weights are."""
+        weights = {name for name in self.weights if name not in self.rows}
+        weights |= {old for old, (_, members) in self.packs.items() if set(members) <= set(self.state)}
+        whole = self.whole
+        states = {old: new for old, new in whole.items() if old not in weights}
+        self.shown = shown_in(self.model, states, [whole[w] for w in weights if w in whole])
 
     @property
     def rewritten(self) -> set[str]:
@@ -145,6 +158,7 @@ class ComposedStep:
             "model",
             "ones",
             "scalars",
+            "shown",
             *(n for n in ("gradients", "counts", "more") if not getattr(self, n)),
         )
         description = {k: v for k, v in vars(self).items() if k not in private}

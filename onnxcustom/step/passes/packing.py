@@ -17,14 +17,15 @@ from onnxcustom.graph.building.builder import Builder, Var
 from onnxcustom.graph.trainable.roles import Role
 from onnxcustom.optim import BaseLearningRate, State
 
-__all__ = ["concatenate", "plan_packs"]
+__all__ = ["NUMBER_BY_NUMBER", "concatenate", "plan_packs"]
 
 # Above, a pass over memory costs more than the node that makes it.
 _SMALL = 2**14
 # Below, gathering the gradients costs more than it saves.
 _FEWEST_NODES = 3
 _DTYPES = (ir.DataType.FLOAT, ir.DataType.DOUBLE)
-_ELEMENTWISE = frozenset(
+#: Operators of which every number of a result depends on the numbers at its place alone.
+NUMBER_BY_NUMBER = frozenset(
     "Add Sub Mul Div Neg Sqrt Pow Exp Log Abs Sign Max Min Clip Where Cast Identity Relu Reciprocal "
     "Greater Less GreaterOrEqual LessOrEqual Equal And Or Not".split()
 )
@@ -104,7 +105,7 @@ def _tried(optimizer: BaseLearningRate) -> bool:
         values = {name: op.input(f"{name}_", ir.DataType.FLOAT, []) for name in optimizer.scheduled}
         optimizer.bound(role=role, **values).update(op, w, g, state, lr, t)
         large = [n for n in op.nodes if any(v is not None and not _is_scalar(v) for v in n.inputs)]
-        if any(n.op_type not in _ELEMENTWISE for n in large):
+        if any(n.op_type not in NUMBER_BY_NUMBER for n in large):
             return False
         seen.add(tuple(node.op_type for node in op.nodes))
     return len(seen) == 1 and len(large) >= _FEWEST_NODES
