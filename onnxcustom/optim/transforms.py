@@ -111,7 +111,9 @@ def sum_square(op: Builder, x: Var) -> Var:
     """The sum of the squares of all numbers of `x`, a scalar, float32 where `x` is float16."""
     if x.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16):
         x = op.Cast(x, to=ir.DataType.FLOAT)
-    return op.ReduceSumSquare(x, keepdims=0)
+    total = op.ReduceSumSquare(x, keepdims=0)
+    total.value.shape = ir.Shape([])
+    return total
 
 
 def l2_norm(op: Builder, x: Var) -> Var:
@@ -136,7 +138,9 @@ def global_norm_factor(op: Builder, gradients: Sequence[Var], limit: float, dtyp
     [Pascanu et al. 2013, arXiv:1211.5063, Algorithm 1], as ``optax.clip_by_global_norm`` has it.
     """
     squares = [sum_square(op, scalar(op, g, dtype)) for g in gradients]
-    norm = op.Sqrt(op.Sum(*squares) if len(squares) > 1 else squares[0])
+    total = op.Sum(*squares) if len(squares) > 1 else squares[0]
+    total.value.shape = ir.Shape([])
+    norm = op.Sqrt(total)
     # A norm that overflows is NaN here, so that it is noticed, rather than a factor of 0.
     return limit / op.Max(norm, limit) + (norm - norm)
 
