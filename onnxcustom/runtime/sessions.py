@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import onnx
@@ -22,6 +23,7 @@ from .bfloat16 import check_bfloat16
 from .devices import Device, available_providers, default_threads, parse_device, require_runtime
 from .forking import remade_session
 from .nesting import check_nesting
+from .optimizers import idle_optimizers
 
 __all__ = [
     "check_providers",
@@ -97,10 +99,11 @@ def create_session(
     check_bfloat16(model, where)
     if _version(ort) < _LINEAR:
         check_nesting(model, ort.__version__)
+    idle = idle_optimizers(model) if optimize else []
     source: Any = serialize(model)
 
     def make() -> Any:
-        return _opened(ort, model if source is None else source, options, providers, provider_options)
+        return _opened(ort, model if source is None else source, options, providers, provider_options, idle)
 
     return remade_session(make(), make)
 
@@ -129,7 +132,9 @@ def ends_on_nothing(model: onnx.ModelProto) -> str | None:
     return next((n.name or "Einsum" for n in nodes if not normal_domain(n.domain)), None)
 
 
-def _opened(ort: Any, model: Any, options: Any, providers: Any, provider_options: Any) -> Any:
+def _opened(
+    ort: Any, model: Any, options: Any, providers: Any, provider_options: Any, idle: Sequence[str]
+) -> Any:
     """A session of a model: bytes, or what goes through a folder."""
     folder: str | None = None
     try:
@@ -138,11 +143,11 @@ def _opened(ort: Any, model: Any, options: Any, providers: Any, provider_options
             folder = tempfile.mkdtemp(prefix="onnxcustom-")
             source = _spill(model, folder)
         if providers == ["CPUExecutionProvider"]:  # nothing to warn of, and filters are shared by threads
-            return _session(ort, source, options, providers, provider_options)
+            return _session(ort, source, options, providers, provider_options, idle)
         with warnings.catch_warnings():
             # The providers were checked before; what remains is onnxruntime talking about fallbacks.
             warnings.simplefilter("ignore")
-            return _session(ort, source, options, providers, provider_options)
+            return _session(ort, source, options, providers, provider_options, idle)
     except Exception as exc:
         if type(exc).__module__.startswith("onnxcustom"):
             raise
@@ -163,10 +168,12 @@ _FAILING = {
 }
 
 
-def _session(ort: Any, source: Any, options: Any, providers: Any, provider_options: Any) -> Any:
+def _session(
+    ort: Any, source: Any, options: Any, providers: Any, provider_options: Any, idle: Sequence[str] = ()
+) -> Any:
     arguments = {"sess_options": options, "providers": providers, "provider_options": provider_options}
     # Up to 1.18 this one ends the process on a LayerNormalization without bias, as gradients have it.
-    off = ["AttentionFusion"] if _version(ort) < (1, 19) else []
+    off = [*idle, *(["AttentionFusion"] if _version(ort) < (1, 19) else [])]
     # Up to 1.17 this one takes a time that grows with the square of what reads a constant: minutes for 10,000
     # nodes. What it does changes no number.
     off += ["ConstantSharing"] if _version(ort) < (1, 18) else []

@@ -7,7 +7,7 @@ import functools
 import math
 import numbers
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx_ir as ir
@@ -132,6 +132,9 @@ class Recipe:
     changes: tuple[Changed, ...] = ()
     terms: tuple[Term, ...] = ()
 
+    #: Where graphs are kept from one process to the next; not part of what is pickled.
+    built: ClassVar[Any] = None
+
     #: Where the training counts from, of a recipe that an older version has written, which had this in it.
     older_origin = BEGINNING
 
@@ -140,7 +143,7 @@ class Recipe:
     def replace(self, **changes: Any) -> Recipe:
         """A recipe that differs in these fields, and goes on using what does not depend on them."""
         made = dataclasses.replace(self, **changes)
-        kept = [name for name, fields in _DERIVED_FROM.items() if not fields & set(changes)]
+        kept = [name for name, fields in _DERIVED_FROM.items() if not fields & set(changes)] + ["built"]
         made._derived().update({k: v for k, v in vars(self).items() if k in kept})
         return made
 
@@ -293,7 +296,9 @@ class Recipe:
         found = self._graphs.get(key)
         if found is None or origin not in (None, found[0]):
             origin = origin or BEGINNING
-            found = self._graphs[key] = (origin, self.compose(*key[:2], origin=origin, masked=masked))
+            compose = functools.partial(self.compose, *key[:2], origin=origin, masked=masked)
+            made = compose() if self.built is None else self.built.graph(self, (key, origin), compose)
+            found = self._graphs[key] = (origin, made)
         return found[1]
 
     def scores(self, weighted: Weighted) -> ir.Model:
@@ -391,6 +396,7 @@ def make_recipe(
     loss_weights: Mapping[str, float] | Sequence[float] | None = None,
     batch_axis: Mapping[str, int | None] | None = None,
     changes: Sequence[Change] = (),
+    built: Any = None,
     **settings: Any,
 ) -> tuple[Recipe, dict[str, np.ndarray]]:
     """The recipe that a user's arguments mean, and the weights to begin with.
@@ -440,7 +446,7 @@ def make_recipe(
         terms=terms,
         **settings,
     )
-    recipe._derived().update(base=base, axes=axes, trunk=trunk)
+    recipe._derived().update(base=base, axes=axes, trunk=trunk, built=built)
     _warn(recipe)
     return recipe, initial
 

@@ -11,12 +11,13 @@ from onnxcustom._parameters import check_flag, check_number, own_parameters
 from onnxcustom.exceptions import EvaluationError, InvalidDataError
 from onnxcustom.feed.specs import rows_of
 from onnxcustom.feed.validation import as_targets
-from onnxcustom.graph import Prepared, Selection
+from onnxcustom.graph import Selection
 from onnxcustom.optim import select_optimizer
 from onnxcustom.optim.averaging import select_average
 from onnxcustom.runtime import parse_device, to_ortvalue
 from onnxcustom.tuning.selection import select_changes
 
+from .built import BuiltSteps, prepared_by
 from .counting import Counting
 from .fed import FedStep
 from .feeds import check_values, settled_by_shapes
@@ -110,6 +111,12 @@ class TrainingStep(FedStep):
         by the content of the row. True is an error where that is not possible; ``'auto'`` goes without.
     cache_bytes : int, default=2**30
         Bytes that may be kept.
+    cache_dir : path, optional
+        Folder in which the prepared model and the graphs are kept, so that the next process which trains
+        this model in this way neither prepares nor differentiates it. Entries are found by the model with its
+        weights, what is trained and how, and the versions of packages; damaged ones are built anew with a
+        warning, and 2 GiB of those used last are kept. Several processes may share a folder. Graphs with
+        losses or gradient rules of your own are not kept.
 
     Attributes
     ----------
@@ -167,6 +174,7 @@ class TrainingStep(FedStep):
         teacher: Any = None,
         cache_frozen: Any = False,
         cache_bytes: float = 2**30,
+        cache_dir: Any = None,
     ) -> None:
         if threads is not None:
             check_number("threads", threads, "[1, inf)", integral=True)
@@ -175,9 +183,10 @@ class TrainingStep(FedStep):
         self.device = parse_device(device)
         self.threads = threads
         self._sess_options = sess_options
+        built = None if cache_dir is None else BuiltSteps(cache_dir)
         modes, origin = ModeSettings(batch_norm, dropout), Origin(seed=seed)
         recipe, first = make_recipe(
-            Prepared.of(model),
+            prepared_by(built, model),
             own_parameters(loss),
             select_optimizer(optimizer, learning_rate).formula(),
             engine,
@@ -193,6 +202,7 @@ class TrainingStep(FedStep):
             average=select_average(average),
             weighted=bool(sample_weight),
             host=self.device.type == "cpu",
+            built=built,
         )
         check_cache(cache_frozen, cache_bytes)
         self._cache = CacheSettings(cache_frozen, cache_bytes)

@@ -111,6 +111,9 @@ def _clone(model: ir.Model) -> ir.Model:
             ) from exc
 
 
+_TENSOR = ir.AttributeType.TENSOR
+
+
 def _own_tensors(model: ir.Model) -> None:
     """Give `model` tensor objects of its own, so that renaming one never reaches the caller's."""
     for graph in model.graphs():
@@ -123,9 +126,9 @@ def _own_tensors(model: ir.Model) -> None:
     bodies: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
     for body in bodies:
         for node in all_nodes(body):
-            for name, attribute in list(node.attributes.items()):
-                if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
-                    tensor = attribute.as_tensor()
+            for name, attribute in list(node.attributes.data.items()):  # of many nodes: no view of a UserDict
+                if attribute.type == _TENSOR and not attribute.is_ref():
+                    tensor = attribute.value  # as_tensor() looks whether it has all that a tensor has
                     if isinstance(tensor, ir.ExternalTensor):
                         tensor = ir.Tensor(_external_array(tensor), dtype=tensor.dtype, name=tensor.name)
                     node.attributes[name] = ir.AttrTensor(name, _own_tensor(tensor, tensor.name))

@@ -118,6 +118,8 @@ class Prepared:
     ----------
     model : onnx_ir.Model
         As given.
+    fingerprint : str or None
+        What tells it from others, where somebody keeps what is made of it.
     """
 
     def __init__(
@@ -126,6 +128,7 @@ class Prepared:
         self.model = model
         self._proto = proto
         self._converted: dict[int, ir.Model] = {}
+        self.fingerprint: str | None = None
 
     @property
     def proto(self) -> onnx.ModelProto:

@@ -8,6 +8,8 @@ Preparing moves tensors about: out of ``Constant`` nodes, branches, function bod
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -22,9 +24,11 @@ __all__ = [
     "InitializerSite",
     "OperandSite",
     "Site",
+    "marks_of",
     "own_name",
     "site_of",
     "tag",
+    "with_marks",
 ]
 
 _KEY = "onnxcustom.site"
@@ -190,3 +194,34 @@ def own_name(value: ir.Value) -> str:
 def origin(node: ir.Node) -> ir.Node:
     """The node of the user's model that `node` is a copy of."""
     return node.meta.get(_KEY, node)
+
+
+def marks_of(model: ir.Model) -> dict[str, dict[str, Any]] | None:
+    """What is noted on the values of a prepared model, as JSON holds it; None if there is more than that.
+
+    Of a site it is kept that there is one, and the user's name: nothing else is asked of a prepared model.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for value in _values(model):
+        notes = {k: own_name(value) if k == _KEY else note for k, note in value.meta.items()}
+        if not all(isinstance(note, (str, bool)) for note in notes.values()):
+            return None
+        if notes:
+            found[str(value.name)] = notes
+    nodes = all_nodes(model.graph)
+    return None if any(key != _KEY for node in nodes for key in node.meta) else found
+
+
+def with_marks(model: ir.Model, marks: Mapping[str, Mapping[str, Any]]) -> ir.Model:
+    """The model with what :func:`marks_of` has found noted on its values, in place."""
+    for value in _values(model):
+        for key, note in marks.get(str(value.name), {}).items():
+            value.meta[key] = InitializerSite(value, note) if key == _KEY else note
+    return model
+
+
+def _values(model: ir.Model) -> Iterator[ir.Value]:
+    for graph in model.graphs():
+        yield from (*graph.inputs, *graph.initializers.values())
+        for node in graph:
+            yield from node.outputs

@@ -68,6 +68,8 @@ class ScalarPlan:
     ----------
     names : tuple of str
         Scalar graph inputs.
+    parts : tuple
+        What it is made of.
     feeds : callable
         Their values, of hyper-parameters by name, step, share of the rows accumulated, rows of the batch,
         and what the loss of each output is divided by.
@@ -87,6 +89,7 @@ class ScalarPlan:
         loss: str,
         constants: Mapping[str, float],
     ) -> None:
+        self.parts = (dict(texts), dict(lines), loss, dict(constants))
         self.names = tuple(texts)
         values = ", ".join(texts.values())
         feeds = _body(lines, f"({values}{',' if texts else ''})", texts.values())
