@@ -21,6 +21,7 @@ from onnxcustom.step.targets import prediction_tensors, where
 __all__ = ["describe", "inspect_model", "loss_lines"]
 
 _SHOWN = 3  # nodes named in one line
+_PRODUCTS = ("forward", "dX", "dW")
 
 
 def inspect_model(
@@ -137,7 +138,7 @@ def describe(
     Every weight can be trained.
     """
     width = max(width, 60)
-    parts = [_operators(report, width), _weights(report, width, levels)]
+    parts = [_operators(report, width), *_forms(report, width), _weights(report, width, levels)]
     if report.left_out:
         parts.append(_left_out(report, width))
     for title, texts in (("Losses, as the outputs suggest them", losses), ("Rows of a batch", rows)):
@@ -160,6 +161,19 @@ def _operators(report: GradientReport, width: int) -> str:
     ]
     lines = table(("operator", "opset", "count", "gradient"), rows, "<>><", width)
     return "\n".join(["Operators, in the form that is trained", *lines])
+
+
+def _forms(report: GradientReport, width: int) -> list[str]:
+    """The nodes whose operators depend on shapes, those of the same together."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for row in report.rows:
+        if row.forms:
+            groups.setdefault(tuple(row.forms[what] for what in _PRODUCTS), []).append(row.node)
+    rows = [(*forms, str(len(nodes)), listed(nodes, _SHOWN, quoted=False)) for forms, nodes in groups.items()]
+    if not rows:
+        return []
+    lines = table((*_PRODUCTS, "count", "nodes"), rows, "<<<><", width)
+    return ["\n".join(["Convolutions, by what is fastest for their shapes", *lines])]
 
 
 def _how(row: OperatorRow) -> str:

@@ -7,8 +7,9 @@ import onnx
 import onnx.parser
 import pytest
 
-from onnxcustom import TrainingStep, gradient_graph
+from onnxcustom import TrainingStep, gradient_graph, gradient_report
 from onnxcustom.gradient import GradientNames
+from onnxcustom.inspect import describe
 from onnxcustom.optim import LearningRateSGD, LearningRateSGDNesterov
 from onnxcustom.runtime import create_session, parse_device
 
@@ -226,3 +227,27 @@ def test_gradients_have_gradients(layer, operator):
         made = gradients[GradientNames.of(twice).gradients[name]].astype(np.float64)
         assert (made * move).sum() == pytest.approx(difference, rel=2e-3, abs=1.0), name
     assert set(feeds) <= set(names)
+
+
+REPORTED = {
+    ("the operators", "Conv"): ("Conv", "ConvTranspose", "rows"),
+    ("columns, 1-D", "Conv"): ("columns", "columns", "columns"),
+    ("columns, strides", "ConvTranspose"): ("columns", "Conv", "columns"),
+    ("turned and shifts", "ConvTranspose"): ("turned", "Conv", "shifts"),
+    ("1x1 strides", "Conv"): ("Conv", "ConvTranspose", "columns"),
+}
+
+
+@pytest.mark.parametrize(("layer", "operator"), REPORTED)
+def test_reports_say_which_form_a_node_gets(layer, operator):
+    report = gradient_report(model(layer, operator)[0])
+    (row,) = [row for row in report if row.forms]
+    assert (row.forms["forward"], row.forms["dX"], row.forms["dW"]) == REPORTED[layer, operator]
+    assert f"forward: {row.forms['forward']}, dX: {row.forms['dX']}" in str(report)
+    assert row.node in describe(report).partition("Convolutions")[2]
+
+
+def test_reports_without_convolutions_do_not_mention_them(mlp_model):
+    report = gradient_report(mlp_model([3, 2, 1]))
+    assert not any(row.forms for row in report)
+    assert "Convolutions" not in describe(report)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
@@ -43,6 +43,9 @@ class Row:
         end here; ``'refused'`` or ``'unknown'``: in the way; ``'not needed'``: no gradient comes here.
     reason : str
         Why, and what to do.
+    forms : mapping of str to str
+        Of a convolution, by which form its ``'forward'`` and its gradients, ``'dX'`` and ``'dW'``, are
+        computed on a CPU: what is fastest for its shapes.
     """
 
     node: str
@@ -51,6 +54,7 @@ class Row:
     opset: int | None
     how: str
     reason: str = ""
+    forms: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -221,7 +225,7 @@ class GradientReport:
                 f"{row.domain}.{row.op_type}" if row.domain else row.op_type,
                 str(row.opset),
                 row.how,
-                row.reason,
+                row.reason or ", ".join(f"{what}: {form}" for what, form in row.forms.items()),
             )
             for row in self.rows
         ]
@@ -272,6 +276,7 @@ def report_of(model: ir.Model, engine: Engine) -> GradientReport:
                 model.opset_imports.get(node.domain),
                 verdict.how,
                 verdict.reason,
+                engine.forms(model, node) if verdict.how == "rule" else {},
             )
         )
     links = Links(graph)

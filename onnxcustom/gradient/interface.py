@@ -76,6 +76,10 @@ class Engine(ABC):
         """The engine whose graphs run on a host; by default they are the same for all."""
         return self
 
+    def forms(self, model: ir.Model, node: ir.Node) -> Mapping[str, str]:
+        """Forms that forward and gradients of a node take by what is known of its shapes, for reports."""
+        return {}
+
     def carried(self, node: ir.Node) -> Sequence[ir.Value]:
         """Floating-point values that a node's gradient reaches though it reads them through others.
 

@@ -20,6 +20,7 @@ from .flow import Flow
 from .graphs import add, clean, name_sizes
 from .host import HERE, Host
 from .interface import Engine, register_engine
+from .node import NodeView
 from .registry import find_rule, non_differentiable_reason, refused_reason
 from .simplify import fuse_biases
 from .verdict import RULE, Verdict
@@ -66,6 +67,21 @@ class OnnxEngine(Engine):
         found = _verdict(model, node)
         return _inner_verdict(model, node) or found if found.passes else found
 
+    def forms(self, model: ir.Model, node: ir.Node) -> Mapping[str, str]:
+        """As the node's rule says."""
+        version = model.opset_imports.get(node.domain, 1)
+        rule = find_rule(node.op_type, node.domain, version)
+        if rule is None or rule.forms is None:
+            return {}
+        op = GradientBuilder(model.opset_imports[""])
+        # Of tensors of its own: the model stays as it is.
+        given = [None if v is None else _alike(v) for v in node.inputs]
+        made = [_alike(v) for v in node.outputs]
+        alone = ir.node(node.op_type, given, attributes=node.attributes, domain=node.domain, outputs=made)
+        view = NodeView(op, alone, version, [True] * len(given))
+        view.walk = ReverseWalk(op, model.opset_imports, self.host)
+        return rule.forms(op, view)
+
     def carried(self, node: ir.Node) -> Sequence[ir.Value]:
         return carried_values(node)
 
@@ -97,6 +113,10 @@ class OnnxEngine(Engine):
         """Fold what rules repeat; what they made of wrong operands does not reach a runtime."""
         clean(model)
         check_made((node for node in model.graph if not node.meta.pop(_GIVEN, False)), model.opset_imports)
+
+
+def _alike(value: ir.Value) -> ir.Value:
+    return ir.Value(name=value.name, type=value.type, shape=value.shape, const_value=value.const_value)
 
 
 def _verdict(model: ir.Model, node: ir.Node) -> Verdict:

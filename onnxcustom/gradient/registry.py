@@ -14,7 +14,7 @@ domain, both inclusive.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from onnxcustom.exceptions import InvalidParameterError
@@ -52,6 +52,9 @@ class Rule:
     broadcasts : bool
         Whether gradients have the shape of the output rather than of the input: the engine then
         sums them to the input's shape.
+    forms : callable, optional
+        ``forms(op, node)`` -> for reports, which form forward and gradients have, where that depends on
+        shapes. What it emits through `op` is thrown away.
     """
 
     op_type: str
@@ -60,6 +63,7 @@ class Rule:
     until: int | None
     function: Callable[..., Any]
     broadcasts: bool = False
+    forms: Callable[..., Mapping[str, str]] | None = None
 
     def serves(self, version: int) -> bool:
         """Whether the rule is for that version of its domain."""
@@ -87,7 +91,12 @@ def _register(new: Rule) -> None:
 
 
 def rule(
-    *op_types: str, domain: str = "", since: int = 1, until: int | None = None, broadcasts: bool = False
+    *op_types: str,
+    domain: str = "",
+    since: int = 1,
+    until: int | None = None,
+    broadcasts: bool = False,
+    forms: Callable[..., Mapping[str, str]] | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register the decorated function as the rule of one or several operators.
 
@@ -101,6 +110,8 @@ def rule(
         First and last opset of the domain that the rule is for.
     broadcasts : bool, default=False
         The gradients have the output's shape and are to be summed to the inputs'.
+    forms : callable, optional
+        Says of a node, for reports, in which form it emits what: see :class:`Rule`.
 
     Examples
     --------
@@ -113,7 +124,7 @@ def rule(
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         for op_type in op_types:
-            _register(Rule(op_type, domain, since, until, function, broadcasts))
+            _register(Rule(op_type, domain, since, until, function, broadcasts, forms))
         return function
 
     return decorate
