@@ -271,8 +271,12 @@ WEIGHT = (
     ),
     Form(
         "shifts",
-        lambda s: s.here and s.static and s.dense and s.unit_strides,
-        lambda s: s.kernel > 1 and s.positions >= 1024 and min(s.sides) >= 16 and max(s.sides) <= 64,
+        lambda s: s.here and s.static and s.dense and set(s.window.strides[:-1]) <= {1},
+        lambda s: (
+            s.kernel > 1
+            and min(s.sides) >= 8
+            and (s.positions >= 1024 or (s.positions >= 256 and s.sides[0] <= s.sides[1] <= 64))
+        ),
     ),
     Form("conv", lambda s: True, lambda s: not s.copies <= 64 or (s.group > 1 and not s.channels > 0)),
     Form("sums", lambda s: s.depthwise and s.kernel > 0),
