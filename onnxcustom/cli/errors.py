@@ -65,6 +65,7 @@ _OPTIONS = {
     "batch_norm": "--batch-norm",
     "batch_size": "--batch-size",
     "lora": "--lora",
+    "quantize": "--quantize",
     "callbacks": "--checkpoint",
     "checkpoint_dir": "--checkpoint",
     "class_weight": "--class-weight",

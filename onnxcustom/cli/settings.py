@@ -41,6 +41,7 @@ class Settings:
     cache_bytes: int
     average: str | None
     lora: str | None
+    quantize: str | None
     teacher: str | None
     teacher_temperature: float
     teacher_alpha: float

@@ -155,6 +155,12 @@ _DATA, _MODEL, _TRAINING, _RESULTS = "Data", "Model", "Training", "Results"
     help="Adapters beside frozen weights, which alone are trained: 8, lora:rank=8,targets=attention.",
 )
 @option(
+    "--quantize",
+    metavar="TYPE[:OPTIONS]",
+    section=_TRAINING,
+    help="Round to integers in training and write those: int8, int4, int8:learned_scales=true.",
+)
+@option(
     "--teacher",
     metavar="FILE",
     section=_TRAINING,

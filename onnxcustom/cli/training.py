@@ -248,6 +248,7 @@ class Training:
             "cache_bytes": settings.cache_bytes,
             "average": settings.average,
             "lora": settings.lora,
+            "quantize": settings.quantize,
             "teacher": self._teacher(),
             "head": self._head,
             "pairs": self._group(),

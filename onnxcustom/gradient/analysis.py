@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from onnxcustom.graph.analysis.integers import computes_integers
 from onnxcustom.graph.analysis.operands import is_float, is_opaque
+from onnxcustom.graph.analysis.stops import is_stopped
 
 from .flow import Flow, Reach, operands
 from .interface import Engine
@@ -48,7 +49,7 @@ def analyse(model: ir.Model, targets: Iterable[ir.Value], engine: Engine) -> Flo
         live = frozenset(
             k
             for k, v in enumerate(node.outputs)
-            if v in flow.reach and _carries(flow.reach[v]) and is_float(v)
+            if v in flow.reach and _carries(flow.reach[v]) and is_float(v) and not is_stopped(node)
         )
         beside = ((-1, value) for value in engine.carried(node))
         for position, value in (*operands(node), *beside):

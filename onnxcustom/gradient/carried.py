@@ -16,6 +16,7 @@ import onnx_ir as ir
 from onnxcustom.graph.analysis.constants import constant_array
 from onnxcustom.graph.analysis.operands import is_float
 from onnxcustom.graph.analysis.operators import is_op
+from onnxcustom.graph.analysis.stops import is_stopped
 from onnxcustom.graph.analysis.traversal import all_nodes, captured, dependents
 
 from .registry import non_differentiable_reason
@@ -69,7 +70,9 @@ def all_reads(node: ir.Node) -> list[ir.Value]:
 
 def active_values(nodes: Iterable[ir.Node], wanted: Iterable[ir.Value]) -> set[ir.Value]:
     """`wanted` and every floating-point value that depends differentiably on one of them."""
-    smooth = (n for n in nodes if non_differentiable_reason(n.op_type, n.domain) is None)
+    smooth = (
+        n for n in nodes if non_differentiable_reason(n.op_type, n.domain) is None and not is_stopped(n)
+    )
     return dependents(smooth, wanted, all_reads, is_float)
 
 

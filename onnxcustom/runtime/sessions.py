@@ -54,6 +54,7 @@ def create_session(
     provider_options: Any = None,
     optimize: bool = True,
     memory_pattern: bool = True,
+    integers: bool = True,
 ) -> Any:
     """An ``onnxruntime.InferenceSession`` of a model.
 
@@ -71,6 +72,8 @@ def create_session(
         As ``InferenceSession`` takes them, in place of those of `device`.
     optimize : bool, default=True
         Whether onnxruntime may rewrite the graph.
+    memory_pattern, integers : bool, default=True
+        As for :func:`session_options`.
 
     Returns
     -------
@@ -94,7 +97,9 @@ def create_session(
         providers = check_providers(providers)
     options = sess_options
     if options is None:
-        options = session_options(threads, optimize=optimize, memory_pattern=memory_pattern)
+        options = session_options(
+            threads, optimize=optimize, memory_pattern=memory_pattern, integers=integers
+        )
     _check_kernels(model)
     check_bfloat16(model, where)
     if _version(ort) < _LINEAR:
@@ -213,7 +218,13 @@ def check_providers(providers: Any) -> list[Any]:
     return result
 
 
-def session_options(threads: int | None = None, *, optimize: bool = True, memory_pattern: bool = True) -> Any:
+def session_options(
+    threads: int | None = None,
+    *,
+    optimize: bool = True,
+    memory_pattern: bool = True,
+    integers: bool = True,
+) -> Any:
     """Settings of a session as this library makes them.
 
     Parameters
@@ -227,6 +238,9 @@ def session_options(threads: int | None = None, *, optimize: bool = True, memory
         Whether onnxruntime takes the memory of all intermediate results as one block from the second run
         on inputs of the same shapes on. What it held in the first run stays with it, so that a training
         step would take twice the memory of its activations.
+    integers : bool, default=True
+        Whether kernels of integers may stand for what lies between DequantizeLinear and QuantizeLinear. They
+        round otherwise, and some saturate: training goes by what the graph says.
 
     Returns
     -------
@@ -241,6 +255,8 @@ def session_options(threads: int | None = None, *, optimize: bool = True, memory
     # Warnings go to stderr from C++, where nobody can catch them; errors are raised.
     options.log_severity_level = 3
     options.enable_mem_pattern = memory_pattern
+    if not integers:
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     return options

@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 
 from onnxcustom.data.blocks import Key
-from onnxcustom.exceptions import InvalidDataError
+from onnxcustom.exceptions import InvalidDataError, UnknownNameError
 from onnxcustom.feed.specs import TensorSpec
 from onnxcustom.feed.validation import as_inputs
 
+from .calibrating import measured, rounded_by
+from .carrying import placed
 from .counting import Counting
 from .feeds import Feeds, check_expected, data_axes, feeds_of, settled_by, softened_by
 from .frozen import FrozenInputs, Halves
@@ -119,10 +121,39 @@ class FedStep(StoredStep):
         labels : bool, default=False
             Whether they are labels whatever their shape.
         """
+        if not self._calibrated:
+            self.calibrate(X)
         if not self._recipe.settled:
             self._retarget(settled_by(self._recipe, X, y))
         if not labels and any(target.loss.takes_probabilities for target in self._recipe.targets):
             self._retarget(softened_by(self._recipe, y))
+
+    def calibrate(self, X: Any) -> None:
+        """Measure the ranges of what is rounded to integers, on rows of the data with the present weights.
+
+        A step that quantizes does so by itself with the first data that it sees.
+
+        Parameters
+        ----------
+        X : array_like of shape (n, ...) or dict of str to array_like
+            As :meth:`run` takes it; :class:`onnxcustom.tuning.Quantization` says how many rows are used.
+
+        Raises
+        ------
+        InvalidDataError
+            Data that do not fit, no rows, or numbers that are not finite; nothing is changed.
+        UnknownNameError
+            The step rounds nothing whose range would have to be measured.
+        """
+        change = rounded_by(self._recipe)
+        if change is None:
+            raise UnknownNameError(
+                "There are no ranges to measure: make the step, or estimator, with quantize='int8', say."
+            )
+        arrays = as_inputs(X, self.inputs)
+        found = measured(self._recipe, change, self._tensors(), arrays, self.device)
+        self._become(placed(self._recipe, self._state, found), self._state)
+        self._calibrated = True  # of scales that are trained, the state has them
 
     def _retarget(self, targets: Sequence[Target]) -> None:
         """Take the losses in another way: the graphs are made again, what is trained stays."""

@@ -102,7 +102,7 @@ class Forward:
         self.device = device
         self.inputs = [str(v.name) for v in model.graph.inputs]
         self._outputs = [str(v.name) for v in model.graph.outputs]
-        self._session = create_session(model, device, threads=threads)
+        self._session = create_session(model, device, threads=threads, integers=False)
 
     def run(self, feeds: Mapping[str, Any]) -> list[np.ndarray]:
         """Outputs for OrtValues or arrays by input name; names the graph lacks are ignored."""

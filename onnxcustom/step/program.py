@@ -74,7 +74,9 @@ class Program:
         """Make the session, for batches like the first one."""
         graph = self._graph.model
         small = intermediate_bytes(graph, self.rows(values), *(self._counted or (0, 0))) < _SMALL
-        self._session = create_session(graph, self._device, memory_pattern=small, **self._options)
+        self._session = create_session(
+            graph, self._device, memory_pattern=small, integers=False, **self._options
+        )
 
     def _binding(self) -> Binding:
         """Everything bound, for the present fronts of the buffers."""

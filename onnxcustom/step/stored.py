@@ -20,6 +20,7 @@ from onnxcustom.runtime import Device, options_from, options_state, require_runt
 from onnxcustom.tuning.changes import trained as trained_by
 from onnxcustom.tuning.lora.options import Adapted
 
+from .calibrating import rounded_by
 from .carrying import placed, taken_over
 from .checkpoint import COUNT, export_state, import_state
 from .evaluator import Evaluator
@@ -54,6 +55,7 @@ class StoredStep:
     _cache = CacheSettings()
     _evaluator: Evaluator
     _repeated: Repeated | None
+    _calibrated: bool
 
     def _set_up(self, recipe: Recipe, state: State, rule: BaseLearningRate | None = None) -> None:
         """Be these, with no program so far: all in one assignment, which nothing can interrupt."""
@@ -70,7 +72,22 @@ class StoredStep:
             _halves={},
             _known=None,
             _repeated=None,
+            _calibrated=_is_calibrated(recipe, state),
         )
+
+    def _check_calibrated(self) -> None:
+        """Refuse to go on with ranges that nobody has measured.
+
+        Raises
+        ------
+        InvalidDataError
+            Call calibrate() first.
+        """
+        if not self._calibrated:
+            raise InvalidDataError(
+                "The ranges of what is rounded to integers are not known yet: call calibrate(X) with some "
+                "rows of the data first."
+            )
 
     def _become(self, recipe: Recipe, state: State) -> None:
         """Go on with another recipe or state: programs of the old ones are forgotten."""
@@ -293,6 +310,7 @@ class StoredStep:
             did before, until it is given their factors, which it has for inputs: what
             :meth:`adapter` returns.
         """
+        self._check_calibrated()
         recipe, columns = self._recipe, self._recipe.columns
         trained = trained_by(recipe.prepared, recipe.changes, self._tensors(), merge)
         if columns:
@@ -376,6 +394,15 @@ class StoredStep:
             f"batch_axis={axes}, "
             f"engine={self.engine.name!r}, device={self.device.name!r}, iteration={self.iteration})"
         )
+
+
+def _is_calibrated(recipe: Recipe, state: State) -> bool:
+    """Whether the range of everything that is rounded was measured: until then scales are 0."""
+    change = rounded_by(recipe)
+    if change is None:
+        return True
+    tensors = {**recipe.moved, **state.weights()}
+    return all(np.any(tensors.get(rounding.scale, 0)) for rounding in change.roundings)
 
 
 def _check_named(arrays: Any, what: str) -> None:

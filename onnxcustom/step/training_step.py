@@ -103,6 +103,10 @@ class TrainingStep(FedStep):
     lora : None, int, str or tuning.LoRA, optional
         Adapters beside frozen weights, of that rank: they alone are trained, unless `weights` says otherwise.
         :class:`onnxcustom.tuning.LoRA` says how; ``'lora:rank=8,targets=attention'`` does in text.
+    quantize : None, str or tuning.Quantization, optional
+        Weights and what is computed are rounded to integers in training, ``'int8'`` or ``'int4'``, and the
+        trained model holds those. :class:`onnxcustom.tuning.Quantization` says how. Ranges are measured on
+        the first batch, unless :meth:`calibrate` was given rows.
     teacher : None, model or tuning.Distillation, optional
         A model of the same outputs that this one learns from, beside the expected values.
         :class:`onnxcustom.tuning.Distillation` says how.
@@ -171,6 +175,7 @@ class TrainingStep(FedStep):
         sess_options: Any = None,
         average: Any = None,
         lora: Any = None,
+        quantize: Any = None,
         teacher: Any = None,
         cache_frozen: Any = False,
         cache_bytes: float = 2**30,
@@ -195,7 +200,7 @@ class TrainingStep(FedStep):
             penalty=own_parameters(penalty),
             loss_weights=loss_weights,
             batch_axis=batch_axis,
-            changes=select_changes(lora, teacher),
+            changes=select_changes(lora, quantize, teacher),
             modes=modes,
             passes=bool(passes),
             recompute=bool(recompute),
@@ -286,6 +291,7 @@ class TrainingStep(FedStep):
     def run_checked(self, values: Sequence[Any], by_rows: bool = False, rows_known: bool = True) -> float:
         """:meth:`run_batch` of values that are known to be of the same rows: a loader has checked them."""
         try:
+            self._check_calibrated()
             if not self._recipe.settled:
                 self._retarget(settled_by_shapes(self._recipe, [tuple(v.shape()) for v in values]))
             self._last = self._runs

@@ -9,6 +9,16 @@ from .distillation import Distillation
 from .dynamic import make_dynamic
 from .heads import replace_head
 from .lora import LoRA
+from .quantization import Quantization
 from .ties import untie
 
-__all__ = ["Average", "Distillation", "LoRA", "dequantize", "make_dynamic", "replace_head", "untie"]
+__all__ = [
+    "Average",
+    "Distillation",
+    "LoRA",
+    "Quantization",
+    "dequantize",
+    "make_dynamic",
+    "replace_head",
+    "untie",
+]

@@ -7,11 +7,12 @@ from typing import Any
 from .changes import Change
 from .distillation import select_teacher
 from .lora.options import select_lora
+from .quantization.options import select_quantize
 
 __all__ = ["select_changes"]
 
 
-def select_changes(lora: Any = None, teacher: Any = None) -> tuple[Change, ...]:
+def select_changes(lora: Any = None, quantize: Any = None, teacher: Any = None) -> tuple[Change, ...]:
     """The changes that parameters mean, in the order in which they are made.
 
     Raises
@@ -19,5 +20,5 @@ def select_changes(lora: Any = None, teacher: Any = None) -> tuple[Change, ...]:
     InvalidParameterError
         A parameter that means none.
     """
-    made = [select_lora(lora), select_teacher(teacher)]
+    made = [select_lora(lora), select_quantize(quantize), select_teacher(teacher)]
     return tuple(change for change in made if change is not None)

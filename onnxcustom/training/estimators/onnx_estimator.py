@@ -63,6 +63,9 @@ class OnnxEstimator(Trainer):
     lora : None, int, str or tuning.LoRA
         Adapters beside frozen weights, of that rank: they alone are trained. The trained model has them in
         its weights; ``get_trained_onnx(merge=False)`` keeps them apart.
+    quantize : None, str or tuning.Quantization
+        Weights and what is computed are rounded to integers in training, ``'int8'`` or ``'int4'``, and the
+        trained model holds those. Ranges are measured on the first rows of the data.
     teacher : None, model or tuning.Distillation
         A model of the same outputs that this one learns from, beside the labels.
     head : 'auto', int, list of int or str, or None
@@ -100,6 +103,7 @@ class OnnxEstimator(Trainer):
     cache_bytes: float = 2**30
     average: Any = of_step(None)
     lora: Any = of_step(None)
+    quantize: Any = of_step(None)
     teacher: Any = of_step(None)
     pairs: Any = None
     m_per_class: int | None = None
@@ -169,6 +173,7 @@ class OnnxEstimator(Trainer):
             batch_axis=self.batch_axis,
             average=self.average,
             lora=self.lora,
+            quantize=self.quantize,
             teacher=self.teacher,
         )
         step.settle(X, y, labels=self._takes_labels)
