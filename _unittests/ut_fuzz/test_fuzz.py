@@ -107,8 +107,32 @@ def behaves(number):
 
 @pytest.mark.parametrize("batch", [1, 6])
 def test_runner_notices(batch):
-    results = list(run_cases(behaves, range(6), seconds=1, batch=batch))
+    results = list(run_cases(behaves, range(6), seconds=0.2, batch=batch))
     assert [r.outcome for r in results] == ["fine", "leak", "killed", "memory", "timeout", "fine"]
     assert "KeyError: 'leaked'" in results[1].detail
     assert "SIGABRT" in results[2].detail
     assert [r.bad for r in results] == [False, True, True, True, True, False]
+
+
+class Wearing:
+    """Cases that end a process only where another was before them in it."""
+
+    def __init__(self):
+        self.done = 0
+
+    def __call__(self, number):
+        self.done += 1
+        if number == 1 and self.done > 1:
+            os.abort()
+        if number == 2 and self.done > 1:
+            raise MemoryError
+        return "fine"
+
+
+def test_what_ended_a_child_is_done_again_alone():
+    results = list(run_cases(Wearing(), range(4), batch=4))
+    # A signal stays one; memory that others had used up does not.
+    assert [r.outcome for r in results] == ["fine", "killed", "fine", "fine"]
+    assert results[1].detail.startswith("only behind others")
+    results = list(run_cases(Wearing(), [0, 2, 3], batch=3))
+    assert [(r.number, r.outcome) for r in results] == [(0, "fine"), (2, "fine"), (3, "fine")]
