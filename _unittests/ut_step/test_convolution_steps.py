@@ -7,7 +7,8 @@ import onnx
 import onnx.parser
 import pytest
 
-from onnxcustom import TrainingStep, gradient_graph, gradient_report
+from onnxcustom import OrtGradientForwardBackward, TrainingStep, gradient_graph, gradient_report
+from onnxcustom.exceptions import ProviderError
 from onnxcustom.gradient import GradientNames
 from onnxcustom.inspect import describe
 from onnxcustom.optim import LearningRateSGD, LearningRateSGDNesterov
@@ -251,3 +252,37 @@ def test_reports_without_convolutions_do_not_mention_them(mlp_model):
     report = gradient_report(mlp_model([3, 2, 1]))
     assert not any(row.forms for row in report)
     assert "Convolutions" not in describe(report)
+
+
+@pytest.mark.parametrize(
+    ("host", "operators"),
+    [
+        ({}, {"Gemm", "Col2Im"}),
+        ({"portable": True}, {"Gemm", "ConvTranspose"}),
+        ({"device": "cuda"}, {"Conv", "ConvTranspose", "Gemm"}),
+        ({"device": "cuda:1", "portable": True}, {"Conv", "ConvTranspose", "Gemm"}),
+    ],
+)
+def test_gradients_are_made_for_where_they_run(host, operators):
+    graph = gradient_graph(model("columns", "Conv")[0], **host).graph
+    products = {"Conv", "ConvTranspose", "Gemm", "Col2Im", "MatMul"}
+    assert {node.op_type for node in graph.node} & products == operators
+    with pytest.raises(ProviderError, match="'tpu' is no device that a gradient is made for"):
+        gradient_graph(model("columns", "Conv")[0], device="tpu")
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_forward_and_backward_apart(operator):
+    """The columns that both read are handed on, or made again."""
+    parsed, arrays = model("columns, strides", operator, bias=False)
+    ((X, dy),) = data("columns, strides", operator, [3])
+    both = OrtGradientForwardBackward(parsed, engine="onnx")
+    function, names = both.new_instance(), both.weights_to_train
+    (y,) = function.forward([X, *(arrays[name] for name in names)], training=True)
+    gradients = dict(zip(["x", *names], function.backward([dy]), strict=True))
+    sums = Sums("columns, strides", operator)
+    h = X.astype(np.float64) * arrays["scale"]
+    made = sums.forward(h, arrays["w"])
+    np.testing.assert_allclose(y.numpy(), made.reshape(len(X), -1), atol=1e-4)
+    _, dw = sums.gradients(h, arrays["w"].astype(np.float64), dy.reshape(made.shape))
+    np.testing.assert_allclose(gradients["w"].numpy(), dw, atol=1e-3)

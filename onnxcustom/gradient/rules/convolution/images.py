@@ -53,9 +53,12 @@ def _turned(op: GradientBuilder, s: Shapes, response: Var, w: Var, image: Var) -
     if k > 1:
         backwards = op.const(np.eye(k)[::-1].copy(), like=w)
         turned = op.MatMul(op.Reshape(w, np.array([int(s.channels), k])), backwards)
-    turned = op.Transpose(
-        op.Reshape(turned, np.array([s.group, outer // s.group, inner, k])), perm=[0, 2, 1, 3]
-    )
+    # onnxruntime is slow where axes of one number stand beside those that change places.
+    front, behind = [s.group] * (s.group > 1), [k] * (k > 1)
+    swapped = [*front, outer // s.group, inner, *behind]
+    order = list(range(len(swapped)))
+    order[len(front) : len(front) + 2] = [len(front) + 1, len(front)]
+    turned = op.Transpose(op.Reshape(turned, np.array(swapped)), perm=order)
     turned = op.Reshape(turned, np.array([s.group * inner, outer // s.group, *(window.kernel or ())]))
     return op.Conv(response, turned, pads=_pads_behind(window), dilations=window.dilations, group=s.group)
 
