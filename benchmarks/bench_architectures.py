@@ -43,7 +43,7 @@ from .architectures import ARCHITECTURES, Problem
 from .bench_profile import profiled
 from .common import Result, cells
 
-RATES = {"SGD": 1e-4, "Adam": 1e-5}
+RATES = {"SGD": 1e-5, "Adam": 1e-5}
 BATCHES = {64: 8, 224: 4}
 CLOCKS = {"cpu": time.process_time, "wall": time.perf_counter}
 QUICK = ["unet", "lstm"]
