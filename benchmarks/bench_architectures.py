@@ -218,21 +218,23 @@ def by_processes(
 
 
 def profile(problem: Problem, optimizer: str, options: argparse.Namespace, result: Result) -> None:
-    """Where the time of ours goes: by operator, and the slowest nodes with their shapes."""
+    """Where the time of ours goes: by operator, and by operator and shapes, the least of each node."""
     nodes = profiled(lambda settings: ours(problem, optimizer, settings), options.rounds)
-    total = sum(node["microseconds"] for node in nodes)
-    by_operator: collections.Counter[str] = collections.Counter()
-    for node in nodes:
-        by_operator[node["op_type"]] += node["microseconds"]
-    numbers = collections.Counter(node["op_type"] for node in nodes)
+    total = sum(node["least"] for node in nodes)
     result.say(f"\n{problem.name}, {optimizer}: {len(nodes)} nodes, {total / 1e3:.2f} ms by their own clock")
-    for op_type, spent in by_operator.most_common(16):
-        result.say(f"  {op_type:<28}{numbers[op_type]:>5}{spent / 1e3:>9.2f} ms{spent / total:>7.1%}")
-    for node in sorted(nodes, key=lambda node: -node["microseconds"])[: options.nodes]:
-        shapes = " ".join("x".join(map(str, shape)) for shape in node["shapes"])
-        result.say(
-            f"  {node['node']:<40.39}{node['op_type']:<20}{node['microseconds'] / 1e3:>8.2f} ms  {shapes}"
-        )
+    for shown, key in ((16, lambda node: node["op_type"]), (options.nodes, with_shapes)):
+        spent: collections.Counter[str] = collections.Counter()
+        numbers = collections.Counter(map(key, nodes))
+        for node in nodes:
+            spent[key(node)] += node["least"]
+        for name, microseconds in spent.most_common(shown):
+            share = f"{microseconds / total:.1%}"
+            result.say(f"{numbers[name]:>6} {microseconds / 1e3:>9.3f} ms{share:>7}  {name}")
+        result.say()
+
+
+def with_shapes(node: Mapping[str, Any]) -> str:
+    return " ".join([node["op_type"], *("x".join(map(str, shape)) or "()" for shape in node["shapes"])])
 
 
 # -- rows -----------------------------------------------------------------------------------------------
@@ -320,7 +322,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--compile", action="store_true", help="torch.compile, too")
     made.add_argument("--memory", action="store_true", help="peaks of memory, too")
     made.add_argument("--profile", action="store_true", help="onnxruntime's profile of ours instead")
-    made.add_argument("--nodes", type=int, default=24, help="of a profile, the slowest")
+    made.add_argument("--nodes", type=int, default=24, help="of a profile, lines")
     made.add_argument("--worker", nargs=9, help=argparse.SUPPRESS)
     return made
 

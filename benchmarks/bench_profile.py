@@ -86,6 +86,7 @@ def profiled(
             "node": name,
             "op_type": operators[name],
             "microseconds": statistics.fmean(found[5:]),
+            "least": min(found[5:]),
             "shapes": shapes[name],
         }
         for name, found in times.items()
