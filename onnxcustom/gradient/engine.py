@@ -22,6 +22,7 @@ from onnxcustom.graph.building.builder import Var
 from .carried import active_values, captured_values
 from .emit import GradientBuilder
 from .expand import expandable
+from .gates import Gate, find_gates
 from .host import HERE, Host
 from .node import NodeView
 from .registry import Rule, find_rule, refused_reason
@@ -84,11 +85,17 @@ class ReverseWalk:
             A node on the way has no rule, or its rule is wrong.
         """
         active = self.active(nodes, wanted)
+        gates = find_gates(nodes, set(wanted))
         contributions: dict[ir.Value, list[Var]] = {v: [dv] for v, dv in seeds.items() if v in active}
         total: dict[ir.Value, Var] = {}
         for node in reversed(nodes):
             dys = [self._total(v, contributions, total) for v in node.outputs]
             if all(dy is None for dy in dys):
+                continue
+            if node in gates:
+                if gates[node].x in active:
+                    gradient = self._through(gates[node], dys[0])
+                    contributions.setdefault(gates[node].x, []).append(gradient)
                 continue
             needs = [v is not None and v in active for v in node.inputs]
             captured = [v for v in captured_values(node) if v in active]
@@ -97,6 +104,14 @@ class ReverseWalk:
                     contributions.setdefault(value, []).append(gradient)
         found = {v: self._total(v, contributions, total) for v in wanted}
         return {v: dv for v, dv in found.items() if dv is not None}
+
+    def _through(self, gate: Gate, dy: Var | None) -> Var:
+        """Gradient of x through several nodes at once; y is computed as that does."""
+        assert dy is not None
+        y, dx = gate.gradient(self.op, dy)
+        NodeView(self.op, gate.node, self._version(gate.node), [True]).replace_output(0, y)
+        _take_type(dx, gate.x)
+        return dx
 
     def _total(
         self, value: ir.Value, contributions: dict[ir.Value, list[Var]], total: dict[ir.Value, Var]

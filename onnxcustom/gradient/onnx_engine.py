@@ -20,6 +20,7 @@ from .flow import Flow
 from .graphs import add, clean, name_sizes
 from .host import HERE, Host
 from .interface import Engine, register_engine
+from .known_sizes import fold_sizes
 from .node import NodeView
 from .registry import find_rule, non_differentiable_reason, refused_reason
 from .simplify import fuse_biases
@@ -102,8 +103,9 @@ class OnnxEngine(Engine):
                 seed.shape = None if target.shape is None else ir.Shape(list(target.shape))
         if any(verdict.how == "function" for verdict in flow.verdicts.values()):
             seeds = _expand(model, seeds)
-        fuse_biases(graph)
         op = GradientBuilder(model.opset_imports[""], taken=all_names(graph))
+        fold_sizes(model, op)
+        fuse_biases(graph)
         walk = ReverseWalk(op, model.opset_imports, self.host)
         found = walk.gradients(list(graph), {v: op.wrap(s) for v, s in seeds.items()}, list(sources))
         add(model, op)

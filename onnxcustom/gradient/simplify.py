@@ -18,6 +18,7 @@ from onnxcustom.graph.analysis.operators import is_op
 from onnxcustom.graph.building.builder import Var
 
 from .emit import GradientBuilder
+from .joining import joined_pads
 
 __all__ = ["become", "fuse_biases", "simplify"]
 
@@ -81,11 +82,11 @@ def simplify(graph: ir.Graph, op: GradientBuilder) -> None:
     steps: dict[str, tuple[Step, ...]] = {
         "Reshape": (_reshape,),
         "Flatten": (_reshape,),
-        "Transpose": (_transpose,),
+        "Transpose": (_transpose, _turned_product),
         "Squeeze": (_squeezed_reduction,),
         "ReduceSum": (_summed_rows,),
-        "Add": (_folded, _without_expand, _sum_of_reshapes),
-        "Sum": (_without_expand, _sum_of_reshapes),
+        "Add": (_folded, _without_expand, _sum_of_reshapes, joined_pads),
+        "Sum": (_without_expand, _sum_of_reshapes, joined_pads),
         "Sub": (_folded, _without_expand),
         "Mul": (_folded, _times_one, _scaled_product, _without_expand),
         "Div": (_folded, _times_one, _without_expand),
@@ -194,6 +195,22 @@ def _transpose(node: ir.Node, op: GradientBuilder) -> ir.Value | None:
     made = op.Transpose(op.wrap(source), perm=perm)
     made.value.shape, made.value.type = node.outputs[0].shape, node.outputs[0].type
     return made.value
+
+
+def _turned_product(node: ir.Node, op: GradientBuilder) -> ir.Node | None:
+    """(a b)ᵀ = bᵀ aᵀ: a product of matrices takes its operands turned, and hands out no more than it did."""
+    x = node.inputs[0]
+    before = None if x is None or not _alone(x) else x.producer()
+    perm = node.attributes.get("perm")
+    if before is None or not is_op(before, "Gemm") or len(before.inputs) > 2 or _rank(x) != 2:
+        return None
+    if perm is not None and list(perm.as_ints()) != [1, 0]:
+        return None
+    a, b = before.inputs
+    attributes = {name: v.value for name, v in before.attributes.items() if name in ("alpha", "beta")}
+    for name, other in (("transA", "transB"), ("transB", "transA")):
+        attributes[name] = 1 - before.attributes.get_int(other, 0)
+    return become(node, "Gemm", [b, a], attributes)
 
 
 def _sum_of_reshapes(node: ir.Node, op: GradientBuilder) -> ir.Value | None:

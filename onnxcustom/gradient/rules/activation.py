@@ -13,6 +13,7 @@ import onnx_ir as ir
 from onnxcustom.graph.building.builder import Var
 
 from ..emit import GradientBuilder
+from ..gates import Gate
 from ..node import NodeView
 from ..registry import elementwise, rule
 
@@ -147,30 +148,31 @@ elementwise("Mish", mish)
 @rule("Swish", since=24)
 def swish(op: GradientBuilder, node: NodeView, dy: Var) -> Var:
     """y = x s, s = sigmoid(α x):  dx = (s + α y (1 - s)) dy."""
-    alpha = node.attr("alpha")
-    x, y = node.inputs[0], node.outputs[0]
-    s = op.Sigmoid(x if alpha == 1 else x * alpha)
-    slope = y * (1 - s)
-    return dy * (s + (slope if alpha == 1 else slope * alpha))
+    return _gate(op, node, dy, normal=False, linear=node.attr("alpha"))
 
 
 @rule("Gelu")
 def gelu(op: GradientBuilder, node: NodeView, dy: Var) -> Var:
     """y = x Φ(x):  dx = (Φ(x) + x φ(x)) dy, Φ and φ the normal distribution and its density.
 
-    With approximate='tanh', y = x (1 + t) / 2, t = tanh(u), u = √(2/π) (x + 0.044715 x³):
-    dx = ((1 + t) + x (1 - t²) u') dy / 2.
+    With approximate='tanh', y = x s, s = (1 + tanh u) / 2 = σ(2u), u = √(2/π) (x + 0.044715 x³):
+    dx = (s + 2 y (1 - s) u') dy.
     """
-    x = node.inputs[0]
     if node.attr("approximate") == "tanh":
-        c = math.sqrt(2 / math.pi)
-        square = x * x
-        t = op.Tanh(x * (square * (c * 0.044715) + c))
-        slope = x * (square * (3 * c * 0.044715) + c)
-        return dy * ((t + 1) * (slope * (1 - t) + 1) * 0.5)
-    distribution = op.Erf(x * math.sqrt(0.5)) * 0.5 + 0.5
-    density = op.Exp(x * x * -0.5) * (1 / math.sqrt(2 * math.pi))
-    return dy * (distribution + x * density)
+        c = 2 * math.sqrt(2 / math.pi)
+        return _gate(op, node, dy, normal=False, linear=c, cubic=c * 0.044715)
+    return _gate(op, node, dy, normal=True, linear=math.sqrt(0.5))
+
+
+def _gate(
+    op: GradientBuilder, node: NodeView, dy: Var, normal: bool, linear: float, cubic: float = 0.0
+) -> Var:
+    """The gradient of x times a step of x; y is computed of what that computes, where there are kernels."""
+    gate = Gate(node.node, node.node.inputs[0], normal, linear, cubic, 1.0)
+    y, dx = gate.gradient(op, dy)
+    if gate.runs_apart:
+        node.replace_output(0, y)
+    return dx
 
 
 # One of a row is 1, the others 0: constant between the jumps.

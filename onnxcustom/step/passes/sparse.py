@@ -13,6 +13,7 @@ from collections.abc import Iterable
 import numpy as np
 import onnx_ir as ir
 
+from onnxcustom.gradient.known_sizes import fold_sizes
 from onnxcustom.graph.analysis.traversal import all_names, unique_name
 from onnxcustom.graph.building.builder import Builder, Var
 
@@ -91,7 +92,9 @@ def cut_tables(model: ir.Model, names: Iterable[str]) -> dict[str, CutTable]:
     dict of str to CutTable
         By weight.
     """
-    graph = model.graph
+    graph, names = model.graph, list(names)
+    if names:  # rows become inputs, whose shape is known now or never
+        fold_sizes(model, Builder(model.opset_imports[""], taken=all_names(graph)))
     taken = all_names(graph)
     tables = {}
     for name in names:
