@@ -124,3 +124,14 @@ def test_ten_steps_are_those_of_the_static_model() -> None:
         assert first == pytest.approx(second, rel=1e-6)
     for name, array in steps[0].weights().items():
         np.testing.assert_allclose(array, steps[1].weights()[name], rtol=1e-5, atol=1e-6)
+
+
+def test_weights_that_a_number_is_computed_of_are_trained() -> None:
+    text = """<ir_version: 8, opset_import: ["": 18]>
+        net (int64[N] x) => (float[N, 2] y) <int64[1] v0 = {0}> {
+            rows = Gather(table, x) root = Sqrt(size) y = Mul(rows, root) }"""
+    made = model(text, table=(5, 2))
+    made.graph.initializer.append(onnx.numpy_helper.from_array(np.float32([4.0]), "size"))
+    step = TrainingStep(made, learning_rate=0.1, weights=["table", "size"], engine="onnx")
+    step.run(np.array([0, 1, 1]), np.ones((3, 2), np.float32))
+    assert step.weights()["size"] != 4

@@ -8,7 +8,7 @@ and a Reshape to sizes of which some are known by name only has a shape.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ _ROUNDS = 4
 Operands = list[np.ndarray]
 
 
-def fold_sizes(model: ir.Model, op: Builder) -> None:
+def fold_sizes(model: ir.Model, op: Builder, weights: Collection[str] = ()) -> None:
     """Replace what is computed from known sizes alone, in place.
 
     Parameters
@@ -38,14 +38,17 @@ def fold_sizes(model: ir.Model, op: Builder) -> None:
     model : onnx_ir.Model
         Its main graph in topological order; subgraphs are left alone.
     op : Builder
-        Makes the constants; the caller adds them to the graph.
+        Makes the constants, which are added to the graph.
+    weights : collection of str, default=()
+        Initializers that are no constants: they are going to be trained.
     """
     graph = model.graph
+    trained = {graph.initializers[name] for name in weights if name in graph.initializers}
     for _ in range(_ROUNDS):
         known: dict[ir.Value, np.ndarray] = {}
         shaped = False
         for node in graph:
-            if node.domain or len(node.outputs) != 1:
+            if node.domain or len(node.outputs) != 1 or not trained.isdisjoint(node.inputs):
                 continue
             found = _computed(node, known)
             if found is not None and found.size <= _FEW:

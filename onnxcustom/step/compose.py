@@ -149,7 +149,7 @@ def _gradients(
     rewritten = set_modes(model, options.modes, options.seed)
     made = {v.name: v for node in model.graph for v in node.outputs}
     model.graph.outputs.extend(made[new] for new in rewritten.statistics.values())
-    tables = cut_tables(model, plan.by_rows)
+    tables = cut_tables(model, plan.by_rows, plan.weights)
     dense = [w for w in plan.weights if w not in tables]
     rows = [rows for table in tables.values() for _, rows in table.reads]
     values = list(dict.fromkeys([t.value for t in targets] + [t.value for t in options.terms]))

@@ -8,7 +8,7 @@ gathers are put back.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import numpy as np
 import onnx_ir as ir
@@ -84,8 +84,10 @@ def _takes_rows(model: ir.Model, node: ir.Node, position: int) -> bool:
     )
 
 
-def cut_tables(model: ir.Model, names: Iterable[str]) -> dict[str, CutTable]:
+def cut_tables(model: ir.Model, names: Iterable[str], weights: Collection[str] = ()) -> dict[str, CutTable]:
     """Take tables out of a prepared model, in place; their indices become outputs.
+
+    `weights` are all that are trained: no number is computed from them beforehand.
 
     Returns
     -------
@@ -94,7 +96,7 @@ def cut_tables(model: ir.Model, names: Iterable[str]) -> dict[str, CutTable]:
     """
     graph, names = model.graph, list(names)
     if names:  # rows become inputs, whose shape is known now or never
-        fold_sizes(model, Builder(model.opset_imports[""], taken=all_names(graph)))
+        fold_sizes(model, Builder(model.opset_imports[""], taken=all_names(graph)), weights)
     taken = all_names(graph)
     tables = {}
     for name in names:
