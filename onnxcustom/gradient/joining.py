@@ -31,7 +31,11 @@ def joined_pads(node: ir.Node, op: GradientBuilder) -> ir.Value | None:
             continue
         joined = op.Concat(*(op.wrap(part[0]) for part in chosen), axis=axis)
         joined.value.shape, joined.value.type = node.outputs[0].shape, node.outputs[0].type
-        others = [v for v, part in zip(node.inputs, parts, strict=True) if part is None or part[1] != axis]
+        others = [
+            v
+            for v, part in zip(node.inputs, parts, strict=True)
+            if v is not None and (part is None or part[1] != axis)
+        ]
         if not others:
             return joined.value
         added = joined + op.wrap(others[0]) if len(others) == 1 else op.Sum(joined, *others)

@@ -27,7 +27,8 @@ _FEW = 2**10
 _MADE_UP = "unk__"
 # Shapes give sizes, and sizes shapes: how often.
 _ROUNDS = 4
-Operands = list[np.ndarray]
+# Any: None is only what an operator does without.
+Operands = list[Any]
 
 
 def fold_sizes(model: ir.Model, op: Builder, weights: Collection[str] = ()) -> None:
@@ -67,8 +68,8 @@ def fold_sizes(model: ir.Model, op: Builder, weights: Collection[str] = ()) -> N
 
 def _forget_names(graph: ir.Graph) -> None:
     """Drop the names that onnx made up for sizes: what is known of them by now can take their place."""
-    for value in (v for node in graph for v in node.outputs if v.shape is not None):
-        dims = _dims(value.shape or ())
+    for value in (v for node in graph for v in node.outputs):
+        dims = [] if value.shape is None else _dims(value.shape)
         if any(isinstance(d, str) and d.startswith(_MADE_UP) for d in dims):
             value.shape = ir.Shape([None if str(d).startswith(_MADE_UP) else d for d in dims])
 
@@ -108,7 +109,7 @@ def _take_shape(node: ir.Node, sizes: list[Any] | None) -> bool:
 def _reshaped(node: ir.Node, known: dict[ir.Value, np.ndarray]) -> list[Any] | None:
     """Shape of the result of a Reshape."""
     x, target = node.inputs[0], _operand(node.inputs[1], known)
-    if target is None or target.ndim != 1 or x is None or node.attributes.get_int("allowzero", 0):
+    if target is None or target.ndim != 1 or x is None or node.attributes.get_int("allowzero", 0) == 1:
         return None
     sizes = [n if n is None or isinstance(n, str) else int(n) for n in target]
     if 0 in sizes:
@@ -138,7 +139,7 @@ def _expanded(node: ir.Node, known: dict[ir.Value, np.ndarray]) -> list[Any] | N
 _TARGETS = {"Reshape": _reshaped, "Expand": _expanded}
 
 
-def _dims(shape: Sequence[Any]) -> list[int | str | None]:
+def _dims(shape: ir.Shape) -> list[int | str | None]:
     return [d if isinstance(d, int) else d.value for d in shape]
 
 

@@ -168,7 +168,7 @@ def _gate(
     op: GradientBuilder, node: NodeView, dy: Var, normal: bool, linear: float, cubic: float = 0.0
 ) -> Var:
     """The gradient of x times a step of x; y is computed of what that computes, where there are kernels."""
-    gate = Gate(node.node, node.node.inputs[0], normal, linear, cubic, 1.0)
+    gate = Gate(node.node, node.inputs[0].value, normal, linear, cubic, 1.0)
     y, dx = gate.gradient(op, dy)
     if gate.runs_apart:
         node.replace_output(0, y)
