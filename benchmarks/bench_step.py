@@ -7,6 +7,7 @@ step, or, where one call does an epoch (scan) or several (fit), with its end. Be
 losses of the first epoch are compared.
 
     run_batch       TrainingStep.run_batch on prepared OrtValues
+    run             TrainingStep.run on arrays: their numbers are checked, too
     fit             OnnxRegressor.fit of some epochs, warm_start, not shuffled, by step: checks of the data,
                     batches and history are part of it, making the session is not
     eager, fused    PyTorch: zero_grad, forward, backward, optimizer.step, loss.item(); optimizer as it comes,
@@ -96,15 +97,18 @@ def restart(step: Any, problem: Problem) -> None:
     step.set_state({w: {k: 0 * a for k, a in states.items()} for w, states in step.state().items()})
 
 
-def run_batch(problem: Problem) -> Contender:
+def run_batch(problem: Problem, arrays: bool = False) -> Contender:
     from onnxcustom import TrainingStep
     from onnxcustom.runtime import to_ortvalue
 
     model = common.mlp(problem.weights)
     step = TrainingStep(model, optimizer=problem.optimizer.lower(), learning_rate=RATE)
-    batches = [[to_ortvalue(x), to_ortvalue(y)] for x, y in problem.batches]
+    given = problem.batches
+    batches = [[to_ortvalue(x), to_ortvalue(y)] for x, y in given]
 
     def run() -> list[float]:
+        if arrays:
+            return [step.run(x, y) for x, y in given]
         return [step.run_batch(values) for values in batches]
 
     return Contender(run, len(batches), lambda: restart(step, problem))
@@ -289,6 +293,7 @@ def sklearn_step(problem: Problem, way: str = "partial_fit") -> Contender:
 
 MAKERS: dict[str, Callable[[Problem], Contender]] = {
     "run_batch": run_batch,
+    "run": lambda problem: run_batch(problem, arrays=True),
     "fit": fit,
     "eager": torch_step,
     "fused": lambda problem: torch_step(problem, "fused"),

@@ -16,6 +16,7 @@ PEERS = {"PyTorch": "#64748b", "JAX": "#3f7d58", "scikit-learn": "#4c6fa8"}
 # Contender: what the picture calls it, and whose it is.
 NAMES = {
     "run_batch": ("onnxcustom, run_batch", None),
+    "run": ("onnxcustom, run", None),
     "fit": ("onnxcustom, fit", None),
     "eager": ("PyTorch eager", "PyTorch"),
     "fused": ("PyTorch eager, fused", "PyTorch"),

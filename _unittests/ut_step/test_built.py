@@ -14,7 +14,7 @@ import onnx
 import onnx.parser
 import pytest
 
-from onnxcustom import TrainingStep
+from onnxcustom import OnnxClassifier, TrainingStep
 from onnxcustom.graph.preparation import prepare as preparing
 from onnxcustom.objective import CustomLoss
 from onnxcustom.step import built, recipe
@@ -177,3 +177,26 @@ def test_another_process_reads_it(tmp_path: Path) -> None:
     )
     _step(tmp_path / "cache", str(path))
     subprocess.run([sys.executable, "-c", code, str(path), str(tmp_path / "cache")], check=True)
+
+
+def test_estimators(tmp_path: Path, counted: list[str]) -> None:
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(20, 3)).astype(np.float32), rng.integers(0, 2, 20)
+
+    def trained(folder: Path | None) -> bytes:
+        model = onnx.parser.parse_model(_MODEL)
+        options = {
+            "loss": "cross_entropy",
+            "optimizer": "adam",
+            "max_iter": 3,
+            "random_state": 0,
+            "threads": 1,
+        }
+        net = OnnxClassifier(model, cache_dir=folder, **options)  # type: ignore[arg-type]
+        return net.fit(X, y).get_trained_onnx().SerializeToString(deterministic=True)
+
+    wanted = trained(None)
+    assert trained(tmp_path) == wanted
+    counted.clear()
+    assert trained(tmp_path) == wanted
+    assert counted == []

@@ -60,6 +60,7 @@ _OPTIONS = {
     "at": "--at",
     "average": "--average",
     "cache_bytes": "--cache-bytes",
+    "cache_dir": "--cache-dir",
     "cache_frozen": "--cache-frozen",
     "batch_axis": "--batch-axis",
     "batch_norm": "--batch-norm",
@@ -88,6 +89,7 @@ _OPTIONS = {
 # Words that mean nothing else, without an equals sign behind them either.
 _ALWAYS = (
     "cache_bytes",
+    "cache_dir",
     "cache_frozen",
     "batch_axis",
     "batch_norm",

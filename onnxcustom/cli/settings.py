@@ -39,6 +39,7 @@ class Settings:
     dropout: str
     cache_frozen: str
     cache_bytes: int
+    cache_dir: str | None
     average: str | None
     lora: str | None
     quantize: str | None

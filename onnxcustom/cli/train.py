@@ -143,6 +143,13 @@ _DATA, _MODEL, _TRAINING, _RESULTS = "Data", "Model", "Training", "Results"
     help="Bytes that this may take.  [default: 1 GiB]",
 )
 @option(
+    "--cache-dir",
+    type=click.Path(file_okay=False),
+    metavar="FOLDER",
+    section=_TRAINING,
+    help="Keep what is built of the model here, so that the next training of it starts sooner.",
+)
+@option(
     "--average",
     metavar="ema[:OPTIONS]",
     section=_TRAINING,

@@ -246,6 +246,7 @@ class Training:
             "dropout": settings.dropout,
             "cache_frozen": {"no": False, "yes": True}.get(settings.cache_frozen, settings.cache_frozen),
             "cache_bytes": settings.cache_bytes,
+            "cache_dir": settings.cache_dir,
             "average": settings.average,
             "lora": settings.lora,
             "quantize": settings.quantize,

@@ -40,7 +40,7 @@ from onnxcustom.runtime import require_runtime
 from .passes.scalars import ScalarPlan
 from .step_graph import ComposedStep
 
-__all__ = ["BuiltSteps", "prepared_by"]
+__all__ = ["BuiltSteps", "prepared_by", "prepared_in"]
 
 logger = logging.getLogger("onnxcustom")
 
@@ -147,6 +147,11 @@ class BuiltSteps:
         return found
 
 
+def prepared_in(folder: Any, model: Any) -> Prepared:
+    """:func:`prepared_by` a folder, or None."""
+    return prepared_by(None if folder is None else BuiltSteps(folder), model)
+
+
 def prepared_by(cache: BuiltSteps | None, model: Any) -> Prepared:
     """A model in any form, prepared: read or made and kept; errors are those of :meth:`Prepared.of`."""
     if cache is None or isinstance(model, Prepared):
@@ -242,13 +247,15 @@ _APART = ("model", "scalars")
 
 def _about(composed: ComposedStep) -> dict[str, Any]:
     """What a step graph is, but for the graph."""
-    names = {k: v for k, v in vars(composed).items() if k not in _APART}
+    names = {f.name: getattr(composed, f.name) for f in dataclasses.fields(composed) if f.name not in _APART}
+    names["shown"] = sorted(composed.shown)
     return {"names": names, "scalars": composed.scalars.parts}
 
 
 def _composed(about: Any, model: onnx.ModelProto) -> ComposedStep:
     """A step graph of an entry."""
     names, parts = dict(about["names"]), about["scalars"]
+    names["shown"] = set(names["shown"])
     names["state"] = {w: {s: tuple(v) for s, v in pairs.items()} for w, pairs in names["state"].items()}
     for name in ("packs", "accumulated"):
         names[name] = {k: tuple(v) for k, v in names[name].items()}

@@ -25,6 +25,7 @@ from onnxcustom.feed.stream_loader import StreamLoader
 from onnxcustom.feed.validation import ungrouped
 from onnxcustom.graph import Prepared
 from onnxcustom.graph.files.feature_names import read_feature_names
+from onnxcustom.step.built import prepared_in
 from onnxcustom.step.frozen_rows import check_cache
 from onnxcustom.step.training_step import TrainingStep
 
@@ -151,7 +152,7 @@ class Beginning(Results):
         """Everything of a training, checked, before anything of this estimator changes."""
         data, fitted = given.owned(bool(self.callbacks) or not _is_ours(self)), self.__sklearn_is_fitted__()
         going_on = fitted and self._changed() <= self._live_parameters
-        prepared = None if going_on or self._model is None else Prepared.of(self._model)
+        prepared = None if going_on or self._model is None else self._prepared()
         if isinstance(data.X, Stream):
             data = dataclasses.replace(data, X=in_order(data.X, self._known_columns(prepared)))
         with naming(data.names_of):
@@ -168,6 +169,10 @@ class Beginning(Results):
                 self._check_features(data.X, step)
             run = self._prepare(step, meaning, columns, data, plan)
         return Begun(step, meaning, columns, run, data.names_of)
+
+    def _prepared(self) -> Prepared:
+        """The model, prepared."""
+        return prepared_in(getattr(self, "cache_dir", None), self._model)
 
     def _known_columns(self, prepared: Prepared | None) -> tuple[str, ...] | None:
         """Names of the columns that are trained on, in the model's order, as far as they are known."""
@@ -194,7 +199,7 @@ class Beginning(Results):
         OnnxCustomError
             What :meth:`fit` would say.
         """
-        prepared = None if self._model is None else Prepared.of(self._model)
+        prepared = None if self._model is None else self._prepared()
         self._new_step(prepared, Given(X, y), None)
 
     def _sample(self, stream: Stream, prepared: Prepared | None) -> tuple[Any, Any]:

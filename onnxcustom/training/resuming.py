@@ -38,7 +38,7 @@ _ENTRIES: dict[str, Any] = {
 # Parameters that may change when a run is resumed: how long it is, and what looks at it.
 _FREE = frozenset(
     "max_iter verbose callbacks checkpoint_dir warm_start enable_logging threads exc validation_every "
-    "cache_bytes".split()
+    "cache_bytes cache_dir".split()
 )
 # Parameters that older checkpoints do not know, and what stands for that.
 _LATER = {

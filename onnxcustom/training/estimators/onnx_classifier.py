@@ -139,7 +139,7 @@ class OnnxClassifier(ClassifierMixin, OnnxEstimator):
 
     def make_step(self, X: Any, y: Any) -> TrainingStep:
         """A new training step at the model's own weights, with the loss that fits the model."""
-        prepared = self._with_head(Prepared.of(self.model), Given(X, y), X, None)
+        prepared = self._with_head(self._prepared(), Given(X, y), X, None)
         return self._chosen_step(prepared, X, y)
 
     def _head_output(self, prepared: Prepared) -> str:

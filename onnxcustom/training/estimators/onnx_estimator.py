@@ -72,6 +72,9 @@ class OnnxEstimator(Trainer):
         A new last layer, as :func:`onnxcustom.tuning.replace_head` makes it of these outputs, with
         `random_state` for its seed if that is an integer. ``'auto'``: where the data has other classes, or
         another number of columns, than the model; a warning says so. None: the model's own.
+    cache_dir : path
+        Folder in which the prepared model and the graphs of steps are kept, so that the next process which
+        trains this model in this way starts sooner: see :class:`~onnxcustom.TrainingStep`.
     """
 
     model: Any = of_step()
@@ -107,6 +110,7 @@ class OnnxEstimator(Trainer):
     teacher: Any = of_step(None)
     pairs: Any = None
     m_per_class: int | None = None
+    cache_dir: Any = None
 
     # Whether expected values are labels whatever their shape.
     _takes_labels: ClassVar[bool] = False
@@ -118,7 +122,7 @@ class OnnxEstimator(Trainer):
 
     def sample(self, stream: Stream) -> tuple[Any, Any]:
         """Features and expected values to make a step for, of data that is not in memory."""
-        return self._head(stream, Prepared.of(self.model))
+        return self._head(stream, self._prepared())
 
     def _sample(self, stream: Stream, prepared: Prepared | None) -> tuple[Any, Any]:
         if prepared is None or type(self).sample is not OnnxEstimator.sample:
@@ -175,6 +179,7 @@ class OnnxEstimator(Trainer):
             lora=self.lora,
             quantize=self.quantize,
             teacher=self.teacher,
+            cache_dir=self.cache_dir,
         )
         step.settle(X, y, labels=self._takes_labels)
         return step

@@ -65,7 +65,7 @@ class OnnxRegressor(RegressorMixin, OnnxEstimator):
 
     def make_step(self, X: Any, y: Any) -> TrainingStep:
         """A new training step at the model's own weights."""
-        prepared = self._with_head(Prepared.of(self.model), Given(X, y), X, None)
+        prepared = self._with_head(self._prepared(), Given(X, y), X, None)
         return self._step_of(prepared, self._loss, X, y)
 
     def _head_output(self, prepared: Prepared) -> str:
