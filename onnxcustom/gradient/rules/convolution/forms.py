@@ -187,6 +187,11 @@ class Shapes:
         return self.window.n > 1 and self.copies <= 64
 
     @property
+    def first(self) -> bool:
+        """Whether a large kernel reads the colours of an image, as the first layer of many models does."""
+        return self.kernel >= 49 and self.sides[1] <= 4
+
+    @property
     def adds_columns(self) -> bool:
         """Whether columns can be added up where windows overlap: onnxruntime's Col2Im is for float32."""
         able = self.dtype == ir.DataType.FLOAT and self.opset >= 18 and not self.host.portable
@@ -262,7 +267,7 @@ WEIGHT = (
     Form(
         "images",
         lambda s: s.here and s.static and s.dense and s.kernel == 1 and not s.padded,
-        lambda s: s.unit_strides and 4 * s.channels <= sum(s.sides) * s.positions,
+        lambda s: (4 if s.unit_strides else 16) * s.channels <= sum(s.sides) * s.positions,
     ),
     Form(
         "columns",
@@ -278,7 +283,15 @@ WEIGHT = (
             and (s.positions >= 1024 or (s.positions >= 256 and s.sides[0] <= s.sides[1] <= 64))
         ),
     ),
-    Form("conv", lambda s: True, lambda s: not s.copies <= 64 or (s.group > 1 and not s.channels > 0)),
+    Form(
+        "conv",
+        lambda s: True,
+        lambda s: (
+            not s.copies <= 64
+            or (s.group > 1 and not s.channels > 0)
+            or (s.here and s.static and s.dense and s.first and s.positions >= 1024)
+        ),
+    ),
     Form("sums", lambda s: s.depthwise and s.kernel > 0),
     Form("rows", lambda s: True),
 )
