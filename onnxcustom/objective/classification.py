@@ -34,6 +34,9 @@ __all__ = [
     "SoftmaxCrossEntropyLearningLoss",
 ]
 
+# Up to so many classes of many positions each, whole passes are faster than the kernel of LogSoftmax.
+_FEW = 128
+
 
 @register_loss("binary_crossentropy", "binary_cross_entropy", "bce")
 class BinaryCrossEntropyLearningLoss(ColumnLoss):
@@ -191,7 +194,7 @@ class SoftmaxCrossEntropyLearningLoss(WeighedLabelLoss):
         """Labels. The gradient differs from p in one place a row: no one-hot matrix is made."""
         weight = self.picked_weights(op, index, predicted)
         if self.from_logits:
-            log_p = op.LogSoftmax(predicted, axis=1)
+            log_p = _log_softmax(op, predicted)
             picked = shaped(op.GatherElements(log_p, index, axis=1), index.shape)
             base, update = op.Exp(log_p), op.Exp(picked) - 1
             base = base if weight is None else base * weight
@@ -209,10 +212,27 @@ class SoftmaxCrossEntropyLearningLoss(WeighedLabelLoss):
         if not self.from_logits:
             log, slope = log_extended(op, predicted, smallest(self.eps, predicted.dtype))
             return -(expected * log), -(expected * slope)
-        log_p = op.LogSoftmax(predicted, axis=1)
+        log_p = _log_softmax(op, predicted)
         # Rows need not sum to 1: the sum is part of the derivative.
         gradient = op.Exp(log_p) * op.ReduceSum(expected, [1], keepdims=1) - expected
         return -(expected * log_p), shaped(gradient, predicted.shape)
+
+
+def _log_softmax(op: Builder, x: Var) -> Var:
+    """Logarithms of the probabilities of classes, axis 1.
+
+    onnxruntime's kernel goes from position to position: few classes of many positions, as of pixels, are six
+    times as fast in whole passes.
+    """
+    classes = None if x.shape is None or len(x.shape) < 3 else x.shape[1]
+    if (
+        not isinstance(classes, int)
+        or classes > _FEW
+        or x.dtype not in (ir.DataType.FLOAT, ir.DataType.DOUBLE)
+    ):
+        return op.LogSoftmax(x, axis=1)
+    centred = x - op.ReduceMax(x, [1], keepdims=1)
+    return shaped(centred - op.Log(op.ReduceSum(op.Exp(centred), [1], keepdims=1)), x.shape)
 
 
 @register_loss("log", "neglog", "logloss", "log_loss", "neg_log")
