@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ from onnxcustom.graph.shapes.batch_axis import BatchAxes
 from onnxcustom.optim import BaseLearningRate
 from onnxcustom.runtime import Device, options_from, options_state, require_runtime
 from onnxcustom.tuning.changes import trained as trained_by
+from onnxcustom.tuning.lora.files import save_adapter
 from onnxcustom.tuning.lora.options import Adapted
 
 from .calibrating import rounded_by
@@ -329,9 +331,32 @@ class StoredStep:
         UnknownNameError
             The step trains no adapters.
         """
+        return self._adapted().adapter(self._tensors())
+
+    def save_adapter(self, path: str | os.PathLike[str]) -> None:
+        """Write the adapters, alpha/rank taken into B.
+
+        Parameters
+        ----------
+        path : str or PathLike
+            Ends in ``.onnx_adapter``, which onnxruntime's ``LoraAdapter`` reads, or in ``.safetensors``,
+            which has rank, alpha and fingerprint of the weights in its metadata.
+
+        Raises
+        ------
+        UnknownNameError
+            The step trains no adapters.
+        InvalidParameterError
+            Another suffix.
+        MissingRuntimeError
+            ``.onnx_adapter`` with an onnxruntime before 1.20.
+        """
+        save_adapter(self._adapted().saved(self._tensors()), path)
+
+    def _adapted(self) -> Adapted:
         for made in self._recipe.changes:
             if isinstance(made, Adapted):
-                return made.adapter(self._tensors())
+                return made
         raise UnknownNameError("There are no adapters: make the step, or estimator, with lora=8, say.")
 
     # -- checkpoints -----------------------------------------------------------------------------

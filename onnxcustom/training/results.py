@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import os
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -123,6 +124,24 @@ class Results(BaseEstimator):
         """
         self._check_fitted()
         return self.step_.trained_model(merge)
+
+    def save_adapter(self, path: str | os.PathLike[str]) -> None:
+        """Write the adapters that were trained by ``lora=``.
+
+        Parameters
+        ----------
+        path : str or PathLike
+            Ends in ``.onnx_adapter``, for onnxruntime from 1.20 on, or in ``.safetensors``.
+
+        Raises
+        ------
+        NotFittedError
+            Before :meth:`fit`.
+        UnknownNameError, InvalidParameterError, MissingRuntimeError
+            As for :meth:`onnxcustom.TrainingStep.save_adapter`.
+        """
+        self._check_fitted()
+        self.step_.save_adapter(path)
 
     def _takes_arrays(self, columns: Mapping[str, Any] | None = None) -> bool:
         """Whether arrays are as good as tables: columns had no names, or came as a stream, as arrays may."""

@@ -8,17 +8,21 @@ from .dequantizing import dequantize
 from .distillation import Distillation
 from .dynamic import make_dynamic
 from .heads import replace_head
-from .lora import LoRA
+from .lora import Adapter, LoRA, combine_adapters, load_adapter, merge_adapter
 from .quantization import Quantization
 from .ties import untie
 
 __all__ = [
+    "Adapter",
     "Average",
     "Distillation",
     "LoRA",
     "Quantization",
+    "combine_adapters",
     "dequantize",
+    "load_adapter",
     "make_dynamic",
+    "merge_adapter",
     "replace_head",
     "untie",
 ]

@@ -91,7 +91,8 @@ def _factor(
     value = op.initializer(name, ir.tensor(factors[name], name=name))
     model.graph.register_initializer(value)
     if given:
-        value.shape = ir.Shape(shapes_of(matrix, "rank")[which])
+        # Each weight has a rank of its own: adapters that were combined differ in them.
+        value.shape = ir.Shape(shapes_of(matrix, f"{matrix.name}.rank")[which])
         model.graph.inputs.append(value)
     return value
 

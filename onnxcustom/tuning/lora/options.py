@@ -20,7 +20,9 @@ from onnxcustom.graph.preparation.prepare import Prepared
 from onnxcustom.graph.trainable.selection import Catalog, Selection
 from onnxcustom.tuning.changes import Change, Changed
 
-from .attach import attach, delta, first_factors, names_of
+from .adapter import Adapter, digests
+from .attach import attach, first_factors, names_of
+from .merging import merged, record
 from .sites import Matrix, targeted
 
 __all__ = ["Adapted", "LoRA", "select_lora"]
@@ -144,6 +146,12 @@ class Adapted(Changed):
             made[b] = (tensors[b].astype(np.float64) * self.change.scale).astype(tensors[b].dtype)
         return made
 
+    def saved(self, tensors: Mapping[str, np.ndarray]) -> Adapter:
+        """The adapter as files hold it, which knows the weights that it was trained beside."""
+        made = self.adapter(tensors)
+        alpha = self.change.rank if self.change.alpha is None else self.change.alpha
+        return Adapter(made, digests(self.source.model, without=tensors), alpha)
+
     def back(self, tensors: Mapping[str, np.ndarray], merge: bool = True) -> dict[str, np.ndarray]:
         """The weights with their adapters in them, or without."""
         factors = {name for matrix in self.matrices for name in names_of(matrix.name)}
@@ -154,8 +162,7 @@ class Adapted(Changed):
             a, b = (tensors[name] for name in names_of(matrix.name))
             assert matrix.value.const_value is not None
             old = left.get(matrix.name, matrix.value.const_value.numpy())
-            change = delta(matrix, a, b, self.change.scale)
-            left[matrix.name] = (old.astype(np.float64) + change).astype(old.dtype)
+            left[matrix.name] = merged(matrix, old, a, b, self.change.scale)
         return left
 
     def finish(
@@ -163,6 +170,7 @@ class Adapted(Changed):
     ) -> onnx.ModelProto:
         """The model; unless they are merged, with adapters as inputs, which change nothing if not given."""
         if merge:
+            record(model, Adapter(self.adapter(tensors)), {m.name: m for m in self.matrices})
             return model
         own = Prepared.of(model).take()
         idle = {n: _idle(array, n) for n, array in self.adapter(tensors).items()}

@@ -99,6 +99,11 @@ class Matrix:
         return self.shape[::-1] if self.rows_are_outputs else self.shape
 
     @property
+    def is_integer(self) -> bool:
+        """Whether it is of integers that stand for floats."""
+        return not is_float(self.value)
+
+    @property
     def dtype(self) -> ir.DataType:
         """Dtype that the product is computed in."""
         node, position = self.sites[0].node, self.sites[0].position
