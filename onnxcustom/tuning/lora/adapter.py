@@ -115,7 +115,7 @@ def ranks_last(a: np.ndarray) -> int:
 
 
 def digests(model: ir.Model, without: Iterable[str] = ()) -> dict[str, str]:
-    """What weights of a prepared model are told by: of all constants of several numbers but shapes and axes."""
+    """What weights of a prepared model are told by: its constants of several numbers, not shapes and axes."""
     left = set(without)
     return {
         str(name): of_array(value.const_value.numpy())

@@ -64,7 +64,11 @@ def _safetensors(adapter: Adapter) -> Callable[[Path], None]:
     tensors = {name: np.ascontiguousarray(array) for name, array in adapter.items()}
     header = {"version": 1, "rank": adapter.rank, "alpha": adapter.alpha, "base": dict(adapter.base)}
     content = safetensors.numpy.save(tensors, {_FORMAT: json.dumps(header)})
-    return lambda part: part.write_bytes(content) and None
+
+    def write(part: Path) -> None:
+        part.write_bytes(content)
+
+    return write
 
 
 def _format() -> Any:
@@ -88,7 +92,7 @@ def _writer(adapter: Adapter) -> Callable[[Path], None]:
 
 
 def _number(adapter: Adapter) -> int:
-    """What the weights that are changed are told by, as the integer which files of onnxruntime have room for."""
+    """What the weights that are changed are told by, as an integer: files of onnxruntime hold one."""
     known = [adapter.base.get(weight, "") for weight in adapter.weights]
     return version_of(dict(zip(adapter.weights, known, strict=True))) if all(known) else 0
 

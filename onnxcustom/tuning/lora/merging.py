@@ -16,7 +16,7 @@ from onnxcustom.graph.files.io import ModelLike
 from onnxcustom.graph.preparation.prepare import Prepared
 from onnxcustom.graph.trainable.weights import replace_constants
 
-from .adapter import Adapter, of_array, ranks_last
+from .adapter import Adapter, digests, of_array, ranks_last
 from .attach import delta, names_of
 from .files import load_adapter, version_of
 from .sites import Matrix, matrices_of
@@ -59,7 +59,7 @@ def merge_adapter(
         raise InvalidModelError(
             "This adapter is in the weights of the model already: merge it into the model without it."
         )
-    _check_base(found, own, seen["base"])
+    _check_base(found, own, seen["base"], digests(prepared.model))
     tensors = {
         name: merged(matrix, matrix.value.const_value.numpy(), *own.factors(name), 1.0)  # type: ignore[union-attr]
         for name, matrix in found.items()
@@ -172,21 +172,27 @@ def _placed(prepared: Prepared, adapter: Adapter) -> dict[str, Matrix]:
             )
         if matrix.is_integer:
             raise InvalidModelError(
-                f"Weight {name!r} is of integers, which an adapter cannot be taken into: hand it to the model "
-                "of get_trained_onnx(merge=False) as inputs, or make floats of the integers by "
+                f"Weight {name!r} is of integers, which an adapter cannot be taken into: hand it to the "
+                "model of get_trained_onnx(merge=False) as inputs, or make floats of the integers by "
                 "tuning.dequantize."
             )
         chosen[name] = matrix
     return chosen
 
 
-def _check_base(found: Mapping[str, Matrix], adapter: Adapter, before: Mapping[str, Sequence[str]]) -> None:
-    """Refuse an adapter of a model with other numbers in its weights."""
-    known = {n: [*before.get(n, ()), of_array(m.value.const_value.numpy())] for n, m in found.items()}  # type: ignore[union-attr]
+def _check_base(
+    found: Mapping[str, Matrix],
+    adapter: Adapter,
+    before: Mapping[str, Sequence[str]],
+    now: Mapping[str, str],
+) -> None:
+    """Refuse an adapter of a model with other numbers in its weights, those as well that it leaves alone."""
+    own = {name: of_array(m.value.const_value.numpy()) for name, m in found.items()}  # type: ignore[union-attr]
+    known = {name: [*before.get(name, ()), told] for name, told in {**now, **own}.items()}
     number = adapter.base.get("")
     if number is not None:
-        oldest = version_of({n: told[0] for n, told in known.items()})
-        newest = version_of({n: told[-1] for n, told in known.items()})
+        oldest = version_of({n: known[n][0] for n in found})
+        newest = version_of({n: known[n][-1] for n in found})
         other = [] if int(number) in (0, 1, oldest, newest) else [*found]
     else:
         other = [n for n, told in known.items() if adapter.base.get(n, told[-1]) not in told]
