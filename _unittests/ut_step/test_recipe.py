@@ -53,7 +53,8 @@ def test_what_a_training_counts_from_is_of_the_state() -> None:
 
     What lies side by side in its state does so in all of its graphs.
     """
-    part, joined = step_of(optimizer=Adam(0.01, frozen=["a"])), step_of(optimizer=Adam(0.01))
+    part = step_of(optimizer=Adam(0.01, frozen=["a"]), passes=True)
+    joined = step_of(optimizer=Adam(0.01), passes=True)
     recipe = joined.recipe
     assert recipe.graph().packs
     part.run(*batch())
