@@ -1,4 +1,7 @@
-"""The example that runs every update rule: each reaches the loss that the example documents."""
+"""The example that runs every update rule: each reaches the loss that the example documents.
+
+With ``--exhaustive``: it is long, and the documentation runs it for every change.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ import pytest
 from onnxcustom.optim.registry import RULES
 
 EXAMPLE = Path(__file__).parents[2] / "_doc" / "examples" / "plot_optimizers.py"
+pytestmark = pytest.mark.exhaustive
 NAMES = [cls.__name__ for cls in RULES.classes()]
 
 
