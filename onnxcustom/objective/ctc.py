@@ -228,7 +228,8 @@ class CTCLearningLoss(Loss):
 
     def _paths(self, op: Builder, label: Var, like: Var) -> _Paths:
         # One column at least: what is moved out of a frame is not all of it.
-        missing = op.Max(1 - op.Slice(op.Shape(label), [1], [2]), op.const(0))
+        # Integers have no Max before opset 12.
+        missing = op.Cast(op.Equal(op.Slice(op.Shape(label), [1], [2]), [0]), to=ir.DataType.INT64)
         label = op.Pad(label, op.Concat([0, 0, 0], missing, axis=0), op.const(-1))
         there = label >= 0
         there.value.dtype = ir.DataType.BOOL

@@ -16,8 +16,11 @@ import onnx_ir as ir
 
 from onnxcustom.exceptions import DifferentiationError, EvaluationError, InvalidModelError
 from onnxcustom.graph.analysis.constants import constant_array
+from onnxcustom.graph.analysis.operators import is_op
 from onnxcustom.graph.analysis.traversal import all_names
 from onnxcustom.graph.building.builder import Builder, Var
+from onnxcustom.graph.preparation.guards import GuardKernelsPass
+from onnxcustom.graph.preparation.passes import InferShapesPass
 from onnxcustom.runtime import build_gradient_model, create_session, ort_limits, training_available
 
 from ..build import tidy
@@ -76,7 +79,12 @@ class OrtEngine(Engine):
         targets = [v for v in seeds if v in active]
         part = _Part(model, flow, sources, nodes, active, targets)
         data = build_gradient_model(part.serialized(), part.source_names, [])
-        return _Import(model, part, ir.from_proto(onnx.load_model_from_string(data)), seeds).run()
+        built = ir.from_proto(onnx.load_model_from_string(data))
+        if any(is_op(node, "Div") for node in built.graph):
+            # That of ReduceMean divides numbers of elements: 0 / 0 of nothing would end the process.
+            InferShapesPass()(built)
+            GuardKernelsPass()(built)
+        return _Import(model, part, built, seeds).run()
 
     def finish(self, model: ir.Model) -> None:
         """Load the gradient graph once: a missing kernel must not come to light in the user's hands."""
