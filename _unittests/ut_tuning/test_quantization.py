@@ -192,6 +192,7 @@ SETTINGS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:Weights of four bits or fewer are handed out as bytes")
 @pytest.mark.parametrize("name", SETTINGS)
 def test_the_integers_compute_what_was_trained(name: str) -> None:
     options = SETTINGS[name]
@@ -203,7 +204,8 @@ def test_the_integers_compute_what_was_trained(name: str) -> None:
     assert "BatchNormalization" not in {n.op_type for n in model.graph.node}
     stored = {n.input[0] for n in model.graph.node if n.op_type == "DequantizeLinear"}
     held = {i.name: i for i in model.graph.initializer}
-    assert sum(held[s].data_type == onnx.TensorProto.INT8 for s in stored if s in held) == 3
+    integers = (onnx.TensorProto.INT8, onnx.TensorProto.INT4)
+    assert sum(held[s].data_type in integers for s in stored if s in held) == 3
     expected = step.predict(IMAGES)["y"]
     spread = np.ptp(expected)
     apart = np.abs(run(model, IMAGES) - expected)
@@ -214,6 +216,7 @@ def test_the_integers_compute_what_was_trained(name: str) -> None:
         assert np.abs(run(model, IMAGES, optimize=True) - expected).max() < 0.05 * spread
 
 
+@pytest.mark.filterwarnings("ignore:Weights of four bits or fewer are handed out as bytes")
 @pytest.mark.parametrize("weights", ["int8", "int5", "int2"])
 def test_weights_alone_are_the_same_numbers(weights: str) -> None:
     options = Quantization(weights, activations=None)

@@ -36,6 +36,8 @@ def _mse(sample: np.ndarray, ends: tuple[float, float], steps: int, percentile: 
     """The part of the range for which rounding and clipping have the least squared error together."""
     low, high = min(ends[0], 0.0), max(ends[1], 0.0)
     best, found = np.inf, ends
+    if not (high - low) * _TRIED[0] / steps > 0:  # always 0
+        return ends
     for part in _TRIED:
         scale = part * (high - low) / steps
         zero = np.rint(-part * low / scale)

@@ -18,6 +18,7 @@ __all__ = [
     "Bits",
     "Learned",
     "Rounding",
+    "cast",
     "is_computed",
     "names_of",
     "observed",
@@ -118,6 +119,11 @@ def observed(products: Sequence[Product], outputs: Collection[ir.Value]) -> dict
         source = moved_from(product.data)
         found[product.data] = source if source in computed else product.data
     return found
+
+
+def cast(op: Builder, value: Var, dtype: ir.DataType | None) -> Var:
+    """Emit a value in another type, unless it has it: rounding is done in float32."""
+    return value if dtype is None or value.dtype == dtype else op.Cast(value, to=dtype)
 
 
 def is_computed(value: ir.Value, products: Sequence[Product]) -> bool:

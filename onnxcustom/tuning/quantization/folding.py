@@ -22,7 +22,12 @@ def fold_normalizations(model: ir.Model) -> None:
     for product in products_of(model):
         readers = [use.node for use in product.node.outputs[0].uses()]
         following = readers[0] if len(readers) == 1 else None
-        if product.position == 1 and is_op(following, "BatchNormalization") and _is_constant(following):
+        if (
+            product.position == 1
+            and product.axis is not None
+            and is_op(following, "BatchNormalization")
+            and _is_constant(following)
+        ):
             assert following is not None
             _fold(model, op, product, following)
     RemoveUnusedPass()(model)
@@ -50,9 +55,11 @@ def _fold(model: ir.Model, op: Builder, product: Product, normalization: ir.Node
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     if bias is not None and bias.const_value is None:
         return
+    assert product.weight.dtype is not None
+    dtype = product.weight.dtype.numpy()
     before = np.zeros(len(factor)) if bias is None else array_of(bias).astype(np.float64)
     weight = _scaled(model, op, product, factor)
-    added = _constant(model, op, f"{product.name}_bias", (before - mean) * factor + shift)
+    added = _constant(model, op, f"{product.name}_bias", (before - mean) * factor + shift, dtype)
     if is_op(node, "MatMul"):
         _behind(op, node, normalization, weight, added)
     else:
@@ -79,6 +86,8 @@ def _scaled(model: ir.Model, op: Builder, product: Product, factor: np.ndarray) 
     """The weight times a number for each of its outputs; one that is computed is multiplied in the graph."""
     weight = product.weight
     shape = [1] * len(weight.shape or ())
+    assert product.axis is not None
+    assert weight.dtype is not None
     shape[product.axis] = -1
     alone = len(weight.uses()) == 1 and not weight.is_graph_output()
     if weight.const_value is not None and alone:
@@ -88,7 +97,7 @@ def _scaled(model: ir.Model, op: Builder, product: Product, factor: np.ndarray) 
         )
         return weight
     start = len(op.nodes)
-    by = _constant(model, op, f"{product.name}_factor", factor.reshape(shape))
+    by = _constant(model, op, f"{product.name}_factor", factor.reshape(shape), weight.dtype.numpy())
     made = op.Mul(weight, by).value
     made.shape, made.dtype = weight.shape, weight.dtype
     nodes, op.nodes[start:] = op.nodes[start:], []
@@ -97,8 +106,8 @@ def _scaled(model: ir.Model, op: Builder, product: Product, factor: np.ndarray) 
     return made
 
 
-def _constant(model: ir.Model, op: Builder, name: str, array: np.ndarray) -> ir.Value:
+def _constant(model: ir.Model, op: Builder, name: str, array: np.ndarray, dtype: np.dtype) -> ir.Value:
     name = op.unique(name)
-    value = op.initializer(name, ir.tensor(array.astype(np.float32), name=name))
+    value = op.initializer(name, ir.tensor(array.astype(dtype), name=name))
     model.graph.register_initializer(value)
     return value

@@ -9,21 +9,21 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from onnxcustom._warnings import warn_user
 from onnxcustom.graph.analysis.operators import is_op
 from onnxcustom.graph.analysis.traversal import all_names, sort_nodes
 from onnxcustom.graph.building.builder import Builder, Var
 from onnxcustom.graph.files.io import to_proto
+from onnxcustom.graph.preparation.prepare import Prepared
 from onnxcustom.graph.preparation.unused import RemoveUnusedPass
 from onnxcustom.graph.trainable.finding import array_of
-from onnxcustom.runtime import create_session, parse_device, run_values
 from onnxcustom.tuning.integers.steps import quantized, spread
 
-from .fake import Bits, Learned, Rounding, is_computed, observed
-from .sites import Product, products_of
+from .fake import Bits, Learned, Rounding, cast, is_computed, observed
+from .kernels import FOUR_BITS, reads_four_bits
+from .sites import Product, numbers_of, products_of
 
 __all__ = ["with_integers"]
-
-_FOUR_BITS = 21  # opset from which there are integers of four bits
 
 
 def with_integers(
@@ -59,6 +59,8 @@ def with_integers(
             value.const_value = ir.Tensor(np.asarray(array), dtype=value.dtype, name=name)
     made = _Integers(model, left, options, roundings, learned, tensors)
     made.run()
+    if options.weight_bits.count <= 4:
+        model = _in_four_bits(model, made.stored)
     proto = to_proto(model)
     del proto.metadata_props[:]
     proto.metadata_props.extend(like.metadata_props)
@@ -81,11 +83,11 @@ class _Integers:
         self.op = Builder(model.opset_imports[""], taken=all_names(model.graph))
         self.products = [p for p in products_of(model) if p.node.name not in left]
         self._grids = {r.tensor: r for r in roundings}
-        self._scales: dict[ir.Value, np.ndarray] = {}
+        self.stored: list[str] = []  # names of integers of weights
 
     def run(self) -> None:
         """Weights, then biases and what is computed."""
-        numbers = _numbers(self.model, [p.weight for p in self.products])
+        numbers = numbers_of(self.model, [p.weight for p in self.products])
         rounded = (
             {} if self.options.activations is None else observed(self.products, set(self.model.graph.outputs))
         )
@@ -102,12 +104,14 @@ class _Integers:
     # -- weights ---------------------------------------------------------------------------------
 
     def _weight(self, product: Product, array: np.ndarray, rounded: Mapping[ir.Value, ir.Value]) -> None:
-        axis = product.axis if self.options.per_channel and array.ndim > 1 else None
+        array = array.astype(np.float32)  # as training rounds it
+        axis = product.channels(self.options.per_channel)
         bits: Bits = self.options.weight_bits
         scale = self._weight_scale(product, array, axis, bits)
-        integers = self._rounded(array, scale, axis, bits, product.name in self.learned)
+        integers = self._rounded(array, scale, axis, bits, product.key(axis) in self.learned)
         made = self.op.once(
-            ("weight", product.weight, axis), lambda: self._stored(product.name, integers, scale, axis)
+            ("weight", product.weight, axis),
+            lambda: cast(self.op, self._stored(product.name, integers, scale, axis), product.weight.dtype),
         )
         if rounded and self.options.activation_bits.count == 8:  # else no kernel of integers runs it
             self._bias(product, self._scale_of(rounded[product.data]) * scale)
@@ -115,7 +119,7 @@ class _Integers:
 
     def _weight_scale(self, product: Product, array: np.ndarray, axis: int | None, bits: Bits) -> np.ndarray:
         """The scale that the weight was rounded by, operation for operation as the graph of training."""
-        learned = self.learned.get(product.name)
+        learned = self.learned.get(product.key(axis))
         if learned is not None:
             raw = np.asarray(self.tensors[learned.name], dtype=np.float32)
             return np.maximum(raw * np.float32(learned.factor), np.float32(1e-12))
@@ -135,12 +139,11 @@ class _Integers:
     def _stored(self, name: str, integers: np.ndarray, scale: np.ndarray, axis: int | None) -> Var:
         """Integers, and DequantizeLinear."""
         op = self.op
-        few = self.options.weight_bits.count <= 4 and op.opset >= _FOUR_BITS
-        dtype = ir.DataType.INT4 if few else ir.DataType.INT8
         own = op.unique(f"{name}_quantized")
-        q = op.wrap(op.initializer(own, ir.Tensor(integers.astype(dtype.numpy()), dtype=dtype, name=own)))
+        q = op.wrap(op.initializer(own, ir.tensor(integers, name=own)))
         zeros = op.unique(f"{name}_zero_point")  # which kernels of integers want to see
-        zero = ir.Tensor(np.zeros(scale.shape, dtype.numpy()), dtype=dtype, name=zeros)
+        zero = ir.tensor(np.zeros(scale.shape, np.int8), name=zeros)
+        self.stored += [own, zeros]
         by = self._constant(f"{name}_scale", scale)
         return op.DequantizeLinear(q, by, op.wrap(op.initializer(zeros, zero)), axis=axis)
 
@@ -167,7 +170,7 @@ class _Integers:
         made = self.op.DequantizeLinear(
             self.op.wrap(q), self._constant(f"{bias.name}_scale", by), None, axis=0 if by.ndim else None
         )
-        node.replace_input_with(2, made.value)
+        node.replace_input_with(2, cast(self.op, made, bias.dtype).value)
 
     # -- what is computed ------------------------------------------------------------------------
 
@@ -183,13 +186,13 @@ class _Integers:
                 bits.dtype
             )
             zero = self._constant(f"{source.name}_zero_point", zero_array)
-            x = op.wrap(value)
+            x = cast(op, op.wrap(value), ir.DataType.FLOAT)
             if bits.count < 8:
                 offset, step = float(zero_array), float(self._scale_of(source))
                 x = op.Clip(
                     x, np.float32((bits.low - offset) * step), np.float32((bits.high - offset) * step)
                 )
-            made = op.DequantizeLinear(op.QuantizeLinear(x, scale, zero), scale, zero)
+            made = cast(op, op.DequantizeLinear(op.QuantizeLinear(x, scale, zero), scale, zero), value.dtype)
             for node, index in uses:
                 node.replace_input_with(index, made.value)
 
@@ -206,21 +209,23 @@ class _Integers:
             own = self.op.unique(name)
             return self.op.wrap(self.op.initializer(own, ir.tensor(np.asarray(array), name=own)))
 
-        return self.op.once(("constant", name), make)
+        array = np.asarray(array)  # a weight that is read along two axes has two
+        return self.op.once(("constant", name, array.shape, array.tobytes()), make)
 
 
-def _numbers(model: ir.Model, values: Sequence[ir.Value]) -> dict[ir.Value, np.ndarray]:
-    """The numbers of constants, those that are computed of others as onnxruntime computes them."""
-    found = {v: np.asarray(array_of(v)) for v in values if v.const_value is not None}
-    left = [v for v in dict.fromkeys(values) if v not in found]
-    if not left:
-        return found
-    part = model.clone()
-    by_name = {v.name: v for node in part.graph for v in node.outputs}
-    part.graph.inputs[:] = []
-    part.graph.outputs[:] = [by_name[v.name] for v in left]
-    RemoveUnusedPass()(part)
-    device = parse_device("cpu")
-    session = create_session(part, device)
-    arrays = run_values(session, {}, [str(v.name) for v in left])
-    return {**found, **{v: a.numpy() for v, a in zip(left, arrays, strict=True)}}
+def _in_four_bits(model: ir.Model, names: Sequence[str]) -> ir.Model:
+    """The model with initializers of bytes stored in four bits, if onnxruntime reads that."""
+    if not reads_four_bits():
+        warn_user(
+            "Weights of four bits or fewer are handed out as bytes, which hold the same numbers: the "
+            "installed onnxruntime does not read INT4. Releases from 1.19 on do.",
+            UserWarning,
+        )
+        return model
+    model = Prepared(model, lambda: to_proto(model)).take(opset=FOUR_BITS)
+    for name in names:
+        value = model.graph.initializers[name]
+        array = array_of(value).astype(ir.DataType.INT4.numpy())
+        value.const_value = ir.Tensor(array, dtype=ir.DataType.INT4, name=name)
+        value.dtype = ir.DataType.INT4
+    return model

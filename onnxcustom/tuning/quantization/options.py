@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import re
@@ -22,14 +23,25 @@ from onnxcustom.graph.files.io import to_proto
 from onnxcustom.graph.preparation.passes import InferShapesPass
 from onnxcustom.graph.preparation.prepare import Prepared
 from onnxcustom.graph.preparation.sites import own_name
-from onnxcustom.graph.trainable.finding import array_of, find_weights
+from onnxcustom.graph.trainable.finding import find_weights
 from onnxcustom.tuning.changes import Change, Changed
 
 from .calibration import METHODS, Ranges
-from .fake import Bits, Learned, Rounding, is_computed, names_of, observed, round_activation, round_weight
+from .fake import (
+    Bits,
+    Learned,
+    Rounding,
+    cast,
+    is_computed,
+    names_of,
+    observed,
+    round_activation,
+    round_weight,
+)
 from .folding import fold_normalizations
 from .integers import with_integers
-from .sites import Product, excluded, products_of
+from .kernels import highest_opset
+from .sites import Product, excluded, numbers_of, products_of
 
 __all__ = ["Quantization", "Quantized", "select_quantize"]
 
@@ -49,7 +61,8 @@ class Quantization(Change):
     Parameters
     ----------
     weights : {'int8', 'int7', ..., 'int2'}, default='int8'
-        Type of the weights, symmetric around 0.
+        Type of the weights, symmetric around 0. Four bits or fewer are stored as INT4 (opset 21, onnxruntime
+        1.19), as bytes where the installed onnxruntime does not read that.
     activations : {'uint8', ..., 'uint2', 'int8', ..., 'int2'} or None, default='uint8'
         Type of what is read and computed; None quantizes weights only.
     per_channel : bool, default=True
@@ -120,6 +133,15 @@ class Quantization(Change):
         """Integers of what is read and computed, if it is rounded."""
         return None if self.activations is None else self._bits("activations", self.activations)
 
+    def _plain(self, prepared: Prepared) -> ir.Model:
+        """The model in an opset in which its integers will run."""
+        own = prepared.model.opset_imports[""]
+        highest = None if self.activations is None else highest_opset()
+        if highest is not None and highest < own:
+            with contextlib.suppress(InvalidModelError):  # newer operators: then it stays as new
+                return prepared.take(opset=_OPSET, max_opset=highest)
+        return prepared.take(opset=_OPSET)
+
     def apply(self, prepared: Prepared, targets: Sequence[Any] = ()) -> Quantized:
         """The model with rounding in it.
 
@@ -128,15 +150,14 @@ class Quantization(Change):
         InvalidModelError, UnknownNameError
             There is nothing to quantize; an exclusion that means nothing.
         """
-        opset = max(_OPSET, prepared.model.opset_imports[""])
-        plain = prepared.take(opset=opset, max_opset=opset)
+        plain = self._plain(prepared)
         products = products_of(plain)
         if not products:
             raise InvalidModelError(
                 "The model has no product to quantize: no Conv, ConvTranspose, Gemm or MatMul of its data by "
-                "a weight in float32."
+                "a weight of floats."
             )
-        left = {str(node.name) for node in excluded(prepared_as(prepared, plain), products, self.exclude)}
+        left = {str(node.name) for node in excluded(_prepared_as(prepared, plain), products, self.exclude)}
         fold_normalizations(plain)
         InferShapesPass()(plain)
         made = plain.clone()
@@ -159,7 +180,7 @@ class Quantization(Change):
         )
 
 
-def prepared_as(prepared: Prepared, model: ir.Model) -> Prepared:
+def _prepared_as(prepared: Prepared, model: ir.Model) -> Prepared:
     """A form of a prepared model, as one."""
     return Prepared(model, lambda: prepared.proto)
 
@@ -184,9 +205,12 @@ class _Rounded:
         self.roundings: list[Rounding] = []
         self.scales: list[str] = []
         self.learned: dict[str, Learned] = {}
+        self._numbers: Mapping[ir.Value, np.ndarray] = {}
 
     def run(self) -> None:
         """Round weights, then what is computed."""
+        if self.options.learned_scales:
+            self._numbers = numbers_of(self.model, [p.weight for p in self.products])
         for product in self.products:
             self._weight(product)
         if self.options.activation_bits is not None:
@@ -199,39 +223,33 @@ class _Rounded:
 
     def _weight(self, product: Product) -> None:
         op, bits, weight = self.op, self.options.weight_bits, product.weight
-        axis = product.axis if self.options.per_channel and len(weight.shape or ()) > 1 else None
-        scale = None
-        if self.options.learned_scales:
-            scale = self._learned_weight(product, axis, bits)
+        axis = product.channels(self.options.per_channel)
 
         def rounded() -> Var:
-            return round_weight(op, op.wrap(weight), axis, bits, scale)
+            scale = self._learned_weight(product, axis, bits) if self.options.learned_scales else None
+            single = cast(op, op.wrap(weight), ir.DataType.FLOAT)
+            return cast(op, round_weight(op, single, axis, bits, scale), weight.dtype)
 
         made = op.once(("weight", weight, axis), rounded)
         product.node.replace_input_with(product.position, made.value)
 
     def _learned_weight(self, product: Product, axis: int | None, bits: Bits) -> Var:
         """The scale of a weight as a tensor that is trained, as LSQ begins it."""
-        weight, name = product.weight, product.name
-        sizes = [d for d in weight.shape or () if isinstance(d, int)]
-        count = math.prod(sizes) // (1 if axis is None else sizes[axis])
-        size = None if axis is None else sizes[axis]
-        if weight.const_value is None:
-            raise InvalidModelError(
-                f"learned_scales: the weight of {product.node.name!r} is computed of {list(product.roots)}; "
-                "the first scale of such a weight is not known. Leave it out with exclude."
-            )
-        others = tuple(a for a in range(len(sizes)) if a != axis)
-        first = 2 * np.abs(array_of(weight)).mean(axis=others) / np.sqrt(bits.high)
-        return self._learned(name, np.maximum(first, 1e-8), count, bits, size)
+        array = self._numbers[product.weight]
+        others = tuple(a for a in range(array.ndim) if a != axis)
+        size = None if axis is None else array.shape[axis]
+        first = 2 * np.abs(array.astype(np.float32)).mean(axis=others) / np.sqrt(bits.high)
+        first = np.maximum(first, 1e-8)
+        return self._learned(product.key(axis), product.name, first, array.size // (size or 1), bits, size)
 
-    def _learned(self, tensor: str, first: Any, count: int, bits: Bits, size: int | None) -> Var:
+    def _learned(self, key: str, tensor: str, first: Any, count: int, bits: Bits, size: int | None) -> Var:
+        """A scale that is trained, of what is known by `key`."""
         op = self.op
         factor = float(np.sqrt(1 / np.sqrt(max(1, count) * bits.high)))
         name = op.unique(names_of(tensor)[0])
         array = np.asarray(first / factor, dtype=np.float32).reshape([] if size is None else [size])
         self.scales.append(name)
-        self.learned[tensor] = Learned(name, factor)
+        self.learned[key] = Learned(name, factor)
         raw = op.wrap(op.initializer(name, ir.tensor(array, name=name)))
         return op.Max(raw * np.float32(factor), 1e-12)
 
@@ -247,7 +265,9 @@ class _Rounded:
             ours = value is source and is_computed(value, self.products)
             uses = [u for u in value.uses() if ours or u.node in readers]
             learned = self.options.learned_scales
-            made = round_activation(self.op, self.op.wrap(value), scale, zero, bits, learned)
+            single = cast(self.op, self.op.wrap(value), ir.DataType.FLOAT)
+            single = round_activation(self.op, single, scale, zero, bits, learned)
+            made = cast(self.op, single, value.dtype)
             for node, index in uses:
                 node.replace_input_with(index, made.value)
 
@@ -258,7 +278,7 @@ class _Rounded:
         zero = op.wrap(op.initializer(zero_name, ir.tensor(np.zeros((), bits.dtype), name=zero_name)))
         if self.options.learned_scales:
             sizes = [d for d in (source.shape or ())[1:] if isinstance(d, int)]
-            scale = self._learned(tensor, np.zeros(()), math.prod(sizes), bits, None)
+            scale = self._learned(tensor, tensor, np.zeros(()), math.prod(sizes), bits, None)
             scale_name = self.learned[tensor].name
         else:
             scale_name = op.unique(names_of(tensor)[0])

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxcustom._registry import did_you_mean
@@ -14,11 +15,15 @@ from onnxcustom.graph.analysis.operands import is_float
 from onnxcustom.graph.analysis.operators import is_op
 from onnxcustom.graph.analysis.traversal import dependents
 from onnxcustom.graph.preparation.prepare import Prepared
+from onnxcustom.graph.preparation.unused import RemoveUnusedPass
+from onnxcustom.graph.trainable.finding import array_of
 from onnxcustom.graph.trainable.selection import Catalog, is_word, matching, texts_of
+from onnxcustom.runtime import create_session, parse_device, run_values
 
-__all__ = ["Product", "excluded", "moved_from", "products_of"]
+__all__ = ["Product", "excluded", "moved_from", "numbers_of", "products_of"]
 
 #: What hands numbers on as they are.
+_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE)
 _MOVES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "MaxPool", "Identity", "Slice")
 
 
@@ -32,15 +37,15 @@ class Product:
         Conv, ConvTranspose, Gemm or MatMul.
     position : int
         Of the weight among its inputs.
-    axis : int
-        Of the weight as the node reads it, its outputs.
+    axis : int or None
+        Of the weight as the node reads it, its outputs; None if no axis alone stands for them.
     roots : tuple of str
         Names of the constants that the weight is, or is made of.
     """
 
     node: ir.Node
     position: int
-    axis: int
+    axis: int | None
     roots: tuple[str, ...]
 
     @property
@@ -62,6 +67,14 @@ class Product:
         """What its weight is called."""
         return self.roots[0]
 
+    def channels(self, wanted: bool) -> int | None:
+        """The axis whose indices have scales of their own, if any."""
+        return self.axis if wanted and len(self.weight.shape or ()) > 1 else None
+
+    def key(self, axis: int | None) -> str:
+        """What a weight that is rounded along an axis is known by: nodes may read it along several."""
+        return f"{self.weight.name} along {axis}"
+
 
 def products_of(model: ir.Model) -> list[Product]:
     """Products of data by weights in the main graph of a prepared model, in its order."""
@@ -73,17 +86,22 @@ def products_of(model: ir.Model) -> list[Product]:
             if weight is None or weight in of_data or data not in of_data or not is_float(weight):
                 continue
             roots = tuple(dict.fromkeys(_roots(weight)))
-            if roots and weight.shape is not None and weight.dtype == ir.DataType.FLOAT:
-                found.append(Product(node, position, axis % len(weight.shape), roots))
+            if roots and weight.shape is not None and weight.dtype in _FLOATS:
+                rank = len(weight.shape)
+                # Kernels of integers take one scale for products of stacks of matrices.
+                alone = axis is not None and not (is_op(node, "MatMul") and rank > 2)
+                found.append(
+                    Product(node, position, axis % rank if alone and axis is not None else None, roots)
+                )
     return found
 
 
-def _places(node: ir.Node) -> Iterator[tuple[int, int]]:
+def _places(node: ir.Node) -> Iterator[tuple[int, int | None]]:
     """Where a node may read a weight, and which axis of it stands for what it computes."""
     if is_op(node, "Conv"):
         yield 1, 0
-    elif is_op(node, "ConvTranspose") and node.attributes.get_int("group", 1) == 1:
-        yield 1, 1
+    elif is_op(node, "ConvTranspose"):
+        yield 1, 1 if node.attributes.get_int("group", 1) == 1 else None
     elif is_op(node, "Gemm"):
         yield 1, 0 if node.attributes.get_int("transB", 0) else 1
     elif is_op(node, "MatMul"):
@@ -111,6 +129,23 @@ def moved_from(value: ir.Value) -> ir.Value:
         value = producer.inputs[0]
         producer = value.producer()
     return value
+
+
+def numbers_of(model: ir.Model, values: Sequence[ir.Value]) -> dict[ir.Value, np.ndarray]:
+    """The numbers of constants, those that are computed of others as onnxruntime computes them."""
+    found = {v: np.asarray(array_of(v)) for v in values if v.const_value is not None}
+    left = [v for v in dict.fromkeys(values) if v not in found]
+    if not left:
+        return found
+    part = model.clone()
+    by_name = {v.name: v for node in part.graph for v in node.outputs}
+    part.graph.inputs[:] = []
+    part.graph.outputs[:] = [by_name[v.name] for v in left]
+    RemoveUnusedPass()(part)
+    device = parse_device("cpu")
+    session = create_session(part, device)
+    arrays = run_values(session, {}, [str(v.name) for v in left])
+    return {**found, **{v: a.numpy() for v, a in zip(left, arrays, strict=True)}}
 
 
 def excluded(prepared: Prepared, products: Iterable[Product], texts: object) -> set[ir.Node]:
