@@ -24,7 +24,9 @@ from onnxcustom.graph.preparation.passes import InferShapesPass
 from onnxcustom.graph.preparation.prepare import Prepared
 from onnxcustom.graph.preparation.sites import own_name
 from onnxcustom.graph.trainable.finding import find_weights
+from onnxcustom.graph.trainable.left_out import quantized
 from onnxcustom.tuning.changes import Change, Changed
+from onnxcustom.tuning.dequantizing import dequantize
 
 from .calibration import METHODS, Ranges
 from .fake import (
@@ -56,7 +58,8 @@ class Quantization(Change):
     Weights of Conv, ConvTranspose, Gemm and MatMul, what these read and what they compute are rounded to
     integers and back in the forward pass; gradients go straight through the rounding inside of the range and
     are 0 outside. Normalizations behind them are taken into the weights first. The trained model holds the
-    integers, by the scales that were trained with: nothing is calibrated again.
+    integers, by the scales that were trained with: nothing is calibrated again. Of a model that a quantizer
+    has written, integers become weights first, as :func:`onnxcustom.tuning.dequantize` makes them.
 
     Parameters
     ----------
@@ -150,6 +153,9 @@ class Quantization(Change):
         InvalidModelError, UnknownNameError
             There is nothing to quantize; an exclusion that means nothing.
         """
+        if any(map(quantized, prepared.model.graph.initializers.values())):
+            # Their ranges are measured again; the numbers of weights are those of the scales they have.
+            prepared = Prepared.of(dequantize(prepared.proto, activations="remove"))
         plain = self._plain(prepared)
         products = products_of(plain)
         if not products:
