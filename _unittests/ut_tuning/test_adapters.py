@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import safetensors.numpy
+from onnx import helper, numpy_helper
 
 from onnxcustom import OnnxRegressor, TrainingStep, replace_weights, weights
 from onnxcustom.exceptions import (
@@ -17,11 +19,23 @@ from onnxcustom.exceptions import (
     MissingRuntimeError,
     UnknownNameError,
 )
-from onnxcustom.tuning import Adapter, LoRA, combine_adapters, load_adapter, merge_adapter
+from onnxcustom.tuning import Adapter, LoRA, combine_adapters, dequantize, load_adapter, merge_adapter
 
 from .test_lora import network, product, rows, run
+from .test_quantization import dense
 
 HAS_FORMAT = hasattr(onnxruntime, "AdapterFormat")
+
+
+def plain(model: onnx.ModelProto, **feeds: np.ndarray) -> np.ndarray:
+    """The first output of the nodes as they are: newer runtimes fuse products by integers, and round more."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    return session.run(None, feeds)[0]
 
 
 def adapted(seed: int = 0, **options: object) -> TrainingStep:
@@ -39,12 +53,12 @@ def test_a_file_holds_what_was_trained(tmp_path: Path) -> None:
     step.save_adapter(path)
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
     read = load_adapter(path)
-    plain = safetensors.numpy.load_file(path)
-    assert (read.rank, read.alpha, set(read)) == (2, 4, set(plain))
+    stored = safetensors.numpy.load_file(path)
+    assert (read.rank, read.alpha, set(read)) == (2, 4, set(stored))
     for name, array in step.adapter().items():
         np.testing.assert_array_equal(read[name], array)
         scale = 2 if name.endswith("_B") else 1
-        np.testing.assert_allclose(plain[name], scale * step.weights()[name], rtol=1e-6)
+        np.testing.assert_allclose(stored[name], scale * step.weights()[name], rtol=1e-6)
     merged = merge_adapter(network(), path)
     for name, weight in weights(network()).items():
         if name != "b1":
@@ -162,3 +176,112 @@ def test_what_is_no_adapter_is_refused(tmp_path: Path) -> None:
         combine_adapters([one, step.adapter()])
     with pytest.raises(InvalidParameterError, match="a finite number for each"):
         combine_adapters([one], [1, 2])
+
+
+def test_sum_and_products_are_the_same() -> None:
+    x, y = rows()
+    steps = [
+        TrainingStep(network(), optimizer="sgd", learning_rate=0.01, lora=LoRA(2, alpha=4, summed=summed))
+        for summed in (False, True)
+    ]
+    for _ in range(10):
+        losses = [step.run(x, y) for step in steps]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    for name, weight in weights(steps[0].trained_model()).items():
+        np.testing.assert_allclose(weights(steps[1].trained_model())[name], weight, rtol=1e-3, atol=1e-4)
+    with pytest.raises(InvalidParameterError, match="merge=False"):
+        steps[1].trained_model(merge=False)
+
+
+@pytest.mark.parametrize("bits", ["int8", "int4"])
+def test_what_is_rounded_is_the_sum(bits: str) -> None:
+    """Integers of the trained model are those of W + s AB, computed by NumPy."""
+    x, y = rows()
+    step = TrainingStep(
+        dense(),
+        optimizer="adam",
+        learning_rate=0.02,
+        lora=LoRA(2, alpha=4),
+        quantize=f"{bits}:activations=none",
+    )
+    assert set(step.weights()) == {f"{w}.lora_{f}" for w in ("w1", "w2") for f in "AB"}
+    losses = [step.run(x[:, :4], y) for _ in range(10)]
+    assert losses[-1] < losses[0]
+    model, levels = step.trained_model(), {"int8": 127, "int4": 7}[bits]
+    made = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
+    old, adapter = weights(dense()), step.adapter()
+    for name, axis in (("w1", 0), ("w2", 1)):
+        change = adapter[f"{name}.lora_A"] @ adapter[f"{name}.lora_B"]
+        total = old[name] + (change if name == "w1" else change.T)
+        scale = np.abs(total).max(axis=axis, keepdims=True) / levels
+        got = next(v for n, v in made.items() if n.startswith(name) and n.endswith("_quantized"))
+        assert np.abs(got - np.rint(total / scale)).max() <= 1  # ties
+        assert (got == np.rint(total / scale)).mean() > 0.9
+    np.testing.assert_allclose(plain(model, x=x[:, :4]), step.predict(x[:, :4])["y"], rtol=1e-5, atol=1e-6)
+    with pytest.raises(InvalidParameterError, match="merge=False"):
+        step.trained_model(merge=False)
+
+
+def integers(blockwise: bool) -> onnx.ModelProto:
+    """Products by integers that stand for floats: by column or in blocks, and by one scale, turned round."""
+    rng = np.random.default_rng(0)
+    scales = rng.uniform(0.05, 0.1, size=(2, 10) if blockwise else 10).astype(np.float32)
+    tensors = {
+        "w1": rng.integers(-7, 8, size=(8, 10)).astype(np.int8),
+        "w2": rng.integers(-7, 8, size=(3, 10)).astype(np.int8),
+        "s1": scales,
+        "s2": np.float32(0.05),
+    }
+    options = {"axis": 0, "block_size": 4} if blockwise else {"axis": 1}
+    nodes = [
+        helper.make_node("DequantizeLinear", ["w1", "s1"], ["d1"], **options),
+        helper.make_node("MatMul", ["x", "d1"], ["a"]),
+        helper.make_node("Tanh", ["a"], ["b"]),
+        helper.make_node("DequantizeLinear", ["w2", "s2"], ["d2"]),
+        helper.make_node("Gemm", ["b", "d2"], ["y"], transB=1),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "integers",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["N", 8])],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["N", 3])],
+        [numpy_helper.from_array(np.asarray(v), n) for n, v in tensors.items()],
+    )
+    opset, version = (21, 10) if blockwise else (17, 8)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=version)
+
+
+RELEASE = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
+
+
+@pytest.mark.parametrize(
+    "blockwise",
+    [False, pytest.param(True, marks=pytest.mark.skipif(RELEASE < (1, 18), reason="no opset 21"))],
+)
+def test_adapters_beside_integers(blockwise: bool, tmp_path: Path) -> None:
+    """What ten steps make of them is what they make beside the floats that the integers stand for."""
+    rng = np.random.default_rng(1)
+    x, y = rng.normal(size=(20, 8)).astype(np.float32), rng.normal(size=(20, 3)).astype(np.float32)
+    model = integers(blockwise)
+    settings = {"optimizer": "adam", "learning_rate": 0.02, "lora": LoRA(2, alpha=4)}
+    step, floats = TrainingStep(model, **settings), TrainingStep(dequantize(model), **settings)
+    for _ in range(10):
+        assert step.run(x, y) == pytest.approx(floats.run(x, y), rel=1e-5)
+    expected = step.predict(x)["y"]
+    trained = step.trained_model()
+    made = {i.name: i for i in trained.graph.initializer}
+    kept = {i.name: i for i in model.graph.initializer}
+    for name in ("w1", "w2"):
+        np.testing.assert_array_equal(numpy_helper.to_array(made[name]), numpy_helper.to_array(kept[name]))
+    assert [i.name for i in trained.graph.input] == ["x"]
+    np.testing.assert_allclose(plain(trained, x=x), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(plain(floats.trained_model(), x=x), expected, rtol=1e-4, atol=1e-4)
+    apart = step.trained_model(merge=False)
+    np.testing.assert_allclose(plain(apart, x=x), plain(model, x=x), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(plain(apart, x=x, **step.adapter()), expected, rtol=1e-4, atol=1e-5)
+    step.save_adapter(tmp_path / "a.safetensors")
+    with pytest.raises(InvalidModelError, match="'w1' is of integers"):
+        merge_adapter(model, tmp_path / "a.safetensors")
+    with pytest.raises(InvalidModelError, match="'w1' is of integers"):
+        TrainingStep(model, lora=LoRA(2, summed=True))
+    assert {n.split(".")[0] for n in TrainingStep(model, lora=LoRA(2, targets="w1")).weights()} == {"w1"}

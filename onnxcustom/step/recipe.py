@@ -409,10 +409,9 @@ def make_recipe(
     source = prepared.take()
     heads = heads_of(source, loss, loss_weights)
     made = _changed(prepared, changes, source, heads, batch_axis)
-    chosen = [c.weights for c in made if c.weights is not None]
     if made:
         prepared = made[-1].prepared
-        weights = chosen[-1] if weights is None and chosen else weights
+        weights = _chosen_by(made) if weights is None else weights
     model = prepared.take() if made else source
     if settings.get("host", True):
         check_bfloat16(model, parse_device("cpu"))
@@ -449,6 +448,17 @@ def make_recipe(
     recipe._derived().update(base=base, axes=axes, trunk=trunk, built=built)
     _warn(recipe)
     return recipe, initial
+
+
+def _chosen_by(made: Sequence[Changed]) -> list[str] | None:
+    """What changes leave to be trained: a later one takes up nothing that an earlier one has frozen."""
+    chosen: list[str] | None = None
+    for change in made:
+        if change.weights is None:
+            continue
+        frozen = set(change.source.model.graph.initializers).difference(chosen or ()) if chosen else ()
+        chosen = [name for name in change.weights if name not in frozen]
+    return chosen
 
 
 def _changed(

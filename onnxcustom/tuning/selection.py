@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from .changes import Change
@@ -20,5 +21,10 @@ def select_changes(lora: Any = None, quantize: Any = None, teacher: Any = None) 
     InvalidParameterError
         A parameter that means none.
     """
-    made = [select_lora(lora), select_quantize(quantize), select_teacher(teacher)]
+    adapters, rounding = select_lora(lora), select_quantize(quantize)
+    if adapters is not None and rounding is not None:
+        adapters = dataclasses.replace(
+            adapters, summed=True
+        )  # what is rounded is the weight with its adapter
+    made = [adapters, rounding, select_teacher(teacher)]
     return tuple(change for change in made if change is not None)

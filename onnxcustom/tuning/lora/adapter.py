@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from onnxcustom.exceptions import InvalidDataError
 from onnxcustom.graph.analysis.operands import is_float
+from onnxcustom.graph.preparation.sites import own_name
 
 from .attach import names_of
 
@@ -118,7 +119,7 @@ def digests(model: ir.Model, without: Iterable[str] = ()) -> dict[str, str]:
     """What weights of a prepared model are told by: its constants of several numbers, not shapes and axes."""
     left = set(without)
     return {
-        str(name): of_array(value.const_value.numpy())
+        own_name(value): of_array(value.const_value.numpy())
         for name, value in model.graph.initializers.items()
         if name not in left and not name.endswith(_ENDS) and value.const_value is not None
         if value.const_value.size > 1 and (is_float(value) or value.dtype in _INTEGERS)

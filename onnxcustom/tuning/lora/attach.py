@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxcustom.graph.analysis.traversal import all_names
+from onnxcustom.graph.analysis.traversal import all_names, sort_nodes
 from onnxcustom.graph.building.builder import Builder, Var
 
 from .sites import Matrix, Site, matrices_of
@@ -58,6 +58,7 @@ def attach(
     factors: Mapping[str, np.ndarray],
     scale: float,
     as_inputs: bool = False,
+    summed: bool = False,
 ) -> None:
     """Put adapters beside weights of a prepared model, in place.
 
@@ -73,13 +74,18 @@ def attach(
         What the product of the two is multiplied by.
     as_inputs : bool, default=False
         Whether A and B are inputs of the model, of any rank, for which the factors stand by default.
+    summed : bool, default=False
+        Whether they are added to the weight, which everything is then multiplied by, and not what is
+        computed by them to what is computed by it. For weights of floats.
     """
     found = matrices_of(model)
     op = Builder(model.opset_imports[""], taken=all_names(model.graph))
     for name in weights:
         matrix = found[name]
         a, b = (_factor(model, op, matrix, i, factors, as_inputs) for i in range(2))
-        for site in matrix.sites:
+        if summed:
+            _added(model, op, matrix, (op.wrap(a), op.wrap(b)), scale)
+        for site in () if summed else matrix.sites:
             _beside(op, site, op.wrap(a), op.wrap(b), scale)
 
 
@@ -110,9 +116,38 @@ def _beside(op: Builder, site: Site, a: Var, b: Var, scale: float) -> None:
     for value in op.initializers:
         if not value.is_initializer():
             graph.register_initializer(value)
+    if computed.is_graph_output():  # which keeps its name
+        own, computed.name = computed.name, op.unique(f"{computed.name}_base")
+        total.name = own
     computed.replace_all_uses_with(total, replace_graph_outputs=True)
     made[-1].replace_input_with(0, computed)
     graph.insert_after(node, made)
+
+
+def _added(model: ir.Model, op: Builder, matrix: Matrix, factors: tuple[Var, Var], scale: float) -> None:
+    """Put the sum of a weight and its adapter in the weight's place."""
+    root, graph = matrix.value, model.graph
+    uses = list(root.uses())
+    a, b = factors
+    if len(root.shape or ()) > 2:  # of kernels, which have outputs first
+        change = op.MatMul(op.Flatten(b, axis=1), op.Flatten(a, axis=1))
+        assert root.const_value is not None
+        change = op.Reshape(change, list(root.const_value.shape.numpy()))
+    else:
+        change = op.MatMul(a, b)
+        change = op.Transpose(change, perm=[1, 0]) if matrix.rows_are_outputs else change
+    if root.dtype is not None and root.dtype != matrix.dtype:
+        change = op.Cast(change, to=root.dtype)
+    total = op.Add(root, _scaled(change, scale)).value
+    total.type, total.shape = root.type, root.shape
+    for use in uses:
+        use.node.replace_input_with(use.idx, total)
+    graph.extend(op.nodes)
+    op.nodes[:] = []
+    for value in op.initializers:
+        if not value.is_initializer():
+            graph.register_initializer(value)
+    sort_nodes(graph)
 
 
 def _scaled(low: Var, scale: float) -> Var:

@@ -139,7 +139,7 @@ def load_adapter(path: str | os.PathLike[str]) -> Adapter:
             raise InvalidDataError(f"{source.name} is no adapter of onnxruntime: {exc}") from exc
         return Adapter(dict(sorted(tensors.items())), {"": str(file.get_model_version())})
     tensors, header = _read(source)
-    return Adapter(tensors, header.get("base") or {}, header.get("alpha"))
+    return Adapter(dict(sorted(tensors.items())), header.get("base") or {}, header.get("alpha"))
 
 
 def _read(source: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

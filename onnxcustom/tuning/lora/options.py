@@ -13,10 +13,12 @@ import onnx
 
 from onnxcustom._parameters import check_parameters, flag, integer, optional
 from onnxcustom._phrases import parse_phrase
-from onnxcustom.exceptions import InvalidParameterError
+from onnxcustom.exceptions import InvalidModelError, InvalidParameterError
+from onnxcustom.graph.analysis.traversal import all_names
 from onnxcustom.graph.files.io import to_proto
 from onnxcustom.graph.preparation.passes import InferShapesPass
 from onnxcustom.graph.preparation.prepare import Prepared
+from onnxcustom.graph.preparation.sites import own_name
 from onnxcustom.graph.trainable.selection import Catalog, Selection
 from onnxcustom.tuning.changes import Change, Changed
 
@@ -62,6 +64,9 @@ class LoRA(Change):
         ``'biases'``, ``'last:1'``.
     rslora : bool, default=False
         Whether the product is divided by the root of the rank in place of the rank.
+    summed : bool, default=False
+        Whether :math:`x (W + \frac{\alpha}{r} A B)` is computed, which is the same and takes longer. With
+        ``quantize=`` it always is: what is rounded is the sum.
 
     References
     ----------
@@ -71,7 +76,7 @@ class LoRA(Change):
     Examples
     --------
     >>> LoRA(4, targets="attention")
-    LoRA(rank=4, alpha=None, targets='attention', seed=0, train=None, rslora=False)
+    LoRA(rank=4, alpha=None, targets='attention', seed=0, train=None, rslora=False, summed=False)
     """
 
     rank: int = integer(8, "[1, inf)")
@@ -80,6 +85,7 @@ class LoRA(Change):
     seed: int = integer(0, "[0, inf)")
     train: Selection = None
     rslora: bool = flag(False)
+    summed: bool = flag(False)
 
     def __post_init__(self) -> None:
         check_parameters(self)
@@ -99,13 +105,19 @@ class LoRA(Change):
             There is nothing to adapt, a target means nothing, or the rank is above that of a matrix.
         """
         matrices = self._matrices(prepared)
+        integers = [m.name for m in matrices if m.is_integer] if self.summed else []
+        if integers:
+            raise InvalidModelError(
+                f"Weight {integers[0]!r} is of integers, to which no adapter can be added: leave out "
+                "summed=True and quantize, or make floats of the integers by tuning.dequantize."
+            )
         rng = np.random.default_rng(self.seed)
         factors: dict[str, np.ndarray] = {}
         for matrix in matrices:
             factors.update(zip(names_of(matrix.name), first_factors(matrix, self.rank, rng), strict=True))
         beside = [] if self.train is None else Catalog(prepared).select(self.train)
         made = prepared.take()
-        attach(made, [m.name for m in matrices], factors, self.scale)
+        attach(made, [m.name for m in matrices], factors, self.scale, summed=self.summed)
         InferShapesPass()(made)
         weights = (*beside, *factors)
         return Adapted(self, prepared, Prepared.of(to_proto(made)), weights, matrices=matrices)
@@ -153,12 +165,19 @@ class Adapted(Changed):
         return Adapter(made, digests(self.source.model, without=tensors), alpha)
 
     def back(self, tensors: Mapping[str, np.ndarray], merge: bool = True) -> dict[str, np.ndarray]:
-        """The weights with their adapters in them, or without."""
+        """The weights with their adapters in them, or without; integers stay what they are."""
+        if not merge and self.change.summed:
+            raise InvalidParameterError(
+                "merge=False: the adapters were trained as part of the weights, which are rounded with them "
+                "if there is quantize; get_trained_onnx() has them in its weights."
+            )
         factors = {name for matrix in self.matrices for name in names_of(matrix.name)}
         left = {name: array for name, array in tensors.items() if name not in factors}
         if not merge:
             return left
         for matrix in self.matrices:
+            if matrix.is_integer:
+                continue
             a, b = (tensors[name] for name in names_of(matrix.name))
             assert matrix.value.const_value is not None
             old = left.get(matrix.name, matrix.value.const_value.numpy())
@@ -168,14 +187,33 @@ class Adapted(Changed):
     def finish(
         self, model: onnx.ModelProto, tensors: Mapping[str, np.ndarray], merge: bool = True
     ) -> onnx.ModelProto:
-        """The model; unless they are merged, with adapters as inputs, which change nothing if not given."""
+        """The model; unless they are merged, with adapters as inputs, which change nothing if not given.
+
+        Beside integers adapters stay nodes of the model when they are merged, and have their numbers in it.
+        """
+        adapter = self.adapter(tensors)
+        integers = [m.name for m in self.matrices if m.is_integer]
         if merge:
-            record(model, Adapter(self.adapter(tensors)), {m.name: m for m in self.matrices})
+            if integers:  # which nothing can be added to
+                model = _with_adapters(model, integers, adapter)
+            record(model, Adapter(adapter), {m.name: m for m in self.matrices})
             return model
-        own = Prepared.of(model).take()
-        idle = {n: _idle(array, n) for n, array in self.adapter(tensors).items()}
-        attach(own, [m.name for m in self.matrices], idle, 1.0, as_inputs=True)
-        return to_proto(own)
+        idle = {n: _idle(array, n) for n, array in adapter.items()}
+        return _with_adapters(model, [m.name for m in self.matrices], idle, as_inputs=True)
+
+
+def _with_adapters(
+    model: onnx.ModelProto, weights: Sequence[str], factors: Mapping[str, np.ndarray], as_inputs: bool = False
+) -> onnx.ModelProto:
+    """The user's model with adapters beside some weights; constants are called what they were."""
+    own = Prepared.of(model).take()
+    attach(own, weights, factors, 1.0, as_inputs)
+    taken = all_names(own.graph)
+    for value in list(own.graph.initializers.values()):
+        name = own_name(value)
+        if name not in taken:
+            value.name = name
+    return to_proto(own)
 
 
 def _idle(factor: np.ndarray, name: str) -> np.ndarray:

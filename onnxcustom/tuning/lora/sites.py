@@ -16,6 +16,7 @@ from onnxcustom.graph.analysis.operands import is_float
 from onnxcustom.graph.analysis.operators import is_op
 from onnxcustom.graph.analysis.traversal import all_nodes
 from onnxcustom.graph.preparation.prepare import Prepared
+from onnxcustom.graph.preparation.sites import own_name
 from onnxcustom.graph.trainable.layers import layers_of
 from onnxcustom.graph.trainable.selection import Catalog, is_word, matching
 
@@ -86,7 +87,7 @@ class Matrix:
     @property
     def name(self) -> str:
         """Name of the weight."""
-        return str(self.value.name)
+        return own_name(self.value)
 
     @property
     def rows_are_outputs(self) -> bool:
@@ -122,13 +123,13 @@ def matrices_of(model: ir.Model) -> dict[str, Matrix]:
     for node in all_nodes(model.graph):
         for position in _operands(node):
             root = _root(node.inputs[position])
-            if root is None or str(root.name) in found:
+            if root is None or own_name(root) in found:
                 continue
             sites = tuple(_sites(root))
             shape = _shape(root)
             alike = len({site.rows_are_outputs for site in sites}) == 1
             if shape is not None and alike and _all_readers(root) == len(sites):
-                found[str(root.name)] = Matrix(root, sites, shape)
+                found[own_name(root)] = Matrix(root, sites, shape)
     return found
 
 
