@@ -13,6 +13,7 @@ from onnxcustom.graph.preparation.checks import check_made
 
 from . import rules  # noqa: F401 - registers every rule
 from .carried import active_values, all_reads, carried_values, untype
+from .cuda_forms import spell_for_cuda
 from .emit import GradientBuilder
 from .engine import ReverseWalk
 from .expand import expand, expandable
@@ -113,6 +114,8 @@ class OnnxEngine(Engine):
 
     def finish(self, model: ir.Model) -> None:
         """Fold what rules repeat; what they made of wrong operands does not reach a runtime."""
+        if self.host.device == "cuda":
+            spell_for_cuda(model)
         clean(model)
         check_made((node for node in model.graph if not node.meta.pop(_GIVEN, False)), model.opset_imports)
 

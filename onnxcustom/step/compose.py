@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 import onnx_ir as ir
 
 from onnxcustom.gradient.build import differentiate
+from onnxcustom.gradient.cuda_forms import spell_for_cuda
 from onnxcustom.gradient.host import HERE, Host
 from onnxcustom.gradient.interface import Engine
 from onnxcustom.graph.building.builder import Var
@@ -149,7 +150,7 @@ def _gradients(
     rewritten = set_modes(model, options.modes, options.seed)
     made = {v.name: v for node in model.graph for v in node.outputs}
     model.graph.outputs.extend(made[new] for new in rewritten.statistics.values())
-    tables = cut_tables(model, plan.by_rows, plan.weights)
+    tables = cut_tables(model, plan.by_rows, plan.weights, options.host)
     dense = [w for w in plan.weights if w not in tables]
     rows = [rows for table in tables.values() for _, rows in table.reads]
     values = list(dict.fromkeys([t.value for t in targets] + [t.value for t in options.terms]))
@@ -169,6 +170,8 @@ def _rewritten(
         composed.ones = bias_products(composed.model, part.batch_rows, part.dtype, part.op.unique)
     if options.fold:
         fold_updates(composed.model, composed.rewritten if plan.outside else ())
+    if options.host.device == "cuda":
+        spell_for_cuda(composed.model)
     composed.scalars = plan_scalars(composed.model, composed.loss, sources, hoist=plan.outside)
     if plan.outside:
         composed.look_at_weights()

@@ -23,6 +23,7 @@ from onnxcustom.exceptions import (
 )
 from onnxcustom.feed.specs import TensorSpec, tensor_specs, with_axis, with_limits
 from onnxcustom.gradient.choice import select_engine
+from onnxcustom.gradient.cuda_forms import spell_for_cuda
 from onnxcustom.gradient.host import Host
 from onnxcustom.gradient.interface import Engine, form_of
 from onnxcustom.graph import Prepared, Selection, constants, to_ir, with_constants, written
@@ -304,7 +305,10 @@ class Recipe:
     def scores(self, weighted: Weighted) -> ir.Model:
         """The graph of one loss per row: see :func:`~onnxcustom.step.compose.compose_scores`."""
         model = form_of(self.trunk, self.engine)
-        return compose_scores(model, self.targets, self.changed, weighted=weighted, terms=self.terms)
+        scores = compose_scores(model, self.targets, self.changed, weighted=weighted, terms=self.terms)
+        if not self.host:
+            spell_for_cuda(scores)
+        return scores
 
     def forward(self) -> ir.Model:
         """The graph of what a user predicts: the tensors of :attr:`predicted`."""

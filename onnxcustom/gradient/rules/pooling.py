@@ -38,7 +38,7 @@ def max_pool(op: GradientBuilder, node: NodeView, dy: Var | None, *_: Any) -> Va
         indices.value.dtype = ir.DataType.INT64
     else:
         indices = node.require_output(1, ir.DataType.INT64)
-    if _undone_by_unpool(x, window):
+    if node.walk.host.device == "cpu" and _undone_by_unpool(x, window):
         return op.MaxUnpool(dy, indices, kernel_shape=window.kernel, strides=window.strides)
     flat = [op.Reshape(part, _FLAT) for part in (op.zeros_like(x), indices, dy)]
     return op.reshape_like(op.scatter_add(*flat), x)
@@ -72,7 +72,7 @@ def _ceil_max_pool(op: GradientBuilder, node: NodeView, dy: Var, x: Var, window:
 
 def _undone_by_unpool(x: Var, window: Window) -> bool:
     """Whether windows neither overlap nor leave a rest, so that MaxUnpool, several times as fast
-    as ScatterElements, makes a tensor of x's shape; it has float32 kernels only.
+    as ScatterElements, makes a tensor of x's shape; it has kernels for float32 on CPUs only.
     """
     sizes = static_spatial(x, window.n)
     if sizes is None or window.kernel is None or x.dtype != ir.DataType.FLOAT:

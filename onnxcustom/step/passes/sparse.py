@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterable
 import numpy as np
 import onnx_ir as ir
 
+from onnxcustom.gradient.host import HERE, Host
 from onnxcustom.gradient.known_sizes import fold_sizes
 from onnxcustom.graph.analysis.traversal import all_names, unique_name
 from onnxcustom.graph.building.builder import Builder, Var
@@ -33,12 +34,15 @@ class CutTable:
     reads : list of (str or ndarray, str)
         For each gather that was removed: the tensor of indices, or its content if it is constant, and
         the input that stands for the result.
+    host : Host
+        Where the graph is going to run.
     """
 
     name: str
     dtype: ir.DataType
     shape: tuple[int, ...]
     reads: list[tuple[str | np.ndarray, str]] = dataclasses.field(default_factory=list)
+    host: Host = HERE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +88,9 @@ def _takes_rows(model: ir.Model, node: ir.Node, position: int) -> bool:
     )
 
 
-def cut_tables(model: ir.Model, names: Iterable[str], weights: Collection[str] = ()) -> dict[str, CutTable]:
+def cut_tables(
+    model: ir.Model, names: Iterable[str], weights: Collection[str] = (), host: Host = HERE
+) -> dict[str, CutTable]:
     """Take tables out of a prepared model, in place; their indices become outputs.
 
     `weights` are all that are trained: no number is computed from them beforehand.
@@ -103,7 +109,7 @@ def cut_tables(model: ir.Model, names: Iterable[str], weights: Collection[str] =
         value = graph.initializers[name]
         tensor = value.const_value
         assert tensor is not None
-        table = tables[name] = CutTable(name, tensor.dtype, tuple(tensor.shape.numpy()))
+        table = tables[name] = CutTable(name, tensor.dtype, tuple(tensor.shape.numpy()), host=host)
         for node, _ in list(value.uses()):
             gathered, indices = node.outputs[0], node.inputs[1]
             assert indices is not None
@@ -185,7 +191,7 @@ def _row_gradient(op: Builder, table: CutTable, parts: list[tuple[Var, Var]]) ->
     flat = op.Concat(*gradients, axis=0) if len(parts) > 1 else gradients[0]
     # Rows counted from the end; the gather itself refuses those that there are not.
     index = op.Mod(index, max(1, table.shape[0]))
-    rows, _, place, _ = op.Unique(index, sorted=1, outputs=4)
+    rows, place = _each_once(op, table, index)
     for var in (rows, place):
         var.value.type = ir.TensorType(ir.DataType.INT64)
     half = table.dtype == ir.DataType.FLOAT16
@@ -204,3 +210,15 @@ def _row_gradient(op: Builder, table: CutTable, parts: list[tuple[Var, Var]]) ->
 def flat_width(row: tuple[int, ...]) -> int:
     """Numbers in a row."""
     return int(np.prod(row))
+
+
+def _each_once(op: Builder, table: CutTable, index: Var) -> tuple[Var, Var]:
+    """Rows that are read, in order, and for each index the place of its row among them."""
+    if table.host.device == "cpu":
+        rows, _, place, _ = op.Unique(index, sorted=1, outputs=4)
+        return rows, place
+    # On a GPU there is no such kernel: the rows are marked and counted.
+    none = op.const(np.zeros(table.shape[0], np.int64))
+    read = op.ScatterElements(none, index, op.Expand(op.const(np.array(1)), op.Shape(index)), axis=0)
+    place = op.Gather(op.CumSum(read, op.const(np.array(0))) - 1, index, axis=0)
+    return op.Reshape(op.NonZero(read), [-1]), place
