@@ -11,7 +11,7 @@ import pytest
 
 from onnxcustom import load, save, weights
 from onnxcustom.cli.card import KEY
-from onnxcustom.tuning import make_dynamic, replace_head, untie
+from onnxcustom.tuning import drop_layers, make_dynamic, replace_head, untie
 
 TIED = """<ir_version: 8, opset_import: ["": 17]> m (float[1, 2, 3] x) => (float[1, 2] p)
     <float[6] s = {1, 1, 1, 1, 1, 1},
@@ -60,6 +60,12 @@ def test_a_seed_is_that_of_the_library(tied: Path, command) -> None:
     command("edit", "tied.onnx", "--head", "3", "--seed", "7", "-o", "new.onnx")
     expected = weights(replace_head("tied.onnx", 3, seed=7))["head_weight"]
     np.testing.assert_array_equal(weights("new.onnx")["head_weight"], expected)
+
+
+def test_some_of_the_layers(tied: Path, command) -> None:
+    told = command("edit", "tied.onnx", "--keep-layers", "1,", "-o", "new.onnx").output
+    assert load("new.onnx").graph == drop_layers("tied.onnx", [1]).graph
+    assert "4 nodes of 5 and 18 numbers of 18 in weights are left" in told
 
 
 def test_integers(tied: Path, command) -> None:

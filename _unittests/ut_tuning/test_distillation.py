@@ -6,6 +6,7 @@ import pickle
 
 import numpy as np
 import onnx
+import onnx.parser
 import pytest
 from onnx import helper, numpy_helper
 
@@ -187,14 +188,62 @@ def test_a_model_may_teach_itself() -> None:
     assert step.run(X, LABELS) == pytest.approx(0, abs=1e-12)
 
 
+def two_heads(names: tuple[str, str, str, str]) -> onnx.ModelProto:
+    """A difference of two inputs, and two outputs of it."""
+    a, b, p, r = names
+    weight = ", ".join(str(v) for v in np.random.default_rng(0).normal(size=12))
+    return onnx.parser.parse_model(f"""<ir_version: 8, opset_import: ["": 17]>
+        heads (double[N, 4] {a}, double[N, 4] {b}) => (double[N, 3] {p}, double[N, 3] {r})
+        <double[4, 3] w = {{{weight}}}, double[3] v = {{1, 2, 3}}> {{
+            s = Sub({a}, {b})  z = MatMul(s, w)  {p} = Softmax(z)  {r} = Mul(z, v)
+        }}""")
+
+
+@pytest.mark.parametrize("names", [("a", "b", "p", "r"), ("c", "d", "q", "t"), ("a", "c", "p", "t")])
+def test_inputs_and_outputs_meet_by_name_or_place(names: tuple[str, str, str, str]) -> None:
+    """The same model under any names teaches what is known already."""
+    losses = {"p": "cross_entropy", "r": "squared_error"}
+    made = Distillation(two_heads(names), alpha=1.0)
+    step = TrainingStep(two_heads(("a", "b", "p", "r")), losses, teacher=made)
+    loss = step.run({"a": X, "b": X + 1}, {"p": LABELS, "r": np.eye(3)[LABELS]})
+    assert loss == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("own", [np.float16, np.float32, np.float64])
+def test_other_floats_are_cast(own: type) -> None:
+    student, teacher = network(5, 0, dtype=own), network(8, 1, dtype=np.float32)
+    step = TrainingStep(student, "cross_entropy", teacher=Distillation(teacher, temperature=3, alpha=0.7))
+    expected = objective(tensors_of(student), tensors_of(teacher), "softmax", np.ones(7))
+    assert step.run(X.astype(own), LABELS) == pytest.approx(expected, rel=1e-2 if own == np.float16 else 1e-5)
+
+
+def test_a_classifier_of_scikit_learn_teaches() -> None:
+    """Its labels are the first output, its probabilities are in dictionaries."""
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    skl2onnx = pytest.importorskip("skl2onnx")
+    x = np.random.default_rng(0).normal(size=(90, 4)).astype(np.float32)
+    fitted = linear_model.LogisticRegression().fit(x, x[:, :3].argmax(axis=1))
+    teacher = skl2onnx.to_onnx(fitted, x[:1], target_opset=17)
+    student = network(5, 0, dtype=np.float32)
+    step = TrainingStep(student, "cross_entropy", teacher=Distillation(teacher, temperature=1, alpha=1.0))
+    own = {name: array.astype(np.float64) for name, array in tensors_of(student).items()}
+    p, q = softmax(hidden(own, x) @ own["w2"]), fitted.predict_proba(x)
+    expected = np.mean((q * np.log(q / p)).sum(axis=1))
+    assert step.run(x, x[:, :3].argmax(axis=1)) == pytest.approx(expected, rel=1e-4)
+
+
 def test_what_does_not_fit_is_refused() -> None:
     student = network(5, 0)
     with pytest.raises(InvalidModelError, match=r"has the outputs of the model it teaches"):
         TrainingStep(student, "cross_entropy", teacher=network(8, 1, columns=4))
     with pytest.raises(InvalidModelError, match="ends in a Sigmoid"):
         TrainingStep(student, "cross_entropy", teacher=network(8, 1, "Sigmoid"))
+    other = network(8, 1)
+    other.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.INT64
+    other.graph.node[0].input[0] = "cast"
+    other.graph.node.insert(0, helper.make_node("Cast", ["x"], ["cast"], to=onnx.TensorProto.DOUBLE))
     with pytest.raises(InvalidModelError, match="both have to take the same rows"):
-        TrainingStep(student, "cross_entropy", teacher=network(8, 1, dtype=np.float32))
+        TrainingStep(student, "cross_entropy", teacher=other)
     with pytest.raises(UnknownNameError, match="The teacher has no tensor 'g'"):
         TrainingStep(student, "cross_entropy", teacher=Distillation(network(8, 1), match={"h": "g"}))
     with pytest.raises(InvalidParameterError, match="alpha of Distillation"):

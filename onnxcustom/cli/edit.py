@@ -73,6 +73,13 @@ _SHOWN = 10
     section="Changes",
     help="Floating-point weights, which can be trained, in place of integers.",
 )
+@option(
+    "--keep-layers",
+    metavar="PLACES",
+    section="Changes",
+    help="Of the blocks that the model repeats, those at these places from 0, with commas between them; or "
+    "a number of them, such as 3, at even distances; 0, is the first one alone.",
+)
 @batch_axis_option
 @output_option(help="Where it goes.  [default: MODEL_edited.onnx in this folder]")
 @force_option
@@ -86,25 +93,30 @@ def edit(
     batch: str,
     untie: bool,
     dequantize: bool,
+    keep_layers: str | None,
     batch_axis: tuple[str, ...],
     output: Path | None,
     force: bool,
 ) -> None:
     """Change MODEL, an .onnx file, before it is trained; the changes are made in the order of this line.
 
-    Integers become floating-point numbers (--dequantize), shared weights copies (--untie), a fixed size of
-    the batch any (--dynamic-batch), and the last layer another one (--head). What each has done is said.
+    Integers become floating-point numbers (--dequantize), some of the blocks go (--keep-layers), shared
+    weights become copies (--untie), a fixed size of the batch any (--dynamic-batch), and the last layer
+    another one (--head). What each has done is said.
     """
     from .outputs import check_outputs, default_output
-    from .phrases import parse_outputs
+    from .phrases import parse_outputs, parse_places
 
     target = default_output(model, "edited") if output is None else output
     check_outputs({"--output": (target, (".onnx",))}, force, [model])
-    if not (head or dynamic_batch or untie or dequantize):
-        raise click.UsageError("Say what to change: --head, --dynamic-batch, --untie or --dequantize.")
+    if not (head or dynamic_batch or untie or dequantize or keep_layers):
+        raise click.UsageError(
+            "Say what to change: --head, --dynamic-batch, --untie, --dequantize or --keep-layers."
+        )
     if head is None and (at or activation != "auto"):
         raise click.UsageError("--at and --activation are for --head.")
     outputs = None if head is None else parse_outputs(head)
+    keep = None if keep_layers is None else parse_places(keep_layers)
     from onnxcustom.graph import save
 
     from .graphs import describe_graph
@@ -112,7 +124,10 @@ def edit(
 
     found, lines = Model(model, batch_axis), _Lines()
     with of_file(model):
-        made = lines.weights(found.proto, dequantize, untie)
+        made = lines.weights(found.proto, dequantize, False)
+        if keep is not None:
+            made = lines.blocks(made, keep)
+        made = lines.weights(made, False, untie)
         if dynamic_batch:
             made = lines.dynamic(made, batch, found.batch_axis)
         if outputs is not None:
@@ -139,6 +154,20 @@ class _Lines(list[str]):
                 new = list(weights(made))
                 added = [name for name in new if name not in old]
                 self.append(f"{word}: {len(added)} new weights{_named(added)}, {len(new)} in all")
+        return made
+
+    def blocks(self, made: onnx.ModelProto, keep: int | list[int]) -> onnx.ModelProto:
+        """Some of the blocks that the model repeats."""
+        from onnxcustom import tuning
+        from onnxcustom.graph import weights
+
+        before = len(made.graph.node), sum(w.size for w in weights(made).values())
+        with _told(self):
+            made = tuning.drop_layers(made, keep)
+        after = len(made.graph.node), sum(w.size for w in weights(made).values())
+        self.append(
+            f"{after[0]} nodes of {before[0]} and {after[1]} numbers of {before[1]} in weights are left"
+        )
         return made
 
     def dynamic(self, made: onnx.ModelProto, batch: str, batch_axis: Mapping[str, Any]) -> onnx.ModelProto:

@@ -12,7 +12,7 @@ from onnxcustom import _phrases
 from onnxcustom._phrases import parse_value
 from onnxcustom.exceptions import UnknownNameError
 
-__all__ = ["assigned", "parse_outputs", "parse_phrase", "parse_value", "split_names"]
+__all__ = ["assigned", "parse_outputs", "parse_phrase", "parse_places", "parse_value", "split_names"]
 
 
 def split_names(texts: Iterable[str], known: Sequence[str]) -> list[str]:
@@ -101,6 +101,24 @@ def parse_phrase(text: str, option: str) -> tuple[str, dict[str, Any]]:
         return _phrases.parse_phrase(text)
     except UnknownNameError as exc:
         raise click.UsageError(f"{option} {exc}") from exc
+
+
+def parse_places(text: str) -> int | list[int]:
+    """A number of blocks, or places with commas between them, or behind the only one.
+
+    Examples
+    --------
+    >>> parse_places("3"), parse_places("0,2,-1"), parse_places("2,")
+    (3, [0, 2, -1], [2])
+    """
+    parts = [part.strip() for part in text.removesuffix(",").split(",")]
+    try:
+        numbers = [int(part) for part in parts]
+    except ValueError:
+        raise click.UsageError(
+            f"--keep-layers {text!r}: a number of blocks, or places from 0 with commas between them."
+        ) from None
+    return numbers if "," in text else numbers[0]
 
 
 def parse_outputs(text: str) -> int | list[Any]:

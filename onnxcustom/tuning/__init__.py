@@ -6,6 +6,7 @@ from onnxcustom.optim.averaging import Average
 
 from .dequantizing import dequantize
 from .distillation import Distillation
+from .dropping import drop_layers
 from .dynamic import make_dynamic
 from .heads import replace_head
 from .lora import Adapter, LoRA, combine_adapters, load_adapter, merge_adapter
@@ -20,6 +21,7 @@ __all__ = [
     "Quantization",
     "combine_adapters",
     "dequantize",
+    "drop_layers",
     "load_adapter",
     "make_dynamic",
     "merge_adapter",

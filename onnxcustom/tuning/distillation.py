@@ -56,7 +56,7 @@ class Distillation(Change):
     ----------
     model : str, path, bytes, onnx.ModelProto or onnx_ir.Model
         The teacher. It reads the same inputs, by name or in the same order, and has the same outputs: of the
-        same name, or its first ones.
+        same name, or else those at the same places. Other floating-point numbers are cast.
     temperature : float, default=2.0
         T > 0.
     alpha : float, default=0.5
@@ -106,7 +106,8 @@ class Distillation(Change):
             The teacher reads something else, or computes something else.
         """
         student, teacher = both(prepared, Prepared.of(self.model))
-        names = {target.output: _taught_by(teacher, target) for target in targets}
+        own_outputs = _scores(student)
+        names = {target.output: _taught_by(teacher, target, own_outputs) for target in targets}
         kept = dict.fromkeys((*names.values(), *(self.match or {}).values()))
         found = put_beside(student, teacher, {name: name for name in kept})
         op = Builder(student.opset_imports[""], taken=all_names(student.graph))
@@ -206,11 +207,35 @@ class Taught(Changed):
         return {name: array for name, array in tensors.items() if name not in self.also}
 
 
-def _taught_by(teacher: ir.Model, target: _Target) -> str:
-    """The tensor of the teacher that says what the one of a target should be."""
-    floats = [str(v.name) for v in teacher.graph.outputs if is_float(v, unknown=False)]
+def _scores(model: ir.Model) -> list[str]:
+    """Outputs that hold floating-point numbers, in tensors or in dictionaries of classes."""
+    outputs = [v for v in model.graph.outputs if v.name]
+    return [
+        str(v.name)
+        for v in outputs
+        if is_float(v, unknown=False)
+        or not isinstance(v.type, (ir.TensorType, type(None)))
+        or find_logits(model, str(v.name)) is not None
+    ]
+
+
+def _taught_by(teacher: ir.Model, target: _Target, own: Sequence[str]) -> str:
+    """The tensor of the teacher that says what the one of a target should be.
+
+    It is the output of the same name; where there is none, the one at the same place among those that hold
+    floating-point numbers.
+    """
+    floats = _scores(teacher)
     names = [str(v.name) for v in teacher.graph.outputs]
-    output = target.output if target.output in names else (floats or names)[0]
+    output = target.output
+    if output not in names:
+        place = own.index(output) if output in own else 0
+        if place and place >= len(floats):
+            raise InvalidModelError(
+                f"The teacher has no output {output!r}, and {floats} in place of {list(own)}: give outputs "
+                "that mean the same the same names."
+            )
+        output = floats[place] if floats else names[0]
     if target.loss.on != "output":
         logits = find_logits(teacher, output)
         if logits is not None and logits.kind == target.loss.on:

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from onnxcustom._text import listed
 from onnxcustom.exceptions import InvalidModelError, UnknownNameError
+from onnxcustom.graph.analysis.operands import is_float
 from onnxcustom.graph.analysis.operators import is_op
 from onnxcustom.graph.analysis.traversal import all_names, all_nodes
 from onnxcustom.graph.building.builder import Builder
@@ -62,8 +63,11 @@ def put_beside(student: ir.Model, teacher: ir.Model, wanted: Mapping[str, str]) 
     _rename(student, teacher)
     graph, other = student.graph, teacher.graph
     other.outputs[:] = []
+    op = Builder(student.opset_imports[""], taken=all_names(graph))
     for value, same in inputs.items():
-        value.replace_all_uses_with(same)
+        read = same if value.dtype == same.dtype else op.Cast(op.wrap(same), to=value.dtype).value
+        value.replace_all_uses_with(read)
+    graph.extend(op.nodes)
     initializers = list(other.initializers.values())
     nodes = list(other)
     other.remove(nodes)
@@ -102,20 +106,23 @@ def _check_domains(student: ir.Model, teacher: ir.Model) -> None:
 
 
 def _inputs_for(student: ir.Model, teacher: ir.Model) -> dict[ir.Value, ir.Value]:
-    """Inputs of the teacher and what they are of the student: those of the same name, or in their order."""
+    """Inputs of the teacher and what they are of the student: those of one name, others in their order."""
     own = {str(v.name): v for v in student.graph.inputs}
     read = [v for v in teacher.graph.inputs if v.uses() or v.is_graph_output()]
     if all(str(v.name) in own for v in read):
         pairs = {v: own[str(v.name)] for v in read}
     elif len(teacher.graph.inputs) == len(own):
-        pairs = dict(zip(teacher.graph.inputs, own.values(), strict=True))
+        theirs = {str(v.name) for v in teacher.graph.inputs}
+        left = iter([v for name, v in own.items() if name not in theirs])
+        pairs = {v: own[str(v.name)] if str(v.name) in own else next(left) for v in teacher.graph.inputs}
     else:
         raise InvalidModelError(
             f"The teacher reads {[v.name for v in read]}, the model that is trained has {list(own)}: give "
             "inputs that mean the same the same names."
         )
     for value, same in pairs.items():
-        if value.dtype != same.dtype or not _fits(value, same):
+        both_real = is_float(value, unknown=False) and is_float(same, unknown=False)
+        if (value.dtype != same.dtype and not both_real) or not _fits(value, same):
             raise InvalidModelError(
                 f"The teacher's input {value.name!r} is {value.dtype} of shape {value.shape}, input "
                 f"{same.name!r} of the model that is trained {same.dtype} of shape {same.shape}: both have "
