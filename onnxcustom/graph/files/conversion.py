@@ -24,6 +24,18 @@ PROTOBUF_LIMIT = 2**31 - 2**24
 # onnx_ir has no maps, which is what ZipMap gives: such a type travels beside the value, serialized.
 _TYPE_KEY = "onnxcustom.type"
 
+# Bytes from which a tensor of a model that is kept anyway has no array of its own.
+_LARGE = 2**14
+
+
+class _ReadTensor(ir.LazyTensor):
+    """A tensor whose numbers are those of another one, read when they are asked for and not kept."""
+
+    def __init__(self, source: ir.TensorProtocol, name: str | None) -> None:
+        shape = ir.Shape(source.shape.numpy())
+        super().__init__(lambda: source, dtype=source.dtype, shape=shape, name=name)
+        self.source = source
+
 
 def copied(model: ir.Model) -> ir.Model:
     """A copy whose graphs, nodes, values and tensor names are its own; arrays are shared."""
@@ -34,9 +46,16 @@ def copied(model: ir.Model) -> ir.Model:
 
 
 def represented(
-    proto: onnx.ModelProto, folder: str | None = None, label: str = "the model", sparse: bool = False
+    proto: onnx.ModelProto,
+    folder: str | None = None,
+    label: str = "the model",
+    sparse: bool = False,
+    kept: bool = False,
 ) -> ir.Model:
-    """A model of ``onnx_ir``, its graphs and names its own, of a checked one in `folder`."""
+    """A model of ``onnx_ir``, its graphs and names its own, of a checked one in `folder`.
+
+    One that is `kept`, and not changed as long as the result is used, goes on holding the large tensors.
+    """
     own = proto
     try:
         if sparse:
@@ -58,7 +77,7 @@ def represented(
     if folder is not None:
         ir.external_data.set_base_dir(made.graph, folder)
     training_info.take(own, made, folder, label)
-    _own_tensors(made)
+    _own_tensors(made, kept and own is proto)
     return made
 
 
@@ -114,12 +133,12 @@ def _clone(model: ir.Model) -> ir.Model:
 _TENSOR = ir.AttributeType.TENSOR
 
 
-def _own_tensors(model: ir.Model) -> None:
+def _own_tensors(model: ir.Model, kept: bool = False) -> None:
     """Give `model` tensor objects of its own, so that renaming one never reaches the caller's."""
     for graph in model.graphs():
         for value in graph.initializers.values():
             if value.const_value is not None:
-                value.const_value = _own_tensor(value.const_value, value.name)
+                value.const_value = _own_tensor(value.const_value, value.name, kept)
                 # Lifted out of the graph's inputs an initializer has only this to tell its type.
                 value.type = value.type or ir.TensorType(value.const_value.dtype)
                 value.shape = value.shape or ir.Shape(value.const_value.shape.numpy())
@@ -131,11 +150,11 @@ def _own_tensors(model: ir.Model) -> None:
                     tensor = attribute.value  # as_tensor() looks whether it has all that a tensor has
                     if isinstance(tensor, ir.ExternalTensor):
                         tensor = ir.Tensor(_external_array(tensor), dtype=tensor.dtype, name=tensor.name)
-                    node.attributes[name] = ir.AttrTensor(name, _own_tensor(tensor, tensor.name))
+                    node.attributes[name] = ir.AttrTensor(name, _own_tensor(tensor, tensor.name, kept))
 
 
-def _own_tensor(tensor: ir.TensorProtocol, name: str | None) -> ir.TensorProtocol:
-    """Another tensor on the same array; a TensorProto's data is copied out of it."""
+def _own_tensor(tensor: ir.TensorProtocol, name: str | None, kept: bool = False) -> ir.TensorProtocol:
+    """Another tensor on the same array; a TensorProto's data is copied out of it, unless that is kept."""
     doc, props = tensor.doc_string, dict(tensor.metadata_props)
     shape = ir.Shape(tensor.shape.numpy())
     made: ir.TensorProtocol
@@ -146,11 +165,21 @@ def _own_tensor(tensor: ir.TensorProtocol, name: str | None) -> ir.TensorProtoco
         )  # fmt: skip
     elif tensor.dtype == ir.DataType.STRING:
         made = ir.StringTensor(list(tensor.string_data()), shape=shape, name=name)  # type: ignore[attr-defined]
+    elif isinstance(tensor, _ReadTensor):
+        made = _ReadTensor(tensor.source, name)
+    elif kept and tensor.nbytes >= _LARGE and _is_raw(tensor):
+        made = _ReadTensor(tensor, name)
     else:
         made = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=name)
     made.doc_string = doc
     made.metadata_props.update(props)
     return made
+
+
+def _is_raw(tensor: ir.TensorProtocol) -> bool:
+    """Whether the numbers of a tensor are bytes of a TensorProto, which are read at once."""
+    proto = getattr(tensor, "raw", None)
+    return isinstance(proto, onnx.TensorProto) and proto.HasField("raw_data")
 
 
 def _spell_domains(model: ir.Model) -> None:

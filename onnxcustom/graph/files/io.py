@@ -124,13 +124,16 @@ def to_ir(model: ModelLike, *, trusted: bool = False) -> ir.Model:
 
 
 def load_both(model: ModelLike) -> tuple[onnx.ModelProto, ir.Model]:
-    """What :func:`load_own` and :func:`to_ir` give, checked once: the second is made of the first."""
+    """What :func:`load_own` and :func:`to_ir` give, checked once: the second is made of the first.
+
+    Large tensors are in the first only, which is not to be changed: the second reads them when it is asked.
+    """
     read = _read(model, current_limits())
     if read.external:
         assert read.folder is not None
         read_external(read.external, read.folder, read.label)
     proto = copy.deepcopy(read.proto) if read.proto is model else read.proto
-    return proto, represented(proto, None, read.label, bool(read.contents.sparse))
+    return proto, represented(proto, None, read.label, bool(read.contents.sparse), kept=True)
 
 
 def save(model: ModelLike, path: str | os.PathLike[str], external_data: bool | str | None = None) -> None:

@@ -92,9 +92,12 @@ class Signals:
     def _expectation(self, value: ir.Value, end: End) -> str | None:
         """Numbers in equal steps of which probabilities take the mean."""
         other = _other(end)
-        array = _array(value).astype(np.float64).reshape(-1)
-        if other is None or array.size < _STEPS or max(_array(value).shape) != array.size:
+        if other is None:
             return None
+        array = _array(value)
+        if array.size < _STEPS or max(array.shape) != array.size:
+            return None
+        array = array.astype(np.float64).reshape(-1)
         steps = np.diff(array)
         if not steps[0] or (abs(steps - steps[0]) > 1e-3 * abs(steps[0])).any():
             return None
