@@ -9,7 +9,7 @@ from .distillation import Distillation
 from .dropping import drop_layers
 from .dynamic import make_dynamic
 from .heads import replace_head
-from .lora import Adapter, LoRA, combine_adapters, load_adapter, merge_adapter
+from .lora import Adapter, LoRA, combine_adapters, from_peft, load_adapter, merge_adapter, to_peft
 from .quantization import Quantization
 from .ties import untie
 
@@ -22,9 +22,11 @@ __all__ = [
     "combine_adapters",
     "dequantize",
     "drop_layers",
+    "from_peft",
     "load_adapter",
     "make_dynamic",
     "merge_adapter",
     "replace_head",
+    "to_peft",
     "untie",
 ]
