@@ -13,7 +13,7 @@ from onnxcustom.step.plan import Plan
 from onnxcustom.step.updates import Scalars, compose_updates
 
 # Trust ratios, products of momenta, random numbers: what is each weight's own.
-OWN = {"lamb": 3, "nadam": 10, "sgld": 4}
+OWN = {"lamb": 19, "lars": 17, "nadam": 10, "sgld": 4}
 
 
 def nodes(rule: optim.BaseLearningRate, n_weights: int) -> list[ir.Node]:
