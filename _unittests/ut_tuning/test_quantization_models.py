@@ -10,7 +10,8 @@ import pytest
 from onnx import numpy_helper
 
 from onnxcustom import TrainingStep
-from onnxcustom.tuning import Quantization
+from onnxcustom.exceptions import InvalidDataError, InvalidParameterError
+from onnxcustom.tuning import Quantization, quantize
 
 from .test_quantization import run
 
@@ -95,7 +96,7 @@ MODELS = {
     ),
     "double": (
         made(
-            "m (double[N,4] x) => (double[N,3] y) {a=Gemm(x,w,b) r=Tanh(a) y=MatMul(r,v)}",
+            "m (double[N,4] x) => (double[N,3] y) {a=Gemm(x,w,b) r=Mul(a,a) y=MatMul(r,v)}",
             dtype=np.float64,
             w=(4, 5),
             b=(5,),
@@ -181,3 +182,15 @@ def test_four_bits_are_stored_as_such(opset: int) -> None:
     sizes = {i.name: len(i.raw_data) for i in found.graph.initializer}
     assert sizes["w_quantized"] == (128 if FOUR_BITS else 256)
     np.testing.assert_allclose(run(found, X), step.predict(X)["y"], rtol=0, atol=1e-6)
+
+
+def test_quantize_without_training() -> None:
+    """What a step hands out that was calibrated, and takes no step."""
+    model, x = MODELS["factors"]
+    step = TrainingStep(model, quantize="int8")
+    step.calibrate(x)
+    assert quantize(model, x) == step.trained_model()
+    with pytest.raises(InvalidParameterError, match="needs the integers"):
+        quantize(model, x, None)
+    with pytest.raises(InvalidDataError, match="0 sample"):
+        quantize(model, x[:0])

@@ -11,6 +11,7 @@ from .dynamic import make_dynamic
 from .heads import replace_head
 from .lora import Adapter, LoRA, combine_adapters, from_peft, load_adapter, merge_adapter, to_peft
 from .quantization import Quantization
+from .quantizing import quantize
 from .ties import untie
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "load_adapter",
     "make_dynamic",
     "merge_adapter",
+    "quantize",
     "replace_head",
     "to_peft",
     "untie",
