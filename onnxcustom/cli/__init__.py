@@ -16,6 +16,7 @@ from .evaluate import evaluate
 from .gradient import gradient
 from .inspect import inspect
 from .predict import predict
+from .quantize import quantize
 from .step import step
 from .train import train
 
@@ -39,5 +40,5 @@ def main(context: click.Context) -> None:
         context.exit(2)
 
 
-for command in (train, predict, evaluate, inspect, edit, gradient, step, demo):
+for command in (train, predict, evaluate, inspect, edit, quantize, gradient, step, demo):
     main.add_command(command)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+from typing import Any
+
 from onnxcustom.optim.averaging import Average
 
 from .dequantizing import dequantize
@@ -11,7 +14,6 @@ from .dynamic import make_dynamic
 from .heads import replace_head
 from .lora import Adapter, LoRA, combine_adapters, from_peft, load_adapter, merge_adapter, to_peft
 from .quantization import Quantization
-from .quantizing import quantize
 from .ties import untie
 
 __all__ = [
@@ -32,3 +34,10 @@ __all__ = [
     "to_peft",
     "untie",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "quantize":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    # It takes a step to measure ranges, and steps are above this folder.
+    return importlib.import_module("onnxcustom.step.quantizing").quantize

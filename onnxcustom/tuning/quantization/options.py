@@ -164,6 +164,10 @@ class Quantization(Change):
                 "a weight of floats."
             )
         left = {str(node.name) for node in excluded(_prepared_as(prepared, plain), products, self.exclude)}
+        if left.issuperset(str(product.node.name) for product in products):
+            raise InvalidModelError(
+                f"exclude={self.exclude!r} leaves none of the {len(products)} products to quantize."
+            )
         fold_normalizations(plain)
         InferShapesPass()(plain)
         made = plain.clone()

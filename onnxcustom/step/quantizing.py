@@ -9,8 +9,9 @@ import onnx
 
 from onnxcustom.exceptions import InvalidParameterError
 from onnxcustom.graph.files.io import ModelLike
+from onnxcustom.tuning.quantization.options import select_quantize
 
-from .quantization.options import select_quantize
+from .training_step import TrainingStep
 
 __all__ = ["quantize"]
 
@@ -61,8 +62,6 @@ def quantize(
     >>> [i.name for i in made.graph.initializer if i.name.startswith("w")]
     ['w_quantized', 'w_scale', 'w_zero_point']
     """
-    from onnxcustom import TrainingStep  # which is above this folder
-
     options = select_quantize(to)
     if options is None:
         raise InvalidParameterError("quantize needs the integers to round to: 'int8', 'int4' ..., not None.")
