@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import hashlib
 import json
+import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -200,3 +203,58 @@ def test_estimators(tmp_path: Path, counted: list[str]) -> None:
     counted.clear()
     assert trained(tmp_path) == wanted
     assert counted == []
+
+
+def test_below_a_file_nothing_is_kept(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"")
+    with pytest.raises(ValueError, match="is no folder"):
+        _step(file)
+    with pytest.warns(UserWarning, match="Nothing is kept in cache_dir") as said:
+        step = _step(file / "new")
+    assert len(said) == 1
+    assert _trained(step) == _trained(_step(None))
+    assert file.read_bytes() == b""
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="may write everywhere")
+def test_a_folder_that_is_read_only(tmp_path: Path, counted: list[str]) -> None:
+    wanted = _trained(_step(tmp_path))
+    os.chmod(tmp_path, 0o500)
+    try:
+        counted.clear()
+        assert _trained(_step(tmp_path)) == wanted
+        assert counted == []
+        with pytest.warns(UserWarning, match="Nothing is kept in cache_dir"):
+            _step(tmp_path, optimizer="sgd")
+    finally:
+        os.chmod(tmp_path, 0o700)
+
+
+def test_two_write_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both have written their file when the first of them is given its name."""
+    wanted, together, replace = _trained(_step(None)), threading.Barrier(2, timeout=60), os.replace
+
+    def meet(*names: Any) -> None:
+        together.wait()
+        replace(*names)
+
+    monkeypatch.setattr(built.os, "replace", meet)
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        steps = list(pool.map(lambda _: _step(tmp_path), range(2)))
+    monkeypatch.undo()
+    assert [_trained(step) for step in steps] == [wanted, wanted]
+    assert {path.suffix for path in tmp_path.iterdir()} == {".step"}
+    assert _trained(_step(tmp_path)) == wanted
+
+
+@pytest.mark.parametrize("changes", [{"lora": 2}, {"quantize": "int8"}, {"teacher": True}])
+def test_models_that_are_changed_first(tmp_path: Path, changes: dict[str, Any]) -> None:
+    def options(factor: int) -> dict[str, Any]:
+        teacher = onnx.parser.parse_model(_MODEL.replace("{1, 0, 0, 1, 1", f"{{{factor}, 0, 0, 1, 1"))
+        return {**changes, "teacher": teacher} if "teacher" in changes else changes
+
+    wanted = [_trained(_step(None, **options(factor))) for factor in (2, 3)]
+    for _ in range(2):
+        assert [_trained(_step(tmp_path, **options(factor))) for factor in (2, 3)] == wanted
+    assert _trained(_step(tmp_path)) == _trained(_step(None))

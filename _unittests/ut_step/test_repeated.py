@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx.parser
 import pytest
@@ -22,9 +24,9 @@ _TWO = (
 )
 
 
-def _step(text: str, loss: str = "squared_error", **options: object) -> TrainingStep:
+def _step(text: str, loss: str = "squared_error", rule: Any = "sgd") -> TrainingStep:
     model = onnx.parser.parse_model('<ir_version: 8, opset_import: ["": 17]> ' + text)
-    return TrainingStep(model, loss, "sgd", learning_rate=0.01, threads=1, **options)  # type: ignore[arg-type]
+    return TrainingStep(model, loss, rule, learning_rate=0.01, threads=1)
 
 
 def _data(rows: int = 4, labels: bool = False, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -140,3 +142,62 @@ def test_weights_in_between() -> None:
     for i in range(10):
         more = (w,) if i % 3 == 2 else ()
         assert ours.run(X, y, *more) == other.run_batch([to_ortvalue(a) for a in (X, y, *more)])
+
+
+@pytest.mark.parametrize("rows", [4, 4000])
+def test_weights_are_looked_at_in_every_batch(rows: int) -> None:
+    ours, other = _step(_REGRESSION), _step(_REGRESSION)
+    X, y = _data(rows)
+    w = np.ones(rows, np.float32)
+    for i in range(10):  # the same arrays, with new numbers
+        X[:], y[:] = _data(rows, seed=i)
+        w[:] = np.arange(rows) % (i + 2)
+        assert ours.run(X, y, w) == other.run_batch([to_ortvalue(a.copy()) for a in (X, y, w)])
+        assert ours.run(X, y) == other.run_batch([to_ortvalue(a.copy()) for a in (X, y)])
+    before = ours.weights()["w"]
+    for number in (np.nan, np.inf, -1):
+        w[1] = number
+        with pytest.raises(InvalidDataError, match="sample_weight"):
+            ours.run(X, y, w)
+    np.testing.assert_array_equal(ours.weights()["w"], before)
+
+
+@pytest.mark.parametrize("rows", [4, 9000])
+def test_places_that_a_table_does_not_have_are_refused(rows: int) -> None:
+    text = "net (int64[N] x) => (float[N, 1] p) <float[3, 1] w = {1, 0, 1}> { p = Gather <axis = 0> (w, x) }"
+    ours, other = _step(text), _step(text)
+    X, y = np.arange(rows) % 3, np.ones((rows, 1), np.float32)
+    for i in range(5):
+        X[:] = (np.arange(rows) + i) % 3 - (i == 3)  # -1 is the last one
+        assert ours.run(X, y) == other.run_batch([to_ortvalue(X.copy()), to_ortvalue(y)])
+    X[2] = 3
+    with pytest.raises(InvalidDataError, match="holds 3 in row 2"):
+        ours.run(X, y)
+    assert ours.iteration == 5
+
+
+@pytest.mark.parametrize("rows", [4, 4000])
+def test_what_a_caller_overwrites_after_a_batch_counts_no_more(rows: int) -> None:
+    ours, other = (_step(_REGRESSION, "squared_error", "sgd:accumulate=3") for _ in range(2))
+    X, y = _data(rows)
+    for i in range(4):
+        X[:], y[:] = _data(rows, seed=i)
+        assert ours.run(X, y) == other.run(X.copy(), y.copy())
+        X[:], y[:] = np.nan, np.nan
+    assert ours.apply_accumulated() == other.apply_accumulated()
+    np.testing.assert_array_equal(ours.weights()["w"], other.weights()["w"])
+
+
+@pytest.mark.parametrize("loss", ["squared_error", "cross_entropy"])
+def test_other_kinds_of_data_after_arrays(loss: str) -> None:
+    text = _CLASSES if loss == "cross_entropy" else _REGRESSION
+    ours, other = _step(text, loss), _step(text, loss)
+    X, y = _data(labels=loss == "cross_entropy")
+    read_only = X.copy()
+    read_only.flags.writeable = False
+    others = [X.tolist(), X.astype(np.float16), np.repeat(X, 2, axis=1)[:, ::2], read_only, {"x": X}]
+    for given in others:
+        wanted = np.ascontiguousarray(given["x"] if isinstance(given, dict) else given, np.float32)
+        for data in (X, given):
+            values = [to_ortvalue(X if data is X else wanted), to_ortvalue(y)]
+            assert ours.run(data, y) == other.run_batch(values)
