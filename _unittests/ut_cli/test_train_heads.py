@@ -10,7 +10,6 @@ import onnx.parser
 import pytest
 
 from onnxcustom import OnnxClassifier, save, weights
-from onnxcustom.step import recipe
 
 NET = """<ir_version: 8, opset_import: ["": 17]> g (float[N, 2] x) => (float[N, 3] p)
     <float[2, 3] w = {1, -1, 0, 0.5, 2, -1}> { z = MatMul(x, w) p = Softmax(z) }"""
@@ -94,31 +93,3 @@ def test_labels_that_losses_ignore_are_left_out(rows, command, fails):
     assert not told.stderr
     Path("none.csv").write_text("u,v,y\n1,2,-100\n")
     assert "-100" in fails("evaluate", "net.onnx", "none.csv", "--target", "y")
-
-
-def test_a_second_run_reads_the_graphs_of_the_first(rows, command, tmp_path, monkeypatch):
-    typed = (
-        "train",
-        "net.onnx",
-        "rows.csv",
-        "--columns",
-        "u,v",
-        "--head",
-        "4",
-        "--cache-dir",
-        "built",
-        *TYPED,
-        "--force",
-    )
-    found = []
-    for _ in range(2):
-        command(*typed)
-        found.append({name: array.tobytes() for name, array in weights("new.onnx").items()})
-        monkeypatch.setattr(recipe, "compose_step", never)
-    command(*typed, "--cache-dir", "rows.csv", code=2)
-    assert found[0] == found[1]
-    assert {path.suffix for path in (tmp_path / "built").iterdir()} == {".step"}
-
-
-def never(*args: object, **options: object) -> None:
-    raise AssertionError("It was built again.")
