@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pickle
+from pathlib import Path
 
 import numpy as np
 import onnx
 import onnx.parser
+import onnxruntime
 import pytest
 from onnx import helper, numpy_helper
 
@@ -230,6 +232,41 @@ def test_a_classifier_of_scikit_learn_teaches() -> None:
     p, q = softmax(hidden(own, x) @ own["w2"]), fitted.predict_proba(x)
     expected = np.mean((q * np.log(q / p)).sum(axis=1))
     assert step.run(x, x[:, :3].argmax(axis=1)) == pytest.approx(expected, rel=1e-4)
+
+
+def test_probabilities_are_no_scores() -> None:
+    """Where the teacher's scores cannot be had it is refused."""
+    student, teacher = network(5, 0, dtype=np.float32), network(8, 1, dtype=np.float32)
+    del teacher.graph.node[-1]
+    teacher.graph.node.append(helper.make_node("Softmax", ["z"], ["q"]))
+    teacher.graph.node.append(helper.make_node("Mul", ["q", "half"], ["p"]))
+    teacher.graph.initializer.append(numpy_helper.from_array(np.full(3, 0.5, np.float32), "half"))
+    with pytest.raises(InvalidModelError, match="of the teacher holds probabilities"):
+        TrainingStep(student, "cross_entropy", teacher=teacher)
+
+
+@pytest.mark.skipif(not hasattr(onnx, "mapping") and onnxruntime.__version__ < "1.18", reason="its quantizer")
+def test_integers_of_a_last_softmax_are_looked_behind(tmp_path: Path) -> None:
+    """QLinearSoftmax is no tensor of scores: without it the teacher is the float one, to its rounding."""
+    quantization = pytest.importorskip("onnxruntime.quantization")
+    student, teacher = network(5, 0, dtype=np.float32), network(8, 1, dtype=np.float32)
+    x = X.astype(np.float32)
+
+    class Rows(quantization.CalibrationDataReader):
+        rows = iter([{"x": x}])
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return next(self.rows, None)
+
+    onnx.save(teacher, tmp_path / "teacher.onnx")
+    form = quantization.QuantFormat.QOperator
+    quantization.quantize_static(tmp_path / "teacher.onnx", tmp_path / "q.onnx", Rows(), quant_format=form)
+    assert "QLinearSoftmax" in {n.op_type for n in onnx.load(tmp_path / "q.onnx").graph.node}
+    losses = [
+        TrainingStep(student, "cross_entropy", teacher=Distillation(model, alpha=1.0)).run(x, LABELS)
+        for model in (teacher, tmp_path / "q.onnx")
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -12,17 +12,21 @@ import onnx_ir as ir
 
 from onnxcustom._parameters import check_parameters, choice, integer, number
 from onnxcustom.exceptions import InvalidModelError, InvalidParameterError
-from onnxcustom.graph.analysis.classifier import find_logits
+from onnxcustom.graph.analysis.classifier import find_logits, hidden_logits
 from onnxcustom.graph.analysis.operands import is_float
 from onnxcustom.graph.analysis.traversal import all_names, sort_nodes
 from onnxcustom.graph.building.builder import Builder, Var
 from onnxcustom.graph.files.io import to_proto
 from onnxcustom.graph.preparation.prepare import Prepared
 from onnxcustom.tuning.changes import Change, Changed, Term
+from onnxcustom.tuning.dequantizing import dequantize
 
 from .teaching import both, put_beside, tensor
 
 __all__ = ["Distillation", "Taught", "select_teacher"]
+
+
+_HIDING = ("QLinearSoftmax", "QLinearSigmoid")
 
 
 class _Target(Protocol):
@@ -105,7 +109,7 @@ class Distillation(Change):
         InvalidModelError, UnknownNameError
             The teacher reads something else, or computes something else.
         """
-        student, teacher = both(prepared, Prepared.of(self.model))
+        student, teacher = both(prepared, _readable(self.model))
         own_outputs = _scores(student)
         names = {target.output: _taught_by(teacher, target, own_outputs) for target in targets}
         kept = dict.fromkeys((*names.values(), *(self.match or {}).values()))
@@ -219,6 +223,14 @@ def _scores(model: ir.Model) -> list[str]:
     ]
 
 
+def _readable(model: Any) -> Prepared:
+    """A teacher whose scores can be seen: what quantizers made of its last Softmax or Sigmoid hides them."""
+    prepared = Prepared.of(model)
+    if any(node.op_type in _HIDING for node in prepared.model.graph):
+        return Prepared.of(dequantize(prepared.proto, activations="keep"))
+    return prepared
+
+
 def _taught_by(teacher: ir.Model, target: _Target, own: Sequence[str]) -> str:
     """The tensor of the teacher that says what the one of a target should be.
 
@@ -245,6 +257,13 @@ def _taught_by(teacher: ir.Model, target: _Target, own: Sequence[str]) -> str:
                 f"Output {output!r} of the teacher ends in a {logits.kind.capitalize()}, the loss of "
                 f"{target.output!r} is taken before a {target.loss.on.capitalize()}: they say different "
                 "things."
+            )
+        why = hidden_logits(teacher, output, (), target.loss.on)
+        if why is not None:
+            raise InvalidModelError(
+                f"Output {output!r} of the teacher holds probabilities, and the loss of {target.output!r} is "
+                f"taken on scores: it {why}. Let the teacher end in its scores, or in a last "
+                f"{target.loss.on.capitalize()}."
             )
     if output not in floats:
         raise InvalidModelError(f"Output {output!r} of the teacher holds no floating-point numbers.")
