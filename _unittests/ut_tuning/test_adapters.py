@@ -193,6 +193,7 @@ def test_sum_and_products_are_the_same() -> None:
         steps[1].trained_model(merge=False)
 
 
+@pytest.mark.filterwarnings("ignore:Weights of four bits or fewer are handed out as bytes")
 @pytest.mark.parametrize("bits", ["int8", "int4"])
 def test_what_is_rounded_is_the_sum(bits: str) -> None:
     """Integers of the trained model are those of W + s AB, computed by NumPy."""
