@@ -1,6 +1,6 @@
 """The gradient of a convolution's weight: image and response multiplied, summed over images and positions.
 
-Every form takes the image without its padding; the result is [outer, inner, *kernel].
+Every form takes the image without its padding; the result is ``[outer, inner, *kernel]``.
 """
 
 from __future__ import annotations
