@@ -195,7 +195,8 @@ class Ours:
         if passes:
             in_blocks(self.model, set(self.outputs.values()))
             widen_scalars(self.model)
-        self.buffer = DoubleBuffer(tensors, parse_device("cpu"), packs=packs)
+        self._front = 0
+        self.buffer = DoubleBuffer(tensors, parse_device("cpu"), packs=packs, front=lambda: self._front)
         self.state_bytes = sum(a.nbytes for n, a in tensors.items() if n not in weights)
         self.rate, self.step = Scalar(np.dtype(np.float32)), Scalar(np.dtype(np.float32))
         options = None
@@ -209,9 +210,9 @@ class Ours:
         self.session = create_session(self.model, sess_options=options)
         self.names, self.gradients = list(weights), gradients
         self.bindings = [self._bind(), None]
-        self.buffer.swap()
+        self._front = 1
         self.bindings[1] = self._bind()
-        self.buffer.swap()
+        self._front = 0
 
     def _bind(self) -> Any:
         from onnxcustom.runtime import Binding, to_ortvalue
@@ -236,7 +237,7 @@ class Ours:
         self.rate.set(rule.values["learning_rate"])
         self.step.set(rule.t)
         self.bindings[self.buffer.front].execute()
-        self.buffer.swap()
+        self._front = 1 - self._front
         rule.update_learning_rate(rule.t)
 
     def weights(self) -> list[np.ndarray]:

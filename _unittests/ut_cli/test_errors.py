@@ -19,6 +19,7 @@ from onnxcustom.cli.base import Command, Group
 from onnxcustom.cli.errors import exit_code, one_line
 
 CODES = {
+    "CallOrderError": 2,
     "CheckpointError": 2,
     "ConvergenceError": 1,
     "DifferentiationError": 1,

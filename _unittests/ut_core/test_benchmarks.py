@@ -69,7 +69,7 @@ def test_subject(
     if subject == "bench_step":
         found = {(row["optimizer"], row["contender"]) for row in rows}
         assert found == {
-            (o, c) for o in ("SGD", "Adam") for c in ("run_batch", "fit", "partial_fit", "sklearn fit")
+            (o, c) for o in ("SGD", "Adam") for c in ("run", "run_batch", "fit", "partial_fit", "sklearn fit")
         }
         assert {r["contender"]: r["against"] for r in rows}["sklearn fit"] == "fit"  # like with like
     if subject == "bench_loop":

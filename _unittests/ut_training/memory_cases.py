@@ -244,6 +244,24 @@ def as_ortvalues(step: TrainingStep, given: dict[str, Any]) -> float:
     return step.run_batch([to_ortvalue(v) for v in feeds.values()])
 
 
+def checked(step: TrainingStep, given: dict[str, Any]) -> float:
+    return step.run_checked([to_ortvalue(v) for v in step.feeds(**given).values()])
+
+
+def of_another(name: str, **options: Any) -> Callable[[Any, dict[str, Any]], Any]:
+    """A call of a step that was made with these options."""
+
+    def call(step: TrainingStep, given: dict[str, Any]) -> Any:
+        other = TrainingStep(mlp(), optimizer=Adam(0.1), threads=1, **options)
+        if name != "calibrate":
+            other.run(**rows())
+        made = getattr(other, name)(**given)
+        reborn(step, other)
+        return made
+
+    return call
+
+
 def other_step(of: str) -> Callable[[Any, dict[str, Any]], Any]:
     """Hand a step what another one, further on, has."""
 
@@ -316,6 +334,9 @@ STEP = Subject(
         "__init__ of an ir.Model": Call(as_model(ir.Model), constructed),
         "run": Call(weighted_rows),
         "run_batch": Call(weighted_rows, as_ortvalues),
+        "run_checked": Call(weighted_rows, checked),
+        "calibrate": Call(lambda: {"X": rows()["X"]}, of_another("calibrate", quantize="int8")),
+        "adapter": Call(nothing, of_another("adapter", lora=1)),
         "feeds": Call(weighted_rows),
         "check_declared": Call(lambda: {"X": rows()["X"]}),
         "check_expected": Call(lambda: {"expected": {"y": numbers(12, 2)}}),
@@ -353,8 +374,8 @@ STEP = Subject(
         "batch_axes output_axis scalar_dtype pending engine iteration modes optimizer passes recipe",
         "recompute skipped targets check_unfreeze unfreeze halves knows run_half",
         "counts counts_labels announce announced announce_batches forget_accumulated",
-        # a dict of texts
-        "name_columns",
+        # a dict of texts, a path
+        "name_columns save_adapter",
     ),
     names("run run_batch predict scores weights state statistics state_dict load_state_dict take_over"),
 )
@@ -449,7 +470,7 @@ def estimator(cls: type, model: Callable[[], Any], calls: Mapping[str, Call], wi
             # numbers, words and objects: every parameter with a default is an attribute of the class
             *(field.name for field in dataclasses.fields(cls) if hasattr(cls, field.name)),
             "callbacks checkpoint_dir validation_fraction cache_frozen cache_bytes pairs m_per_class",
-            "model_parameter shuffles record validation_due",
+            "model_parameter shuffles record validation_due save_adapter",
             # scikit-learn's
             "get_params set_params get_metadata_routing",
             "set_fit_request set_partial_fit_request set_score_request",

@@ -546,7 +546,7 @@ def test_parameters(linear_model):
         "model weights_to_train loss penalty optimizer learning_rate batch_size max_iter shuffle "
         "random_state warm_start engine device verbose loss_weights batch_norm dropout freeze threads "
         "callbacks checkpoint_dir validation_fraction batch_axis cache_frozen cache_bytes "
-        "average head pairs m_per_class".split()
+        "average head pairs m_per_class lora quantize teacher cache_dir".split()
     )
     assert params["model"] is model
     other = clone(reg)
