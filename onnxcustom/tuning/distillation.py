@@ -51,7 +51,8 @@ class Distillation(Change):
         (1 - \alpha) \, loss + \alpha \, T^2 \sum_c q_c (\log q_c - \log p_c), \quad
         q = softmax(z_{teacher} / T), \; p = softmax(z / T)
 
-    for a loss on the scores z before a Softmax, a mean over tokens or pixels where a row has several. For a
+    for a loss on the scores z before a Softmax, a mean over tokens or pixels where a row has several: all of
+    them, ignored labels and weights of labels are the loss's own. For a
     loss before a Sigmoid it is the divergence of each column's two probabilities, summed; for any other loss
     half the squared difference of both outputs, summed over columns, as ``squared_error``. The teacher's
     weights are not trained and are no part of the trained model.

@@ -13,6 +13,7 @@ from onnxcustom.exceptions import InvalidDataError, InvalidParameterError
 from onnxcustom.graph import Prepared, class_labels
 from onnxcustom.objective import BaseLearningLoss
 from onnxcustom.objective.labels import IGNORED
+from onnxcustom.step.built import prepared_in
 from onnxcustom.tuning import replace_head
 
 from .label_coding import ignored_label, that_count
@@ -42,7 +43,9 @@ def check_head(head: Any) -> None:
     check_count("head", head, 1)
 
 
-def with_head(prepared: Prepared, outputs: Any, output: str, seed: Any, why: str = "") -> Prepared:
+def with_head(
+    prepared: Prepared, outputs: Any, output: str, seed: Any, why: str = "", cache_dir: Any = None
+) -> Prepared:
     """The model with a new last layer.
 
     Parameters
@@ -57,6 +60,8 @@ def with_head(prepared: Prepared, outputs: Any, output: str, seed: Any, why: str
         What is no integer counts as 0: the same layer, whatever was drawn before.
     why : str, optional
         The beginning of a warning that a new layer is made.
+    cache_dir : path, optional
+        Where the model is kept, prepared.
     """
     whole = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool)
     given = outputs.tolist() if isinstance(outputs, np.ndarray) else outputs
@@ -68,7 +73,7 @@ def with_head(prepared: Prepared, outputs: Any, output: str, seed: Any, why: str
             "own, as head='auto' says.",
             UserWarning,
         )
-    return Prepared.of(made)
+    return prepared_in(cache_dir, made)
 
 
 def other_classes(

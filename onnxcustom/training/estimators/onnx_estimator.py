@@ -143,11 +143,13 @@ class OnnxEstimator(Trainer):
         if self.head is None:
             return prepared
         if not isinstance(self.head, str):
-            return with_head(prepared, self.head, self._head_output(prepared), self.random_state)
+            output = self._head_output(prepared)
+            return with_head(prepared, self.head, output, self.random_state, cache_dir=self.cache_dir)
         found = self._other_outputs(prepared, data, X, classes)
         if found is None:
             return prepared
-        return with_head(prepared, found[0], self._head_output(prepared), self.random_state, found[1])
+        output = self._head_output(prepared)
+        return with_head(prepared, found[0], output, self.random_state, found[1], self.cache_dir)
 
     @abstractmethod
     def _head_output(self, prepared: Prepared) -> str:
